@@ -1,0 +1,1 @@
+"""Deployments as data: one YAML per deployment."""

@@ -1,0 +1,145 @@
+"""A flow from the shell: its parameters are the options, its docstring is the help."""
+
+import argparse
+import json
+import logging
+import shlex
+import sys
+from typing import Any
+
+from prefect import Flow
+from prefect.exceptions import ParameterTypeError
+from pydantic import ValidationError
+from rich.console import Console
+from rich.text import Text
+
+from flows import server
+from flows.distiset import Distiset
+from flows.errors import Refused, RunFailed
+from llms import Fatal
+from llms.strict import explain
+
+MISTAKES = (Refused, RunFailed, Fatal, ParameterTypeError, ValidationError)
+"""What a person can mend: told as a sentence, not as a stack trace."""
+
+
+def main(flow: "Flow[..., Distiset]", arguments: list[str] | None = None) -> None:
+    """Run the flow with the command line's options, show how it goes, and exit with its status.
+
+    Exit status: 0 when the run completed, 1 when it failed, 2 when it was refused, 130 when it was interrupted.
+    """
+    given = _given(parser_of(flow), arguments)
+    _hush_prefect()
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        server.boot()
+        with server.available():
+            dataset = flow(**given)
+    except MISTAKES as mistake:
+        errors.print(Text.assemble(("error: ", "bold red"), _sentence(mistake)))
+        for note in getattr(mistake, "__notes__", []):
+            errors.print(Text(note))
+        sys.exit(1 if isinstance(mistake, RunFailed | Fatal) else 2)
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        sys.exit(130)
+    show(dataset)
+
+
+def parser_of(flow: "Flow[..., Any]") -> argparse.ArgumentParser:
+    """A parser with an option for every parameter of the flow."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {flow.fn.__module__.replace('__main__', f'flows.{flow.fn.__name__}')}",
+        description=(flow.description or "").split("Args:")[0].strip(),
+        argument_default=argparse.SUPPRESS,  # what is not given is the flow's to fill in
+    )
+    for name, schema in flow.parameters.properties.items():
+        about = " ".join(str(schema.get("description", "")).split()).replace("%", "%%")
+        if isinstance(default := schema.get("default"), str | int | float) and default != "":
+            about += f" (default: {default})"
+        if name == "parameters":
+            option = parser.add_argument(
+                "--param", action="append", metavar="STEP.NAME=VALUE", help=f"{about} Repeatable."
+            )
+            option.dest = name
+        else:
+            words = "+" if "a class and its fields" in about else None
+            parser.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), nargs=words, help=about)
+    return parser
+
+
+def _given(parser: argparse.ArgumentParser, arguments: list[str] | None) -> dict[str, Any]:
+    """The parameters named on the command line, as strings for the flow to coerce."""
+    given = vars(parser.parse_args(arguments))
+    for name, value in given.items():
+        if name == "parameters":
+            given[name] = _nested(parser, value)
+        elif isinstance(value, list):
+            given[name] = value[0] if len(value) == 1 else shlex.join(value)
+    return given
+
+
+def _nested(parser: argparse.ArgumentParser, assignments: list[str]) -> dict[str, Any]:
+    """`["a.b=1"]` as `{"a": {"b": "1"}}`; lists and dictionaries are written in JSON."""
+    nested: dict[str, Any] = {}
+    for assignment in assignments:
+        path, equals, value = assignment.partition("=")
+        *groups, name = path.split(".")
+        if not equals or not groups:
+            parser.error(f"`--param {assignment}`: write it like `--param text_generation.num_generations=2`")
+        group = nested
+        for each in groups:
+            group = group.setdefault(each, {})
+        group[name] = json.loads(value) if value.startswith(("{", "[")) else value
+    return nested
+
+
+def _sentence(mistake: Exception) -> str:
+    if isinstance(mistake, ValidationError):
+        return explain(mistake)
+    return str(mistake).replace("Value error, ", "")
+
+
+def _hush_prefect() -> None:
+    """Keep Prefect's log lines off the terminal; they still go to its server."""
+
+    def unless_prefect(record: logging.LogRecord) -> bool:
+        return not record.name.startswith("prefect")
+
+    for name in ("", "prefect"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(unless_prefect)
+
+
+def show(dataset: Distiset) -> None:
+    """Print what was made, what it took, a row of each leaf and where the files are."""
+    out, summary = Console(soft_wrap=True, highlight=False), dataset.summary
+    rate = summary.rows / summary.seconds if summary.seconds else 0
+    out.print(
+        f"[bold]{summary.rows:,} rows[/] in {summary.seconds:,.1f} s ({rate:,.0f} rows/s), {_failures(summary.failures)}"
+    )
+    for step in summary.steps.values():
+        for model, spent in step.models.items():
+            out.print(
+                f"{model}: {spent.requests:,} requests, {spent.input_tokens:,} tokens in, {spent.output_tokens:,} out"
+            )
+    for leaf in dataset:
+        for row in dataset.head(leaf):
+            out.print()
+            for column, value in row.items():
+                if not column.endswith("_metadata") and column != "model_name":
+                    out.print(Text.assemble((f"{column}: ", "cyan"), _short(value)))
+    out.print()
+    for leaf in dataset:
+        out.print(Text(f"{dataset.folder}/{leaf}/*.parquet"))
+    if summary.failures:
+        out.print(Text(f"{dataset.folder}/errors.parquet"))
+
+
+def _failures(count: int) -> str:
+    return "no failures" if not count else f"[red]{count:,} failure{'s' if count > 1 else ''}[/]"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 400 else f"{text[:400]}…"

@@ -1,0 +1,150 @@
+"""Batches in motion: every step and batch a Prefect task run, in order, with a bounded number of rows in flight."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+import prefect
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+from prefect.utilities.annotations import opaque
+
+from tasks import GeneratorStep, GlobalStep, Step
+from tasks.typing import Outcome, Row
+
+ROWS_IN_FLIGHT = 2_000
+"""Rows that may be anywhere between a source and the disk: what memory follows."""
+
+BATCHES_IN_FLIGHT = 32
+"""Batches that may be: each holds a thread per step."""
+
+SMALLEST, LARGEST = 16, 1_000
+"""Rows per batch when nobody says: few at first, so that rows show soon, then a twentieth of all before them."""
+
+
+class Stopped(Exception):
+    """The run is ending: this batch is not begun."""
+
+
+class Executor:
+    """Streams rows through connected steps, inside a flow run.
+
+    Args:
+        after: The steps that follow each, by name; every step is in it.
+        finished: Told what a step made of a batch as soon as it is known, from whatever thread.
+        settled: Told the same once all batches before it are settled, from the thread that called `run`.
+    """
+
+    def __init__(
+        self,
+        after: dict[str, list[Step]],
+        finished: Callable[[Step, Outcome], None],
+        settled: Callable[[Step, Outcome], None],
+    ) -> None:
+        self._after = after
+        self._finished = finished
+        self._settled = settled
+        self._stopping = threading.Event()
+        self._tasks: dict[str, prefect.Task[..., Outcome]] = {}
+
+    def run(self, source: GeneratorStep, limit: int | None = None) -> None:
+        """Bring the rows of a source, `limit` of them at most, through all the steps after it.
+
+        Raises:
+            Fatal: If no row can work.
+        """
+        try:
+            self._stream(source, self._loaded(source, limit))
+        finally:
+            self._stopping.set()
+
+    def _stream(self, first: Step, outcomes: Iterable[Outcome]) -> None:
+        """Send what `first` made through the steps after it, up to those that need all rows at once."""
+        path = list(self._up_to_global(first))
+        waiting = {step.name: (step, Outcome()) for each in path for step in self._globals(each)}
+        in_flight: deque[tuple[int, list[tuple[Step, Outcome | PrefectFuture[Outcome]]]]] = deque()
+
+        def settle() -> None:
+            for step, made in in_flight.popleft()[1]:
+                outcome = made if isinstance(made, Outcome) else made.result()
+                for each in self._globals(step):
+                    waiting[each.name][1].rows.extend(outcome.rows)
+                self._settled(step, outcome)
+
+        for number, outcome in enumerate(outcomes):
+            size = len(outcome.rows)
+            while in_flight and (
+                len(in_flight) >= BATCHES_IN_FLIGHT or sum(each for each, _ in in_flight) + size > ROWS_IN_FLIGHT
+            ):
+                settle()
+            made: dict[str, Outcome | PrefectFuture[Outcome]] = {first.name: outcome}
+            for before in path:
+                for step in self._after[before.name]:
+                    if not isinstance(step, GlobalStep):
+                        made[step.name] = self._submit(step, made[before.name], number)
+            in_flight.append((size, [(step, made[step.name]) for step in path]))
+        while in_flight:
+            settle()
+        for step, gathered in waiting.values():
+            whole = self._submit(step, gathered, 0).result()
+            self._settled(step, Outcome(failures=whole.failures, spending=whole.spending, seconds=whole.seconds))
+            self._stream(step, (Outcome(rows) for rows in batches(iter(whole.rows))))
+
+    def _loaded(self, source: GeneratorStep, limit: int | None) -> Iterator[Outcome]:
+        """A source's batches, each read inside a task run of its own."""
+        rows = batches(islice(source.rows(), limit), source.batch_size)
+        ahead = next(rows, None)  # so that no task run is spent on finding the end
+
+        def read(number: int) -> Outcome:
+            nonlocal ahead
+            now, ahead = ahead, next(rows, None)
+            return Outcome(now or [])
+
+        task = prefect.task(
+            read,
+            name=source.name,
+            task_run_name=f"{source.name}-{{number}}",
+            persist_result=False,
+            cache_policy=NO_CACHE,
+        )
+        number = 0
+        while ahead is not None:
+            outcome = task(number)
+            self._finished(source, outcome)
+            yield outcome
+            number += 1
+
+    def _submit(self, step: Step, before: "Outcome | PrefectFuture[Outcome]", number: int) -> PrefectFuture[Outcome]:
+        if step.name not in self._tasks:
+            self._tasks[step.name] = step.task(guard=self._guard)
+        # `opaque`: Prefect looks for futures inside whatever it is handed; rows hold none, and there are many.
+        future = self._tasks[step.name].submit(opaque(before), number)
+        future.add_done_callback(lambda done: self._tell(step, done))
+        return future
+
+    def _tell(self, step: Step, future: PrefectFuture[Outcome]) -> None:
+        outcome = future.result(raise_on_failure=False)
+        if isinstance(outcome, Outcome):
+            self._finished(step, outcome)
+
+    def _guard(self) -> None:
+        if self._stopping.is_set():
+            raise Stopped("the run is ending")
+
+    def _up_to_global(self, first: Step) -> Iterator[Step]:
+        yield first
+        for step in self._after[first.name]:
+            if not isinstance(step, GlobalStep):
+                yield from self._up_to_global(step)
+
+    def _globals(self, step: Step) -> list[Step]:
+        return [each for each in self._after[step.name] if isinstance(each, GlobalStep)]
+
+
+def batches(rows: Iterator[Row], size: int | None = None) -> Iterator[list[Row]]:
+    """Rows in batches of `size`, or of a size that grows with how many there are, so that task runs stay hundreds."""
+    total = 0
+    while batch := list(islice(rows, size or min(max(SMALLEST, total // 20), LARGEST))):
+        total += len(batch)
+        yield batch

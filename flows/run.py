@@ -1,0 +1,136 @@
+"""One run of a pipeline, inside a flow run: from the checks to the finished folder."""
+
+import tempfile
+import time
+import weakref
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.context import FlowRunContext
+
+from flows import progress
+from flows.distiset import Distiset, ModelSummary, StepSummary, Summary
+from flows.errors import RunFailed
+from flows.executor import Executor
+from flows.graph import Graph
+from flows.run_folder import RunFolder
+from tasks import Step, Task
+from tasks.typing import Outcome
+
+ENOUGH_FAILURES = 10
+"""Failures in a step before their share may end the run."""
+
+
+class Run:
+    """A checked graph on its way to a dataset; the arguments are those of `Pipeline.run`."""
+
+    def __init__(
+        self,
+        name: str,
+        graph: Graph,
+        parameters: Mapping[str, Any],
+        output: Path | None,
+        max_error_rate: float,
+        limit: int | None,
+    ) -> None:
+        self.name = name
+        self.graph = graph
+        self.parameters = parameters
+        self.output = output
+        self.max_error_rate = max_error_rate
+        self.limit = limit
+        self.summary = Summary(steps={step.name: StepSummary() for step in graph.steps})
+        self._leaves = graph.leaves
+
+    def execute(self) -> Distiset:
+        """Check, load, stream, write; a run that does not end well leaves what it made in `<output>.partial`."""
+        self.graph.check()
+        started = time.perf_counter()
+        temporary = None if self.output else Path(tempfile.mkdtemp(prefix="distilflow-"))
+        folder = RunFolder(self.output or temporary / "dataset", self._leaves.values())  # type: ignore[operator]
+        self._folder = folder
+        try:
+            with progress.shown(self.graph, self.limit) as shown:
+                for step in self.graph.steps:
+                    step.load()
+                executor = Executor(self.graph.after, shown.finished, self._settled)
+                for source in self.graph.sources:
+                    executor.run(source, self.limit)
+            self._judge(0)
+        except BaseException as error:
+            self._close("failed", started, error)
+            if not temporary and self.summary.rows:
+                error.add_note(f"{self.summary.rows:,} rows made before that are in `{folder.partial}`.")
+            if temporary:
+                rmtree(temporary, ignore_errors=True)
+            raise
+        self._close("completed", started)
+        dataset = folder.promote()
+        if temporary:
+            weakref.finalize(dataset, rmtree, temporary, ignore_errors=True)
+        get_run_logger().info("%r", dataset)
+        return dataset
+
+    def _settled(self, step: Step, outcome: Outcome) -> None:
+        """Write a leaf's rows and every step's failures, and add up."""
+        summary = self.summary.steps[step.name]
+        summary.rows += len(outcome.rows)
+        summary.failures += len(outcome.failures)
+        summary.seconds += outcome.seconds
+        for model, spending in outcome.spending.items():
+            spent = summary.models.setdefault(model, ModelSummary())
+            spent.requests += spending.requests
+            spent.seconds += spending.seconds
+            for name, tokens in asdict(spending.usage).items():
+                setattr(spent, name, getattr(spent, name) + tokens)
+            self.summary.input_tokens += spending.usage.input_tokens
+            self.summary.output_tokens += spending.usage.output_tokens
+        self.summary.failures += len(outcome.failures)
+        self._folder.fail(outcome.failures)
+        if leaf := self._leaves.get(step.name):
+            self._folder.write(leaf, outcome.rows)
+            self.summary.rows += len(outcome.rows)
+        if outcome.failures:
+            self._first_failure = getattr(self, "_first_failure", outcome.failures[0])
+            self._judge(ENOUGH_FAILURES)
+
+    def _judge(self, enough: int) -> None:
+        """End the run when a step loses too many rows, or all."""
+        for name, step in self.summary.steps.items():
+            total = step.rows + step.failures
+            too_many = step.failures >= max(enough, ENOUGH_FAILURES) and step.failures > self.max_error_rate * total
+            if too_many or (not enough and step.failures and not step.rows):
+                failure = self._first_failure
+                where = f" ({failure.origin})" if failure.origin else ""
+                raise RunFailed(
+                    f"{step.failures:,} of {total:,} rows failed in `{name}`. The first{where}: {failure.message}"
+                )
+
+    def _close(self, state: str, started: float, error: BaseException | None = None) -> None:
+        self.summary.seconds = round(time.perf_counter() - started, 3)
+        context = FlowRunContext.get()
+        run = context.flow_run if context else None
+        facts = {
+            "pipeline": self.name,
+            "state": state,
+            **({"error": f"{type(error).__name__}: {error}"} if error else {}),
+            "flow_run": {"id": str(run.id), "name": run.name} if run else None,
+            "parameters": self.parameters,
+            "steps": {step.name: _described(step) for step in self.graph.steps},
+            "edges": self.graph.edges,
+        }
+        self._folder.close(facts, self.summary)
+
+
+def _described(step: Step) -> dict[str, Any]:
+    """A step as plain data: its class and fields, and its model's, without secrets."""
+    fields = step.model_dump(mode="json", exclude={"llm"}, exclude_defaults=True)
+    if isinstance(step, Task):
+        fields["llm"] = {"class": type(step.llm).__name__, "model_name": step.llm.model_name}
+        fields["llm"] |= step.llm.model_dump(mode="json", exclude_defaults=True)
+        fields["llm"].pop("api_key", None)
+    return {"class": type(step).__name__, **fields}

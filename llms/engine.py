@@ -1,0 +1,75 @@
+"""One request's life, on the shared loop: wait for a place, call, classify, try again or record."""
+
+import asyncio
+import random
+import time
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from llms.errors import Fatal, LLMError, Rejected, Throttled, Transient
+from llms.typing import ChatType, GenerateOutput
+
+if TYPE_CHECKING:
+    from llms.base import AsyncLLM
+
+ATTEMPTS = 5
+"""How often a request is sent when the weather is bad."""
+
+PATIENCE = 600.0
+"""Seconds a request waits in all for a provider that asks for patience."""
+
+_places: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Any, ...], asyncio.Semaphore]] = WeakKeyDictionary()
+
+
+async def answer_all(
+    llm: "AsyncLLM", chats: list[ChatType], num_generations: int, options: dict[str, Any]
+) -> list[GenerateOutput]:
+    """Answer every chat concurrently and in order; a fatal error stops them all."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            requests = [group.create_task(answer(llm, chat, num_generations, options)) for chat in chats]
+    except* Fatal as fatal:
+        raise fatal.exceptions[0] from None
+    return [request.result() for request in requests]
+
+
+async def answer(llm: "AsyncLLM", chat: ChatType, num_generations: int, options: dict[str, Any]) -> GenerateOutput:
+    """Answer one chat, however many attempts it takes; a failure is an output that says why.
+
+    Raises:
+        Fatal: If no request can work.
+    """
+    attempts, waited = 0, 0.0
+    while True:
+        attempts += 1
+        try:
+            async with _place(llm):
+                started = time.perf_counter()
+                output = GenerateOutput.of(await llm.agenerate(chat, num_generations, **options))
+            output.seconds = output.seconds or time.perf_counter() - started
+            output.attempts = attempts
+            return output
+        except Fatal:
+            raise
+        except Exception as error:
+            failure = error if isinstance(error, LLMError) else _classified(llm, error)
+        pause = failure.retry_after or random.uniform(0.5, 1.0) * min(30.0, 2.0 ** (attempts - 1) / 2)
+        again = isinstance(failure, Throttled) and waited + pause <= PATIENCE
+        if not again and not (isinstance(failure, Transient) and attempts < ATTEMPTS):
+            failure.attempts = attempts
+            return GenerateOutput.failed(failure, num_generations)
+        waited += pause
+        await asyncio.sleep(pause)
+
+
+def _classified(llm: "AsyncLLM", error: Exception) -> LLMError:
+    """An exception nobody mapped: weather when it looks like weather, this request's own fault otherwise."""
+    message = f"`{type(llm).__name__}`: {type(error).__name__}: {error}"
+    return Transient(message) if isinstance(error, OSError | TimeoutError) else Rejected(message)
+
+
+def _place(llm: "AsyncLLM") -> asyncio.Semaphore:
+    """A place among the requests in flight, shared by equal models in this process."""
+    places = _places.setdefault(asyncio.get_running_loop(), {})
+    key = (type(llm), llm.model_name, getattr(llm, "base_url", None), llm.max_concurrency)
+    return places.setdefault(key, asyncio.Semaphore(llm.max_concurrency))

@@ -1,0 +1,88 @@
+"""The one event loop of this process: every async model runs on it, whatever thread or loop asks.
+
+SDK clients and connections break when they meet a second loop, so they all live on this one and are closed with it.
+"""
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class _Loop:
+    """A thread that runs an event loop, and what has to be closed before it ends."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.loop = asyncio.new_event_loop()
+        self.clients: dict[Hashable, tuple[Any, Callable[[], Awaitable[Any]]]] = {}
+        self.thread = threading.Thread(target=self.loop.run_forever, name="llms", daemon=True)
+        self.thread.start()
+
+    async def close(self) -> None:
+        clients, self.clients = self.clients, {}
+        for _, close in clients.values():
+            await close()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+
+_current: _Loop | None = None
+_lock = threading.Lock()
+
+
+def _running() -> _Loop:
+    global _current
+    with _lock:
+        if _current is None or _current.pid != os.getpid():  # a forked child has the object but not the thread
+            _current = _Loop()
+        return _current
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on the shared loop and wait for it, from any thread but the loop's own."""
+    running = _running()
+    if threading.current_thread() is running.thread:
+        coroutine.close()
+        raise RuntimeError("`generate` was called on the models' own event loop: there, await `agenerate`.")
+    future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, running.loop)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()  # the caller gave up (Ctrl-C): nothing it started goes on
+        raise
+
+
+async def hop(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Await a coroutine that uses shared clients, from whatever loop the caller is on."""
+    running = _running()
+    if asyncio.get_running_loop() is running.loop:
+        return await coroutine
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, running.loop))
+
+
+def shared(key: Hashable, build: Callable[[], T], close: Callable[[T], Awaitable[Any]]) -> T:
+    """The client for `key`, built on first use and closed when the process ends. Call it on the loop."""
+    clients = _running().clients
+    if key not in clients:
+        client = build()
+        clients[key] = (client, lambda: close(client))
+    return clients[key][0]
+
+
+@atexit.register
+def close() -> None:
+    """Close every client and stop the loop; the next `run` starts afresh."""
+    global _current
+    with _lock:
+        ending, _current = _current, None
+    if ending and ending.pid == os.getpid():
+        asyncio.run_coroutine_threadsafe(ending.close(), ending.loop).result(timeout=10)
+        ending.loop.call_soon_threadsafe(ending.loop.stop)
+        ending.thread.join(timeout=10)
+        ending.loop.close()

@@ -1,0 +1,102 @@
+"""A model as a flow parameter: chosen in a form, named in YAML or a shell, or passed as an object."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from prefect.blocks.core import Block
+from prefect.utilities.dispatch import get_registry_for_type
+from pydantic import BeforeValidator, GetJsonSchemaHandler, ValidationError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from llms.base import LLM
+from llms.errors import Fatal
+from llms.strict import explain, nearest
+
+
+def models() -> dict[str, type[LLM]]:
+    """Every model there is, the user's own included, by class name."""
+    registry = get_registry_for_type(Block) or {}
+    return {cls.__name__: cls for cls in registry.values() if issubclass(cls, LLM)}
+
+
+def model(value: Any) -> LLM:
+    """The model that `value` names.
+
+    Args:
+        value: A model; `"openai-llm/prod"`, a saved block; `"OpenAILLM model=gpt-5 base_url=…"`, a class and its
+            fields; or a dictionary of fields with the class under `block_type_slug`, or a `$ref` to a saved block.
+
+    Raises:
+        ValueError: If there is no such block, class or field.
+    """
+    match value:
+        case LLM():
+            return value
+        case str() if value.lstrip().startswith("{"):
+            return model(json.loads(value))
+        case str() if "/" in value.split(" ")[0]:
+            return _saved(value)
+        case str():
+            name, *fields = shlex.split(value)
+            return _inline(name, dict(_field(each) for each in fields))
+        case {"$ref": {"block_document_slug": str(slug)}} | {"$ref": str(slug)}:
+            return _saved(slug)
+        case {"$ref": {"block_document_id": identity}}:
+            return _checked(Block.load_from_ref({"block_document_id": identity}), str(identity))
+        case {"block_type_slug": str(slug)}:
+            return _inline(slug, {name: field for name, field in value.items() if name != "block_type_slug"})
+        case _:
+            raise ValueError(
+                f'a model is named like `"openai-llm/prod"` or `"OpenAILLM model=gpt-5"`, not {value!r:.80}'
+            )
+
+
+def _saved(slug: str) -> LLM:
+    try:
+        return _checked(Block.load(slug), slug)
+    except ValueError as error:
+        raise ValueError(
+            f"there is no saved block `{slug}`: save one in the UI, or with `OpenAILLM(model=…).save(…)` ({error})"
+        ) from None
+
+
+def _checked(block: Any, slug: str) -> LLM:
+    if not isinstance(block, LLM):
+        raise ValueError(f"the block `{slug}` is a `{type(block).__name__}`, not a model")
+    return block
+
+
+def _inline(name: str, fields: Mapping[str, Any]) -> LLM:
+    known = models()
+    by_slug = {cls.get_block_type_slug(): cls for cls in known.values()}
+    cls = known.get(name) or by_slug.get(name)
+    if cls is None:
+        raise ValueError(f"there is no model `{name}`: {nearest(name, known)}")
+    try:
+        return cls(**fields)
+    except (ValidationError, Fatal) as error:
+        raise ValueError(explain(error) if isinstance(error, ValidationError) else str(error)) from None
+
+
+def _field(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"`{text}` is not a field: a model's fields are written `name=value`")
+    return name, json.loads(value) if value.startswith(("{", "[")) else value
+
+
+class _Form:
+    """Shows the parameter in Prefect's UI as one tab per model, each with a picker of saved blocks and *Add*."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        tabs = [
+            handler(cls.__pydantic_core_schema__) for cls in models().values() if cls.__module__.startswith("llms.")
+        ]
+        return {"anyOf": tabs, "title": "Model"}
+
+
+AnyLLM = Annotated[LLM, BeforeValidator(model), _Form()]
+"""A flow parameter or field that takes any model, however it is named: see `model`."""

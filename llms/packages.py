@@ -1,0 +1,21 @@
+"""Packages a model needs that the core does not: imported on first use, and named when they are missing."""
+
+from importlib import import_module
+from typing import Any
+
+from llms.errors import Fatal
+
+
+def package(name: str, llm: object) -> Any:
+    """Import `name` for a model.
+
+    Raises:
+        Fatal: If it is not installed; the message holds the command that installs it.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        extra = type(llm).__module__.rpartition(".")[2]
+        raise Fatal(
+            f"`{type(llm).__name__}` needs the `{error.name}` package: `pip install 'distilflow[{extra}]'`."
+        ) from None

@@ -1,0 +1,47 @@
+"""Models that refuse a misspelt name and say which one was meant."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+
+class Strict(BaseModel):
+    """A pydantic model without unknown fields: each is an error that names the nearest right one."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_names(cls, values: Any) -> Any:
+        if isinstance(values, dict) and cls.model_config.get("extra") == "forbid":
+            known = [name for field in cls.model_fields.items() for name in spellings(*field)]
+            for name in values.keys() - set(known) - {"block_type_slug"}:
+                raise ValueError(f"`{cls.__qualname__}` has no `{name}`: {nearest(name, known)}")
+            return {name: value for name, value in values.items() if name != "block_type_slug"}
+        return values
+
+
+def spellings(name: str, field: FieldInfo) -> Iterable[str]:
+    """The names a field may be given under."""
+    return [name, *([field.alias] if field.alias else [])]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: what was probably meant, or all there is."""
+    known = sorted(known)
+    if close := get_close_matches(name, known, n=1):
+        return f"did you mean `{close[0]}`?"
+    return f"there are {', '.join(f'`{each}`' for each in known)}." if known else "there are none."
+
+
+def explain(error: ValidationError) -> str:
+    """A validation error as sentences: one per field, without the values, which may be secret."""
+    lines = []
+    for item in error.errors(include_url=False, include_input=False):
+        where = ".".join(str(part) for part in item["loc"])
+        what = item["msg"].removeprefix("Value error, ")
+        lines.append(f"`{where}`: {what}" if where else what)
+    return "\n".join(dict.fromkeys(lines))

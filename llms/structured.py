@@ -1,0 +1,59 @@
+"""The shapes a text can be held to: one type for every model, stored as plain data."""
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from jsonschema import SchemaError
+from jsonschema.validators import validator_for
+from pydantic import BaseModel, BeforeValidator
+from typing_extensions import TypedDict
+
+
+class StructuredOutputType(TypedDict):
+    """`{"format": "json", "schema": User}` or `{"format": "regex", "schema": "[A-E][+-]?"}`.
+
+    A JSON schema may be given as a pydantic class, a dictionary or a string; it is stored as a dictionary.
+    """
+
+    format: Literal["json", "regex"]
+    schema: dict[str, Any] | str
+
+
+def _normalized(value: Any) -> Any:
+    """Infer a missing format, turn a class or a string into the schema it stands for, and check it."""
+    if isinstance(value, type) and issubclass(value, BaseModel):
+        value = {"schema": value}
+    if not isinstance(value, dict) or "schema" not in value:
+        raise ValueError(
+            '`structured_output` is `{"format": "json" or "regex", "schema": …}`; the `schema` is missing.'
+        )
+    schema = value["schema"]
+    if isinstance(schema, re.Pattern):
+        schema = schema.pattern
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        schema = schema.model_json_schema()
+    if isinstance(schema, str) and value.get("format") != "regex":
+        schema = _parsed(schema, must=value.get("format") == "json")
+    kind = value.get("format") or ("json" if isinstance(schema, dict) else "regex")
+    if kind == "json" and isinstance(schema, dict):
+        try:
+            validator_for(schema).check_schema(schema)
+        except SchemaError as error:
+            raise ValueError(f"the `schema` is not a JSON schema: {error.message}") from None
+    return {**value, "format": kind, "schema": schema}
+
+
+def _parsed(text: str, must: bool) -> Any:
+    """The JSON object a string holds; the string itself, a pattern, when it holds none and need not."""
+    try:
+        parsed = json.loads(text)
+    except json.JSONDecodeError as error:
+        if must:
+            raise ValueError(f"the `schema` is not JSON: {error}") from None
+        return text
+    return parsed if isinstance(parsed, dict) else text
+
+
+StructuredOutput = Annotated[StructuredOutputType, BeforeValidator(_normalized)]
+"""A `StructuredOutputType` however it was written."""

@@ -1,0 +1,38 @@
+"""Rows given in Python, or in a form."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import Field
+
+from tasks.base import GeneratorStep
+from tasks.typing import Row
+
+
+class LoadDataFromDicts(GeneratorStep):
+    """Brings rows that are at hand.
+
+    Output columns: those of the rows.
+    """
+
+    data: list[dict[str, Any]] = Field(description="The rows.", min_length=1, exclude=True, repr=False)
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """The columns of the first row."""
+        return list(self.data[0])
+
+    def process(self, offset: int = 0) -> Iterator[list[Row]]:
+        """All the rows, from number `offset` on."""
+        yield [Row(row, f"data[{at}]") for at, row in enumerate(self.data[offset:], offset)]
+
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.data)
+
+    def check(self, columns: Sequence[str]) -> None:
+        """Refuse a row that lacks a column."""
+        for at, row in enumerate(self.data):
+            if missing := [column for column in columns if column not in row]:
+                found = ", ".join(f"`{column}`" for column in row) or "no columns"
+                raise ValueError(f"`data[{at}]` has no `{missing[0]}`: it has {found}.")

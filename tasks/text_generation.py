@@ -1,0 +1,53 @@
+"""One answer per instruction."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from tasks.base import Task
+from tasks.templates import Template, render, required
+from tasks.typing import ChatType, Row
+
+
+class TextGeneration(Task):
+    """Answers an instruction.
+
+    Input columns: those the template names; `system_prompt` if there is one.
+    Output columns: `generation`.
+
+    Example:
+        ```python
+        from llms import LlamaServerLLM
+        from tasks import TextGeneration
+
+        task = TextGeneration(llm=LlamaServerLLM())
+        task.load()
+        next(task.process(inputs=[{"instruction": "What's the capital of Spain?"}]))
+        ```
+    """
+
+    system_prompt: str | None = Field(
+        default=None, description="Said to the model before every instruction; a row's own `system_prompt` wins."
+    )
+    template: Template = Field(default="{{ instruction }}", description="Jinja2 over the row's columns: the prompt.")
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """The columns the template names."""
+        return required(self.template)
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """`generation`."""
+        return ["generation"]
+
+    def format_input(self, row: Row) -> ChatType:
+        """The system prompt, if any, and the template filled in."""
+        chat: ChatType = [{"role": "user", "content": render(self.template, row)}]
+        system = row.get("system_prompt") or self.system_prompt
+        return [{"role": "system", "content": system}, *chat] if system else chat
+
+    def format_output(self, text: str | None, row: Row) -> dict[str, Any]:
+        """The answer as it came."""
+        return {"generation": text}
