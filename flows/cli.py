@@ -34,7 +34,7 @@ def main(flow: "Flow[..., Distiset]", arguments: list[str] | None = None) -> Non
     try:
         server.boot()
         with server.available():
-            dataset = flow(**given)
+            dataset = flow(**flow.validate_parameters(given))  # Prefect keeps what it is given: by now, no secrets
     except MISTAKES as mistake:
         errors.print(Text.assemble(("error: ", "bold red"), _sentence(mistake)))
         for note in getattr(mistake, "__notes__", []):
@@ -97,16 +97,19 @@ def _nested(parser: argparse.ArgumentParser, assignments: list[str]) -> dict[str
 def _sentence(mistake: Exception) -> str:
     if isinstance(mistake, ValidationError):
         return explain(mistake)
-    return str(mistake).replace("Value error, ", "")
+    if isinstance(mistake, ParameterTypeError):  # "Flow run received invalid parameters:\n - name: why"
+        lines = [line.removeprefix(" - ").partition(": ") for line in str(mistake).splitlines()[1:]]
+        return "\n".join(f"`{name}`: {why.removeprefix('Value error, ')}" for name, _, why in lines)
+    return str(mistake)
 
 
 def _hush_prefect() -> None:
     """Keep Prefect's log lines off the terminal; they still go to its server."""
 
     def unless_prefect(record: logging.LogRecord) -> bool:
-        return not record.name.startswith("prefect")
+        return not record.name.startswith(("prefect", "EventsWorker", "APILogWorker"))
 
-    for name in ("", "prefect"):
+    for name in ("", "prefect", "prefect._internal"):
         for handler in logging.getLogger(name).handlers:
             handler.addFilter(unless_prefect)
 
@@ -115,13 +118,13 @@ def show(dataset: Distiset) -> None:
     """Print what was made, what it took, a row of each leaf and where the files are."""
     out, summary = Console(soft_wrap=True, highlight=False), dataset.summary
     rate = summary.rows / summary.seconds if summary.seconds else 0
-    out.print(
-        f"[bold]{summary.rows:,} rows[/] in {summary.seconds:,.1f} s ({rate:,.0f} rows/s), {_failures(summary.failures)}"
-    )
+    made = f"[bold]{summary.rows:,} rows[/] in {summary.seconds:,.1f} s ({rate:,.0f} rows/s)"
+    out.print(f"{made}, {_failures(summary.failures)}")
     for step in summary.steps.values():
         for model, spent in step.models.items():
             out.print(
-                f"{model}: {spent.requests:,} requests, {spent.input_tokens:,} tokens in, {spent.output_tokens:,} out"
+                f"{model}: {_counted(spent.requests, 'request')}, {spent.input_tokens:,} tokens in, "
+                f"{spent.output_tokens:,} out"
             )
     for leaf in dataset:
         for row in dataset.head(leaf):
@@ -137,7 +140,11 @@ def show(dataset: Distiset) -> None:
 
 
 def _failures(count: int) -> str:
-    return "no failures" if not count else f"[red]{count:,} failure{'s' if count > 1 else ''}[/]"
+    return f"[red]{_counted(count, 'failure')}[/]" if count else "no failures"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _short(value: Any) -> str:

@@ -16,6 +16,20 @@ IN_MEMORY = 256 << 20
 """Bytes of Parquet up to which a dataset is simply read; a larger one is mapped from disk."""
 
 
+ERRORS = pa.schema(
+    [
+        ("step", pa.string()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+        ("attempts", pa.int64()),
+        ("origin", pa.string()),
+        ("row", pa.string()),
+        ("raw_output", pa.string()),
+    ]
+)
+"""The columns of `errors.parquet`; the row itself is JSON, so that rows of any shape fit."""
+
+
 class ModelSummary(BaseModel):
     """What one model took in one step; tokens under OpenTelemetry's GenAI names."""
 
@@ -68,7 +82,8 @@ class Distiset(Mapping[str, "DatasetDict"]):
     @property
     def errors(self) -> "Dataset":
         """The rows that failed: `step`, `error`, `message`, `attempts`, `origin`, the `row` as JSON, `raw_output`."""
-        return _dataset([self.folder / "errors.parquet"] if (self.folder / "errors.parquet").exists() else [])
+        file = self.folder / "errors.parquet"
+        return _dataset([file] if file.exists() else [], ERRORS)
 
     def __getitem__(self, leaf: str) -> "DatasetDict":
         from datasets import DatasetDict
@@ -96,11 +111,11 @@ class Distiset(Mapping[str, "DatasetDict"]):
         return []
 
 
-def _dataset(files: list[Path]) -> "Dataset":
+def _dataset(files: list[Path], schema: pa.Schema | None = None) -> "Dataset":
     from datasets import Dataset
 
     if not files:
-        return Dataset.from_list([])
+        return Dataset((schema or pa.schema([])).empty_table())
     if sum(path.stat().st_size for path in files) <= IN_MEMORY:
         return Dataset(pa.concat_tables([pq.read_table(path) for path in files]))
     return Dataset.from_parquet([str(path) for path in files])  # type: ignore[return-value]

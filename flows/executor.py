@@ -101,7 +101,7 @@ class Executor:
             now, ahead = ahead, next(rows, None)
             return Outcome(now or [])
 
-        task = prefect.task(
+        task = prefect.Task(
             read,
             name=source.name,
             task_run_name=f"{source.name}-{{number}}",

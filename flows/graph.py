@@ -1,6 +1,6 @@
 """A pipeline's steps and edges, checked before anything runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flows.errors import Refused
 from llms.strict import nearest
@@ -13,6 +13,8 @@ class Graph:
 
     steps: list[Step]
     edges: list[tuple[str, str]]
+    counts: dict[str, int | None] = field(default_factory=dict)
+    """Rows each source will bring, where that is known; filled in by `check`."""
 
     @property
     def after(self) -> dict[str, list[Step]]:
@@ -40,10 +42,11 @@ class Graph:
             raise Refused("the pipeline has no steps: make some inside `with Pipeline() as pipeline:`.")
         for step in self.steps:
             self._check_place(step)
-            self._check_mappings(step)
         reached: set[str] = set()
         for source in self.sources:
             reached |= self._check_source(source)
+        for step in self.steps:
+            self._check_mappings(step)
         if circle := [step.name for step in self.steps if step.name not in reached]:
             raise Refused(f"`{' >> '.join([*circle, circle[0]])}` goes in a circle.")
 
@@ -60,13 +63,12 @@ class Graph:
             raise Refused(f"`{step.name}` comes after {' and '.join(f'`{each}`' for each in before)}: one is allowed.")
 
     def _check_mappings(self, step: Step) -> None:
-        for kind, mapping, known in (
-            ("input", step.input_mappings, step.inputs),
-            ("output", step.output_mappings, [*step.outputs, *(_extra(step) if step.outputs else [])]),
-        ):
-            for name in mapping:
-                if known and name not in known:
-                    raise Refused(f"`{step.name}` has no {kind} column `{name}`: {nearest(name, known)}")
+        for name in step.input_mappings:
+            if step.inputs and name not in step.inputs:
+                raise Refused(f"`{step.name}` has no input column `{name}`: {nearest(name, step.inputs)}")
+        for name in step.output_mappings:
+            if step.outputs and name not in (known := [*step.outputs, *_extra(step)]):
+                raise Refused(f"`{step.name}` has no output column `{name}`: {nearest(name, known)}")
 
     def _check_source(self, source: GeneratorStep) -> set[str]:
         """Check that a source has what the steps after it need; the names of all it reaches."""
@@ -81,7 +83,8 @@ class Graph:
             known = known | {step.output_mappings.get(name, name) for name in [*step.outputs, *_extra(step)]}
             pending += [(each, known) for each in after[step.name]]
         try:
-            source.check(list(needed))
+            own = {renamed: name for name, renamed in source.output_mappings.items()}
+            self.counts[source.name] = source.check([own.get(name, name) for name in needed])
         except ValueError as error:
             raise Refused(str(error)) from None
         return reached

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from copy import copy
-from typing import Any
+from typing import Any, Optional
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from flows.errors import Refused
 from llms import LLM
+from llms.models import secrets
 from llms.strict import Strict, explain
 from tasks import Step, Task
 
@@ -49,8 +50,8 @@ def validated(model: type[Strict], parameters: Any) -> dict[str, dict[str, Any]]
 def _step_group(step: Step) -> type[Strict]:
     fields = _fields(step, exclude={"name"})
     if isinstance(step, Task):
-        llm, options = step.llm, _partial(step.llm.Options)
-        of_llm = _fields(llm, exclude=_secrets(type(llm)))
+        llm, options = step.llm, _partial(type(step.llm))
+        of_llm = _fields(llm, exclude=secrets(type(llm)))
         of_llm["generation_kwargs"] = (options, Field(default_factory=options, title="Generation kwargs"))
         group = create_model(type(llm).__name__, __base__=Strict, **of_llm)
         fields["llm"] = (group, Field(default_factory=group, title="Model"))
@@ -68,20 +69,16 @@ def _fields(of: BaseModel, exclude: set[str]) -> dict[str, Any]:
     return fields
 
 
-def _partial(options: type[Strict]) -> type[Strict]:
-    """Options of which none is required."""
+def _partial(llm: type[LLM]) -> type[Strict]:
+    """A model's options, none of them required."""
     fields: dict[str, Any] = {}
-    for name, field in options.model_fields.items():
+    for name, field in llm.Options.model_fields.items():
         optional = copy(field)
         optional.default = None if field.is_required() else field.default
         optional.serialization_alias = None
-        fields[name] = (field.annotation | None if field.annotation else Any, optional)
-    base = type("Options", (Strict,), {"model_config": options.model_config})
-    return create_model("Options", __base__=base, **fields)
-
-
-def _secrets(llm: type[LLM]) -> set[str]:
-    return {name for name, field in llm.model_fields.items() if "Secret" in str(field.annotation)}
+        fields[name] = (Optional[field.annotation], optional)  # noqa: UP045
+    base = type("Options", (Strict,), {"model_config": llm.Options.model_config})
+    return create_model(f"{llm.__name__}.Options", __base__=base, **fields)
 
 
 def _configured_llm(llm: LLM, given: Mapping[str, Any]) -> LLM:

@@ -1,9 +1,9 @@
 """What a person sees while a run goes on: a line per step, with rows, failures, rate and tokens."""
 
-import sys
+import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -30,8 +30,8 @@ class Shown:
             console=console,
             transient=True,
         )
-        counts = [source.count() for source in graph.sources]
-        total = sum(min(count, limit or count) for count in counts if count) if all(counts) else None
+        counts = [count and min(count, limit or count) for count in graph.counts.values()]
+        total = sum(filter(None, counts)) if all(counts) else None
         self._bars: dict[str, TaskID] = {}
         for step in graph.steps:
             self._bars[step.name] = self.bars.add_task(step.name, total=total, rate="")
@@ -69,8 +69,17 @@ def shown(graph: Graph, limit: int | None) -> Iterator[Shown]:
     """Show the progress of a run on standard error: live on a terminal, a line now and then elsewhere."""
     console = Console(stderr=True)
     view = Shown(graph, limit, console)
-    if console.is_terminal and sys.stderr.isatty():
-        with view.bars:
+    handlers = [each for name in ("", "prefect") for each in logging.getLogger(name).handlers]
+    for handler in handlers:
+        handler.addFilter(_no_task_run)
+    try:
+        with view.bars if console.is_terminal else nullcontext():
             yield view
-    else:
-        yield view
+    finally:
+        for handler in handlers:
+            handler.removeFilter(_no_task_run)
+
+
+def _no_task_run(record: logging.LogRecord) -> bool:
+    """Keep one line per batch off the terminal, where it would drown all else; Prefect's server gets it still."""
+    return record.name != "prefect.task_runs" or record.levelno >= logging.WARNING

@@ -18,6 +18,8 @@ from flows.errors import RunFailed
 from flows.executor import Executor
 from flows.graph import Graph
 from flows.run_folder import RunFolder
+from llms import loop
+from llms.models import secrets
 from tasks import Step, Task
 from tasks.typing import Outcome
 
@@ -57,9 +59,7 @@ class Run:
             with progress.shown(self.graph, self.limit) as shown:
                 for step in self.graph.steps:
                     step.load()
-                executor = Executor(self.graph.after, shown.finished, self._settled)
-                for source in self.graph.sources:
-                    executor.run(source, self.limit)
+                self._stream(Executor(self.graph.after, shown.finished, self._settled))
             self._judge(0)
         except BaseException as error:
             self._close("failed", started, error)
@@ -74,6 +74,15 @@ class Run:
             weakref.finalize(dataset, rmtree, temporary, ignore_errors=True)
         get_run_logger().info("%r", dataset)
         return dataset
+
+    def _stream(self, executor: Executor) -> None:
+        with loop.cancellable() as cancel:
+            try:
+                for source in self.graph.sources:
+                    executor.run(source, self.limit)
+            except BaseException:
+                cancel()  # what is in flight would be waited for, and thrown away
+                raise
 
     def _settled(self, step: Step, outcome: Outcome) -> None:
         """Write a leaf's rows and every step's failures, and add up."""
@@ -131,6 +140,5 @@ def _described(step: Step) -> dict[str, Any]:
     fields = step.model_dump(mode="json", exclude={"llm"}, exclude_defaults=True)
     if isinstance(step, Task):
         fields["llm"] = {"class": type(step.llm).__name__, "model_name": step.llm.model_name}
-        fields["llm"] |= step.llm.model_dump(mode="json", exclude_defaults=True)
-        fields["llm"].pop("api_key", None)
+        fields["llm"] |= step.llm.model_dump(mode="json", exclude_defaults=True, exclude=secrets(type(step.llm)))
     return {"class": type(step).__name__, **fields}

@@ -13,23 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flows.card import card
-from flows.distiset import Distiset, Summary
+from flows.distiset import ERRORS, Distiset, Summary
 from flows.errors import Refused
 from flows.parts import Parts
 from tasks.typing import Failure, Row
-
-ERRORS = pa.schema(
-    [
-        ("step", pa.string()),
-        ("error", pa.string()),
-        ("message", pa.string()),
-        ("attempts", pa.int64()),
-        ("origin", pa.string()),
-        ("row", pa.string()),
-        ("raw_output", pa.string()),
-    ]
-)
-"""The columns of `errors.parquet`; the row itself is JSON, so that rows of any shape fit."""
 
 
 class RunFolder:

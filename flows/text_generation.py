@@ -30,7 +30,7 @@ def text_generation(
 
     Args:
         data: Rows with an `instruction`: a file, a folder, a Hub id, or the rows. Without any, packaged examples.
-        llm: The model that answers: a saved block (`openai-llm/prod`) or a class and its fields (`OpenAILLM model=gpt-5`).
+        llm: The model: a saved block (`openai-llm/prod`), or a class and its fields (`OpenAILLM model=gpt-5`).
         num_generations: Answers per instruction, each a row of its own.
         system_prompt: Said to the model before every instruction; a row's own `system_prompt` wins.
         template: The prompt, Jinja2 over the row's columns.
@@ -39,9 +39,11 @@ def text_generation(
         parameters: Runtime parameters by step, such as `text_generation.llm.generation_kwargs.temperature`.
     """
     with Pipeline(name="text-generation") as pipeline:
-        load(data or INSTRUCTIONS) >> TextGeneration(
+        instructions = load(data or INSTRUCTIONS)
+        answers = TextGeneration(
             llm=llm, num_generations=num_generations, system_prompt=system_prompt, template=template
         )
+        instructions >> answers
     return pipeline.run(parameters, output=output, limit=limit)
 
 

@@ -34,8 +34,8 @@ class LLM(Strict, Block, ABC):
 
     load: ClassVar[Any] = _Load()
 
-    class Options(Strict):
-        """Runtime parameters of `generate`. A serialization alias is the name the provider uses on the wire."""
+    Options: ClassVar[type[Strict]] = Strict
+    """Runtime parameters of `generate`, a nested model; a serialization alias is the provider's name on the wire."""
 
     generation_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Runtime parameters used wherever a call gives none of its own."

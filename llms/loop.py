@@ -7,8 +7,10 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -44,6 +46,25 @@ def _running() -> _Loop:
         return _current
 
 
+_scope: ContextVar[set[Future[Any]] | None] = ContextVar("scope", default=None)
+
+
+@contextmanager
+def cancellable() -> Iterator[Callable[[], None]]:
+    """A way to give up everything that is run inside, in whatever thread that inherits this context."""
+    waiting = set[Future[Any]]()
+    outer = _scope.set(waiting)
+
+    def cancel() -> None:
+        for each in list(waiting):
+            each.cancel()
+
+    try:
+        yield cancel
+    finally:
+        _scope.reset(outer)
+
+
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on the shared loop and wait for it, from any thread but the loop's own."""
     running = _running()
@@ -51,6 +72,10 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         coroutine.close()
         raise RuntimeError("`generate` was called on the models' own event loop: there, await `agenerate`.")
     future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, running.loop)
+    scope = _scope.get()
+    if scope is not None:
+        scope.add(future)
+        future.add_done_callback(scope.discard)
     try:
         return future.result()
     except BaseException:

@@ -75,10 +75,20 @@ def _inline(name: str, fields: Mapping[str, Any]) -> LLM:
     cls = known.get(name) or by_slug.get(name)
     if cls is None:
         raise ValueError(f"there is no model `{name}`: {nearest(name, known)}")
+    if secret := [each for each in fields if each in secrets(cls)]:
+        raise ValueError(
+            f"`{secret[0]}` does not belong in a parameter, which Prefect keeps in clear: set "
+            f"`{getattr(cls, '_api_key_env', 'the provider variable')}`, or save a block."
+        )
     try:
         return cls(**fields)
     except (ValidationError, Fatal) as error:
         raise ValueError(explain(error) if isinstance(error, ValidationError) else str(error)) from None
+
+
+def secrets(cls: type[LLM]) -> set[str]:
+    """The fields of a model that hold a secret."""
+    return {name for name, field in cls.model_fields.items() if "Secret" in str(field.annotation)}
 
 
 def _field(text: str) -> tuple[str, Any]:

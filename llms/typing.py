@@ -97,9 +97,8 @@ class GenerateOutput(list[str | None]):
     @classmethod
     def failed(cls, error: LLMError, num_generations: int) -> "GenerateOutput":
         """No text at all, and why."""
-        return cls(
-            [None] * num_generations, finish_reasons=["error"] * num_generations, attempts=error.attempts, error=error
-        )
+        reasons: list[FinishReason | None] = ["error"] * num_generations
+        return cls([None] * num_generations, finish_reasons=reasons, attempts=error.attempts, error=error)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -40,10 +40,10 @@ class Step(Strict, ABC):
 
     def model_post_init(self, context: Any) -> None:
         """Take a name and a place in the pipeline being declared."""
-        if not self.name:  # not by assignment: a name nobody gave may be changed
-            self.__dict__["name"] = re.sub(
-                r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__
-            ).lower()
+        if not self.name:
+            words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__)
+            self.name = words.lower()
+            self.model_fields_set.discard("name")  # nobody gave it: a pipeline may number it
         if pipeline := wiring.current.get():
             pipeline.add(self)
 
@@ -91,7 +91,7 @@ class Step(Strict, ABC):
             guard()
             return self.run(batch.rows if isinstance(batch, Outcome) else batch)
 
-        return prefect.task(
+        return prefect.Task(
             work,
             name=self.name,
             description=type(self).__doc__,
@@ -188,12 +188,14 @@ class GeneratorStep(Step, ABC):
                 yield self._named(row, Row.of(row).origin or f"{self.name}[{number}]")
                 number += 1
 
-    def count(self) -> int | None:
-        """How many rows there are, where that is known without reading them."""
-        return None
-
-    def check(self, columns: Sequence[str]) -> None:
+    def check(self, columns: Sequence[str]) -> int | None:
         """Refuse data that lacks a column or cannot be read, before anything is paid for.
+
+        Args:
+            columns: What the steps after it need, under this step's own names.
+
+        Returns:
+            How many rows it will bring, if that is known.
 
         Raises:
             ValueError: Naming the place, the column and the cure.
@@ -202,6 +204,7 @@ class GeneratorStep(Step, ABC):
         if outputs and (missing := [column for column in columns if column not in outputs]):
             found = ", ".join(f"`{column}`" for column in outputs)
             raise ValueError(f"`{self.name}` brings no column `{missing[0]}`: it has {found}.")
+        return None
 
 
 class Task(Step, ABC):

@@ -26,13 +26,10 @@ class LoadDataFromDicts(GeneratorStep):
         """All the rows, from number `offset` on."""
         yield [Row(row, f"data[{at}]") for at, row in enumerate(self.data[offset:], offset)]
 
-    def count(self) -> int:
-        """How many there are."""
-        return len(self.data)
-
-    def check(self, columns: Sequence[str]) -> None:
-        """Refuse a row that lacks a column."""
+    def check(self, columns: Sequence[str]) -> int:
+        """Refuse a row that lacks a column; returns how many rows there are."""
         for at, row in enumerate(self.data):
             if missing := [column for column in columns if column not in row]:
                 found = ", ".join(f"`{column}`" for column in row) or "no columns"
                 raise ValueError(f"`data[{at}]` has no `{missing[0]}`: it has {found}.")
+        return len(self.data)

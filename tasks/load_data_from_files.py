@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from io import TextIOWrapper
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal, cast
+from typing import IO, Any, Literal, cast
 
 from pydantic import Field
 
@@ -56,7 +56,7 @@ class LoadDataFromFiles(GeneratorStep):
         ```
     """
 
-    data_files: str | Path | Annotated[list[str | Path], Field(min_length=1)] = Field(
+    data_files: str | Path | list[str | Path] = Field(
         description="A file, a folder (every file in it, in order), a glob such as `data/*.jsonl`, or a list of those."
     )
     filetype: FileType | None = Field(default=None, description="What the files are; told by their ending when empty.")
@@ -88,15 +88,18 @@ class LoadDataFromFiles(GeneratorStep):
         while chunk := list(islice(rows, ROWS)):
             yield chunk
 
-    def check(self, columns: Sequence[str]) -> None:
+    def check(self, columns: Sequence[str]) -> int | None:
         """Refuse files that are missing, empty or malformed, and rows that lack a column.
 
         Of a text file the first 64 MB are read, of a Parquet file the schema.
 
+        Returns:
+            How many rows there are; `None` where not all was read.
+
         Raises:
             ValueError: Naming the file, the line, the column and the cure.
         """
-        wanted, left = frozenset(columns), self.num_examples
+        wanted, left, total, whole = frozenset(columns), self.num_examples, 0, True
         for file in self._files():
             count = 0
             if file.kind == "parquet":
@@ -110,8 +113,11 @@ class LoadDataFromFiles(GeneratorStep):
                         _demand(columns, row)
             if not count:
                 raise ValueError(f"`{file.name}` has no rows. Write some, or leave it out of `data_files`.")
+            total += count
             if left is not None and (left := left - count) <= 0:
-                return
+                return self.num_examples
+            whole = whole and (file.kind == "parquet" or file.path.stat().st_size <= SCANNED and not file.zipped)
+        return total if whole else None
 
     def _rows(self, offset: int) -> Iterator[Row]:
         for file in self._files():
@@ -134,6 +140,8 @@ class LoadDataFromFiles(GeneratorStep):
             ValueError: If there is none, or what it is cannot be told.
         """
         given = self.data_files if isinstance(self.data_files, list) else [self.data_files]
+        if not all(map(str, given)) or not given:
+            raise ValueError("`data_files` is empty: give a file, a folder or a glob.")
         found: dict[Path, _File] = {}
         for each in given:
             for path, name in _find(str(each), self.filetype):
@@ -162,11 +170,16 @@ class _File:
     name: str
     kind: FileType
 
+    @property
+    def zipped(self) -> bool:
+        """Whether it is compressed."""
+        return self.path.suffix.lower() == ".gz"
+
     def rows(self, limit: int | None = None) -> Iterator[Row]:
         """The rows of a text file; those that begin in its first `limit` bytes, or a few more."""
         try:
-            opened = gzip.open(self.path) if self.path.suffix.lower() == ".gz" else self.path.open("rb")
-            with cast(IO[bytes], opened) as stream:
+            opener = gzip.open if self.zipped else open
+            with cast(IO[bytes], opener(self.path, "rb")) as stream:
                 for count, row in enumerate(READERS[self.kind](stream, self.name)):
                     yield row
                     if limit and not count % 16 and stream.tell() > limit:  # asking is a system call
@@ -182,7 +195,8 @@ class _File:
         from pyarrow.parquet import ParquetFile
 
         try:
-            return ParquetFile(self.path, buffer_size=1 << 20)  # unbuffered, it reads a whole row group at once
+            # Left to itself, it reads a whole row group at once, which may be the whole file.
+            return ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False)
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"`{self.name}` is not Parquet: {_reason(error)}. Write it again.") from error
 

@@ -2,18 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
 from llms.strict import nearest
 from tasks.base import GeneratorStep
 from tasks.typing import Row
-
-if TYPE_CHECKING:  # `datasets` takes seconds to import
-    from datasets import Dataset, IterableDataset
 
 ROWS = 100  # per list from `process`
 
@@ -47,12 +43,11 @@ class LoadDataFromHub(GeneratorStep):
         Raises:
             ValueError: If there is no such dataset, configuration or split, or it cannot be reached.
         """
-        dataset = self._dataset()
-        return dataset.column_names or list(next(iter(dataset), {}))
+        return _columns(self._dataset())
 
     def unload(self) -> None:
         """Let go of the open dataset; what was downloaded stays."""
-        _open.cache_clear()
+        _open_once.cache_clear()
 
     def process(self, offset: int = 0) -> Iterator[list[Row]]:
         """The rows, from number `offset` on.
@@ -60,30 +55,44 @@ class LoadDataFromHub(GeneratorStep):
         Raises:
             ValueError: If there is no such dataset, configuration or split, or it cannot be reached.
         """
-        # `skip` selects in a dataset that is on disk, and passes over whole files in a stream where it can.
-        rows = enumerate(self._dataset().skip(offset), offset)
-        if self.num_examples is not None:
-            rows = islice(rows, max(self.num_examples - offset, 0))
-        while chunk := list(islice(rows, ROWS)):
-            yield [Row(columns, f"{self.repo_id}/{self.split}[{at}]") for at, columns in chunk]
+        dataset, stop = self._dataset(), self.num_examples
+        if hasattr(dataset, "__len__"):  # a stream has none
+            stop = len(dataset) if stop is None else min(stop, len(dataset))
+        if stop is not None and offset >= stop:  # of which `skip` makes an error
+            return
+        rest = dataset.skip(offset)
+        for batch in (rest if stop is None else rest.take(stop - offset)).iter(ROWS):
+            names = list(batch)
+            rows = [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+            yield [Row(row, f"{self.repo_id}/{self.split}[{at}]") for at, row in enumerate(rows, offset)]
+            offset += len(rows)
 
-    def check(self, columns: Sequence[str]) -> None:
+    def check(self, columns: Sequence[str]) -> int | None:
         """Refuse a dataset that is not there, has no rows or lacks a column.
+
+        Returns:
+            How many rows there are; `None` when streaming.
 
         Raises:
             ValueError: Naming the dataset, the column and the cure.
         """
-        found, where = self.outputs, f"`{self.repo_id}/{self.split}`"
+        dataset, where = self._dataset(), f"`{self.repo_id}/{self.split}`"
+        found = _columns(dataset)
         if missing := [column for column in columns if column not in found]:
             raise ValueError(
                 f"{where} has no `{missing[0]}`: it has {', '.join(f'`{each}`' for each in found) or 'no columns'}. "
                 "If one of them is meant, map it with `input_mappings` in the step that reads it."
             )
-        if not next(iter(self._dataset()), None):
+        if not next(iter(dataset), None):
             raise ValueError(f"{where} has no rows. Choose another `split`.")
+        count = None if self.streaming else len(dataset)
+        return min(count, self.num_examples) if count is not None and self.num_examples else count
 
-    def _dataset(self) -> "Dataset | IterableDataset":
-        return _open(self.repo_id, self.config, self.split, self.revision, self.streaming)
+    def _dataset(self) -> Any:
+        """The dataset: a `Dataset`, or an `IterableDataset` when streaming."""
+        # A folder may change, and opening it again is cheap.
+        opener = _open if Path(self.repo_id).is_dir() else _open_once
+        return opener(self.repo_id, self.config, self.split, self.revision, self.streaming)
 
 
 def is_saved(folder: Path) -> bool:
@@ -93,9 +102,12 @@ def is_saved(folder: Path) -> bool:
     )
 
 
-@lru_cache(maxsize=4)  # here and not on the step, which is compared and pickled
+def _columns(dataset: Any) -> list[str]:
+    return dataset.column_names or list(next(iter(dataset), {}))
+
+
 def _open(repo_id: str, config: str | None, split: str, revision: str | None, streaming: bool) -> Any:
-    import datasets
+    import datasets  # takes seconds
     from datasets.exceptions import FileNotFoundDatasetsError
 
     if is_saved(Path(repo_id)):
@@ -121,6 +133,9 @@ def _open(repo_id: str, config: str | None, split: str, revision: str | None, st
             raise ValueError(f"`{repo_id}` has no split `{split}`: {nearest(split, names)}") from error
         cure = " Say which with `config`." if "onfig" in message else ""
         raise ValueError(f"`{repo_id}` cannot be loaded: {message}{cure}") from error
+
+
+_open_once = lru_cache(maxsize=4)(_open)  # here and not on the step, which is compared and pickled
 
 
 def _sentence(error: Exception) -> str:

@@ -63,6 +63,8 @@ def load(data: Source, **fields: Any) -> GeneratorStep:
     text = f"{data}".strip()
     if not text:
         raise ValueError("`data` is empty: give a file, a folder, a glob, `hf://org/name`, or rows.")
+    if "\n" in text or any(len(part) > 255 for part in Path(text).parts):  # which no file system takes
+        raise ValueError('`data` is a text, but no path: write rows as JSON, `[{"column": "value"}]`.')
     if isinstance(data, str) and (repo_id := _hub(text)):
         return LoadDataFromHub(repo_id=repo_id, **fields)
     return LoadDataFromFiles(data_files=text, **fields)

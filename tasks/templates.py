@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any
 
-from jinja2 import StrictUndefined, Template as Compiled, TemplateSyntaxError, UndefinedError, meta, nodes
+from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError, meta, nodes
+from jinja2 import Template as Compiled
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import AfterValidator
 
