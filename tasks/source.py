@@ -9,8 +9,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, WithJsonSchema
 
 from tasks.base import GeneratorStep
+from tasks.files import kind_of
+from tasks.json_stream import read_json
 from tasks.load_data_from_dicts import LoadDataFromDicts
-from tasks.load_data_from_files import LoadDataFromFiles, kind_of, read_json
+from tasks.load_data_from_files import LoadDataFromFiles
 from tasks.load_data_from_hub import LoadDataFromHub, is_saved
 
 HUB = "hf://"
