@@ -5,9 +5,14 @@ through the SDK and compares.
 """
 
 import json
+import math
+import re
 import time
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Annotated, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from pydantic import BaseModel, BeforeValidator, Field
@@ -75,17 +80,29 @@ async def _complete(url: str, headers: dict[str, str], body: dict[str, Any], tim
     started = time.perf_counter()
     try:
         async with session.post(
-            url, json=body, headers=headers, timeout=aiohttp.ClientTimeout(total=timeout)
+            url, json=body, headers=headers, proxy=_proxy(url), timeout=aiohttp.ClientTimeout(total=timeout)
         ) as response:
-            if response.status != 200:
-                raise failure(response.status, dict(response.headers), await response.text(), url)
-            reply = await response.json(content_type=None)
+            text = await response.text(errors="replace")
     except TimeoutError:
         raise Transient(f"`{url}` gave no answer within {timeout:g} s.") from None
-    except (aiohttp.ClientError, ValueError) as error:
+    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
+        raise Fatal(f"`{url}` is not an address: `base_url` is one, `https://` included.") from None
+    except aiohttp.ClientError as error:
         raise Transient(f"`{url}`: {type(error).__name__}: {error}") from None
-    output = decode(reply)
-    output.seconds = time.perf_counter() - started
+    except ValueError as error:  # a key with a line break, a login in the URL: no request was sent
+        raise Fatal(f"`{url}` cannot be asked: {error}") from None
+    seconds = time.perf_counter() - started
+    if response.status != 200:
+        raise failure(response.status, dict(response.headers), text, url)
+    try:
+        output = decode(json.loads(text))
+    except (AttributeError, LookupError, TypeError, ValueError):
+        message, code = _said(text)
+        request_id = response.headers.get("x-request-id")
+        raise Transient(
+            f"`{url}` answered no completion: {message}", status=200, code=code, request_id=request_id
+        ) from None
+    output.seconds = seconds
     return output
 
 
@@ -96,7 +113,7 @@ def encode(llm: StructuredLLM, model: str, chat: ChatType, num_generations: int,
         body["n"] = num_generations
     if held_to := _response_format(llm):
         body["response_format"] = held_to
-    body |= options.model_dump(by_alias=True, exclude_none=True)
+    body |= options.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)
     return body | body.pop("extra_body", {})
 
 
@@ -105,7 +122,7 @@ def _response_format(llm: StructuredLLM) -> dict[str, Any] | None:
         case None:
             return None
         case {"format": "json", "schema": dict(schema)}:
-            name = "".join(each if each.isalnum() else "_" for each in schema.get("title", "output"))[:64]
+            name = re.sub("[^a-zA-Z0-9_-]", "_", schema.get("title") or "output")[:64]
             return {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}
         case _:
             raise Fatal(
@@ -115,7 +132,9 @@ def _response_format(llm: StructuredLLM) -> dict[str, Any] | None:
 
 def decode(reply: dict[str, Any]) -> GenerateOutput:
     """A reply's texts in the order of its choices, with why each ended and what they cost together."""
-    choices = sorted(reply["choices"], key=lambda choice: choice.get("index", 0))
+    if not reply["choices"]:
+        raise LookupError("no choices")
+    choices = sorted(reply["choices"], key=lambda choice: choice.get("index") or 0)
     messages = [choice["message"] for choice in choices]
     usage = reply.get("usage") or {}
     return GenerateOutput(
@@ -137,12 +156,13 @@ def decode(reply: dict[str, Any]) -> GenerateOutput:
 def failure(status: int, headers: dict[str, str], text: str, url: str) -> LLMError:
     """What a reply that is not 200 means."""
     message, code = _said(text)
+    folded = {name.lower(): value for name, value in headers.items()}
     return from_status(
         status,
         f"`{url}` answered {status}: {message}",
         code=code,
-        request_id=headers.get("x-request-id"),
-        retry_after=_retry_after(headers),
+        request_id=folded.get("x-request-id"),
+        retry_after=_retry_after(folded),
     )
 
 
@@ -160,18 +180,27 @@ def _said(text: str) -> tuple[str, str | None]:
 
 
 def _retry_after(headers: dict[str, str]) -> float | None:
-    """Seconds a reply asks us to wait: milliseconds, seconds or a date."""
-    folded = {name.lower(): value for name, value in headers.items()}
-    if milliseconds := folded.get("retry-after-ms"):
-        return max(0.0, float(milliseconds) / 1000)
-    if not (value := folded.get("retry-after")):
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    """Seconds a reply asks us to wait: milliseconds, seconds or a date; `None` when it does not, or makes no sense."""
+    for name, seconds in (
+        ("retry-after-ms", lambda value: float(value) / 1000),
+        ("retry-after", float),
+        ("retry-after", lambda value: parsedate_to_datetime(value).timestamp() - time.time()),
+    ):
+        try:
+            wait = seconds(headers[name])
+        except (KeyError, OverflowError, ValueError):
+            continue
+        return max(0.0, wait) if math.isfinite(wait) else None
+    return None
 
 
 def _session() -> aiohttp.ClientSession:
     # No limit: admission is the engine's, and a request that queues for a connection spends its time-out there.
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=True)
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+
+
+@lru_cache(maxsize=100)
+def _proxy(url: str) -> str | None:
+    """The proxy the environment names. Not `trust_env`, which also reads `~/.netrc`: a login there bars our key."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)

@@ -16,7 +16,7 @@ ATTEMPTS = 5
 """How often a request is sent when the weather is bad."""
 
 PATIENCE = 600.0
-"""Seconds a request waits in all for a provider that asks for patience."""
+"""Seconds a request waits in all between its attempts."""
 
 _places: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Any, ...], asyncio.Semaphore]] = WeakKeyDictionary()
 
@@ -39,7 +39,7 @@ async def answer(llm: "AsyncLLM", chat: ChatType, num_generations: int, options:
     Raises:
         Fatal: If no request can work.
     """
-    attempts, waited = 0, 0.0
+    attempts, storms, waited = 0, 0, 0.0
     while True:
         attempts += 1
         try:
@@ -53,9 +53,10 @@ async def answer(llm: "AsyncLLM", chat: ChatType, num_generations: int, options:
             raise
         except Exception as error:
             failure = error if isinstance(error, LLMError) else _classified(llm, error)
-        pause = failure.retry_after or random.uniform(0.5, 1.0) * min(30.0, 2.0 ** (attempts - 1) / 2)
-        again = isinstance(failure, Throttled) and waited + pause <= PATIENCE
-        if not again and not (isinstance(failure, Transient) and attempts < ATTEMPTS):
+        storms += isinstance(failure, Transient)  # a provider that asks for patience costs no attempt
+        again = isinstance(failure, Throttled) or (isinstance(failure, Transient) and storms < ATTEMPTS)
+        pause = failure.retry_after or random.uniform(0.5, 1.0) * min(30.0, 2.0 ** min(attempts, 9) / 4)
+        if not again or waited + pause > PATIENCE:
             failure.attempts = attempts
             return GenerateOutput.failed(failure, num_generations)
         waited += pause

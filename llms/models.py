@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from prefect.blocks.core import Block
 from prefect.utilities.dispatch import get_registry_for_type
-from pydantic import BeforeValidator, GetJsonSchemaHandler, ValidationError
+from pydantic import BeforeValidator, GetJsonSchemaHandler, SerializeAsAny, ValidationError
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -108,5 +108,5 @@ class _Form:
         return {"anyOf": tabs, "title": "Model"}
 
 
-AnyLLM = Annotated[LLM, BeforeValidator(model), _Form()]
+AnyLLM = Annotated[SerializeAsAny[LLM], BeforeValidator(model), _Form()]
 """A flow parameter or field that takes any model, however it is named: see `model`."""

@@ -2,22 +2,13 @@
 
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from jsonschema import SchemaError
 from jsonschema.validators import validator_for
 from pydantic import BaseModel, BeforeValidator
-from typing_extensions import TypedDict
 
-
-class StructuredOutputType(TypedDict):
-    """`{"format": "json", "schema": User}` or `{"format": "regex", "schema": "[A-E][+-]?"}`.
-
-    A JSON schema may be given as a pydantic class, a dictionary or a string; it is stored as a dictionary.
-    """
-
-    format: Literal["json", "regex"]
-    schema: dict[str, Any] | str
+from llms.typing import StructuredOutputType
 
 
 def _normalized(value: Any) -> Any:

@@ -32,6 +32,16 @@ FinishReason = Literal["stop", "length", "content_filter", "refusal", "tool_call
 """Why a generation ended; `length` means it was cut at `max_new_tokens`."""
 
 
+class StructuredOutputType(TypedDict):
+    """`{"format": "json", "schema": User}` or `{"format": "regex", "schema": "[A-E][+-]?"}`.
+
+    A JSON schema may be given as a pydantic class, a dictionary or a string; it is stored as a dictionary.
+    """
+
+    format: Literal["json", "regex"]
+    schema: dict[str, Any] | str
+
+
 @dataclass(slots=True)
 class Usage:
     """Tokens as the provider counted them, under OpenTelemetry's GenAI names. Input includes cache reads."""

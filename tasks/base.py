@@ -149,12 +149,13 @@ class Step(Strict, ABC):
         Raises:
             ValueError: If it lacks a column.
         """
-        mapped = {name: row[column] for name, column in self.input_mappings.items() if column in row}
-        view = Row(row | mapped, row.origin) if mapped else row
-        if missing := [self.input_mappings.get(name, name) for name in self.inputs if name not in view]:
+        needed = {name: self.input_mappings.get(name, name) for name in [*self.inputs, *self.input_mappings]}
+        if missing := [column for column in needed.values() if column not in row]:
             columns = ", ".join(f"`{column}`" for column in row) or "no columns"
             raise ValueError(f"no column `{missing[0]}`: the row has {columns}.")
-        return view
+        if not self.input_mappings:
+            return row
+        return Row(row | {name: row[column] for name, column in self.input_mappings.items()}, row.origin)
 
     def _named(self, row: Mapping[str, Any], origin: str | None) -> Row:
         """A row this step made, its columns called as `output_mappings` says."""
