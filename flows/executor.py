@@ -19,7 +19,7 @@ ROWS_IN_FLIGHT = 2_000
 BATCHES_IN_FLIGHT = 32
 """Batches that may be: each holds a thread per step."""
 
-SMALLEST, LARGEST = 16, 1_000
+SMALLEST, LARGEST = 8, 1_000
 """Rows per batch when nobody says: few at first, so that rows show soon, then a twentieth of all before them."""
 
 

@@ -14,11 +14,11 @@ from prefect.context import FlowRunContext
 
 from flows import progress
 from flows.distiset import Distiset, ModelSummary, StepSummary, Summary
-from flows.errors import RunFailed
+from flows.errors import Refused, RunFailed
 from flows.executor import Executor
 from flows.graph import Graph
 from flows.run_folder import RunFolder
-from llms import loop
+from llms import Fatal, loop
 from llms.models import secrets
 from tasks import Step, Task
 from tasks.typing import Outcome
@@ -51,14 +51,13 @@ class Run:
     def execute(self) -> Distiset:
         """Check, load, stream, write; a run that does not end well leaves what it made in `<output>.partial`."""
         self.graph.check()
+        self._load()
         started = time.perf_counter()
         temporary = None if self.output else Path(tempfile.mkdtemp(prefix="distilflow-"))
         folder = RunFolder(self.output or temporary / "dataset", self._leaves.values())  # type: ignore[operator]
         self._folder = folder
         try:
             with progress.shown(self.graph, self.limit) as shown:
-                for step in self.graph.steps:
-                    step.load()
                 self._stream(Executor(self.graph.after, shown.finished, self._settled))
             self._judge(0)
         except BaseException as error:
@@ -74,6 +73,13 @@ class Run:
             weakref.finalize(dataset, rmtree, temporary, ignore_errors=True)
         get_run_logger().info("%r", dataset)
         return dataset
+
+    def _load(self) -> None:
+        for step in self.graph.steps:
+            try:
+                step.load()
+            except Fatal as error:
+                raise Refused(f"{error}") from None
 
     def _stream(self, executor: Executor) -> None:
         with loop.cancellable() as cancel:

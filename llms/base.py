@@ -41,6 +41,11 @@ class LLM(Strict, Block, ABC):
         default_factory=dict, description="Runtime parameters used wherever a call gives none of its own."
     )
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        if "_block_type_name" not in vars(cls):
+            cls._block_type_name = None  # its own name, or it would take its parent's place among Prefect's blocks
+        super().__init_subclass__(**kwargs)
+
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
@@ -140,8 +145,8 @@ class AsyncLLM(LLM, ABC):
         Raises:
             Fatal: If no request can work: a missing key, an unknown model, a misspelt parameter.
         """
-        self.ready()
         options = self.options(kwargs).model_dump(exclude_unset=True)
+        self.ready()
         return loop.run(engine.answer_all(self, inputs, num_generations, options))
 
     @final
@@ -159,7 +164,10 @@ class StructuredLLM(LLM, ABC):
 
 def _options_of(cls: type[LLM], generate: Callable[..., Any]) -> type[Strict]:
     """The runtime parameters a user's `generate` or `agenerate` declares in its signature."""
-    hints = get_type_hints(inspect.unwrap(generate), include_extras=True)
+    try:
+        hints = get_type_hints(inspect.unwrap(generate), include_extras=True)
+    except NameError:  # a type imported for the type checker only
+        hints = {}
     parameters = list(inspect.signature(generate).parameters.values())[1:]
     named: dict[str, Any] = {
         each.name: (hints.get(each.name, Any), ... if each.default is each.empty else each.default)
@@ -167,9 +175,9 @@ def _options_of(cls: type[LLM], generate: Callable[..., Any]) -> type[Strict]:
         if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
         and each.name not in ("input", "inputs", "num_generations")
     }
-    if not named and cls.Options is not LLM.Options:
-        return cls.Options  # `**kwargs` passed on to a model that declares them
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    if takes_any and cls.Options is not LLM.Options:  # `**kwargs` passed on to a model that declares them
+        return create_model("Options", __base__=cls.Options, **named) if named else cls.Options
     config = ConfigDict(extra="allow" if takes_any else "forbid", arbitrary_types_allowed=True, protected_namespaces=())
     base = type("Options", (Strict,), {"model_config": config, "__module__": cls.__module__})
     return create_model(f"{cls.__name__}Options", __base__=base, **named)

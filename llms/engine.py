@@ -46,6 +46,8 @@ async def answer(llm: "AsyncLLM", chat: ChatType, num_generations: int, options:
             async with _place(llm):
                 started = time.perf_counter()
                 output = GenerateOutput.of(await llm.agenerate(chat, num_generations, **options))
+            if len(output) != num_generations:
+                raise Rejected(f"{len(output)} generations came where {num_generations} were asked for.")
             output.seconds = output.seconds or time.perf_counter() - started
             output.attempts = attempts
             return output

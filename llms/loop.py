@@ -35,14 +35,19 @@ class _Loop:
 
 
 _current: _Loop | None = None
+_inherited: list[_Loop] = []
+"""Loops of the process this one was forked from: to let go of one would cut its connections, which are not ours."""
+
 _lock = threading.Lock()
 
 
 def _running() -> _Loop:
     global _current
     with _lock:
-        if _current is None or _current.pid != os.getpid():  # a forked child has the object but not the thread
-            _current = _Loop()
+        if _current and _current.pid != os.getpid():  # a forked child has the object but not the thread
+            _inherited.append(_current)
+            _current = None
+        _current = _current or _Loop()
         return _current
 
 
@@ -106,7 +111,9 @@ def close() -> None:
     global _current
     with _lock:
         ending, _current = _current, None
-    if ending and ending.pid == os.getpid():
+    if ending and ending.pid != os.getpid():
+        _inherited.append(ending)
+    elif ending:
         asyncio.run_coroutine_threadsafe(ending.close(), ending.loop).result(timeout=10)
         ending.loop.call_soon_threadsafe(ending.loop.stop)
         ending.thread.join(timeout=10)

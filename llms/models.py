@@ -16,6 +16,9 @@ from llms.errors import Fatal
 from llms.strict import explain, nearest
 
 
+NAMED_LIKE = 'a model is named like `"openai-llm/prod"` or `"OpenAILLM model=gpt-5"`'
+
+
 def models() -> dict[str, type[LLM]]:
     """Every model there is, the user's own included, by class name."""
     registry = get_registry_for_type(Block) or {}
@@ -36,36 +39,34 @@ def model(value: Any) -> LLM:
         case LLM():
             return value
         case str() if value.lstrip().startswith("{"):
-            return model(json.loads(value))
+            return model(_json(value, "the model"))
         case str() if "/" in value.split(" ")[0]:
             return _saved(value)
-        case str():
-            name, *fields = shlex.split(value)
+        case str() if value.strip():
+            name, *fields = _words(value)
             return _inline(name, dict(_field(each) for each in fields))
         case {"$ref": {"block_document_slug": str(slug)}} | {"$ref": str(slug)}:
             return _saved(slug)
         case {"$ref": {"block_document_id": identity}}:
-            return _checked(Block.load_from_ref({"block_document_id": identity}), str(identity))
+            return _saved({"block_document_id": identity})
         case {"block_type_slug": str(slug)}:
             return _inline(slug, {name: field for name, field in value.items() if name != "block_type_slug"})
+        case str():
+            raise ValueError(f"no model is named: {NAMED_LIKE}")
         case _:
-            raise ValueError(
-                f'a model is named like `"openai-llm/prod"` or `"OpenAILLM model=gpt-5"`, not {value!r:.80}'
-            )
+            raise ValueError(f"{NAMED_LIKE}, or is one; this is a `{type(value).__name__}` without `block_type_slug`")
 
 
-def _saved(slug: str) -> LLM:
-    try:
-        return _checked(Block.load(slug), slug)
+def _saved(slug: str | dict[str, Any]) -> LLM:
+    name = slug if isinstance(slug, str) else str(slug["block_document_id"])
+    try:  # `_sync`: in a running event loop, where async flows check their parameters, it would be a coroutine
+        block: Any = Block.load(slug, _sync=True) if isinstance(slug, str) else Block.load_from_ref(slug, _sync=True)
     except ValueError as error:
         raise ValueError(
-            f"there is no saved block `{slug}`: save one in the UI, or with `OpenAILLM(model=…).save(…)` ({error})"
+            f"there is no saved block `{name}`: save one in the UI, or with `OpenAILLM(model=…).save(…)` ({error})"
         ) from None
-
-
-def _checked(block: Any, slug: str) -> LLM:
     if not isinstance(block, LLM):
-        raise ValueError(f"the block `{slug}` is a `{type(block).__name__}`, not a model")
+        raise ValueError(f"the block `{name}` is a `{type(block).__name__}`, not a model")
     return block
 
 
@@ -74,7 +75,7 @@ def _inline(name: str, fields: Mapping[str, Any]) -> LLM:
     by_slug = {cls.get_block_type_slug(): cls for cls in known.values()}
     cls = known.get(name) or by_slug.get(name)
     if cls is None:
-        raise ValueError(f"there is no model `{name}`: {nearest(name, known)}")
+        raise ValueError(f"there is no model `{name}`: {nearest(name, [*known, *by_slug])}")
     if secret := [each for each in fields if each in secrets(cls)]:
         raise ValueError(
             f"`{secret[0]}` does not belong in a parameter, which Prefect keeps in clear: set "
@@ -95,7 +96,21 @@ def _field(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"`{text}` is not a field: a model's fields are written `name=value`")
-    return name, json.loads(value) if value.startswith(("{", "[")) else value
+    return name, _json(value, f"`{name}`") if value.startswith(("{", "[")) else value
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{what} is not JSON: {error}; {NAMED_LIKE}") from None
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{error} in what names the model: {NAMED_LIKE}") from None
 
 
 class _Form:

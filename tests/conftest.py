@@ -185,9 +185,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = wire.completion(*["Madrid."] * (request.body.get("n") or 1)) if reply.body is None else reply.body
         payload = (body if isinstance(body, str) else json.dumps(body)).encode()
         self.send_response(reply.status)
-        for name, value in {"Content-Type": "application/json", **reply.headers}.items():
+        usual = {"Content-Type": "application/json", "Content-Length": str(len(payload))}
+        for name, value in (usual | reply.headers).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(payload)))
         self.end_headers()
         self.wfile.write(payload)
         self.wfile.flush()

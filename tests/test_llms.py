@@ -1,0 +1,849 @@
+"""Every model, the same questions: a new module of `llms/` is asked them by existing. And models of the user's own."""
+
+import asyncio
+import json
+import pickle
+import pkgutil
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from importlib import import_module
+from inspect import isabstract
+from types import SimpleNamespace
+from typing import Annotated, Any  # noqa: UP035  (the seed's own spelling)
+
+import numpy as np
+import pytest
+from prefect import flow
+from prefect.blocks.core import Block
+from prefect.blocks.system import Secret
+from prefect.testing.standard_test_suites import BlockStandardTestSuite
+from prefect.utilities.dispatch import get_registry_for_type
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, validate_call
+
+import llms
+from llms import (
+    LLM,
+    AnyLLM,
+    AsyncLLM,
+    Fatal,
+    LlamaServerLLM,
+    OpenAILLM,
+    Rejected,
+    RemoteLLM,
+    StructuredLLM,
+    Throttled,
+    Transient,
+    loop,
+)
+from llms.chat_completions import ChatOptions
+from llms.models import model, models
+from llms.typing import ChatType, GenerateOutput, HiddenState, Usage
+
+for module in pkgutil.iter_modules(llms.__path__, "llms."):
+    import_module(module.name)
+
+MODELS = [cls for cls in models().values() if cls.__module__.startswith("llms.") and not isabstract(cls)]
+WIRED = [cls for cls in MODELS if issubclass(cls.Options, ChatOptions)]
+WITH_KEY = [cls for cls in MODELS if issubclass(cls, RemoteLLM)]
+CHAT: ChatType = [{"role": "user", "content": "What's the capital of Spain?"}]
+
+
+def each(classes):
+    return pytest.mark.parametrize("cls", classes, ids=lambda cls: cls.__name__)
+
+
+def some(cls: type[LLM], **fields: Any) -> Any:
+    """A model of that class, with something in every field that must have one."""
+    return cls(**{name: "m" for name, field in cls.model_fields.items() if field.is_required()} | fields)
+
+
+def wired(cls: type[LLM], wire: Any, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> Any:
+    """A model of that class that talks to `wire`."""
+    if issubclass(cls, RemoteLLM):
+        return some(cls, base_url=wire.url, api_key="k", **fields)
+    monkeypatch.setattr(cls, "_server", lambda self: SimpleNamespace(url=wire.url, key="k"))
+    return some(cls, **fields)
+
+
+def sample(cls: type[LLM], option: str) -> Any:
+    """A value that option takes."""
+    for value in (1, 0.5, "x", True, {"a": 1}, ["x"]):
+        try:
+            cls.Options(**{option: value})
+        except ValidationError:
+            continue
+        return value
+    raise AssertionError(f"no sample for {option}")
+
+
+@pytest.fixture(autouse=True)
+def registry() -> Iterator[None]:
+    """The models a test defines are gone after it."""
+    known = get_registry_for_type(Block)
+    assert known
+    before = dict(known)
+    yield
+    known.clear()
+    known.update(before)
+
+
+def echo(request: Any) -> Any:
+    return {"choices": [{"index": 0, "message": {"content": request.body["messages"][-1]["content"]}}]}
+
+
+# ---------------------------------------------------------------------------------------------------------- every model
+
+
+@each(MODELS)
+class TestBlockStandards(BlockStandardTestSuite):
+    @pytest.fixture
+    def block(self, cls):
+        return cls
+
+    test_has_a_valid_image = None  # downloads the logo: the tests stay on this machine
+
+
+@each(MODELS)
+def test_is_exported_under_its_own_name(cls):
+    assert getattr(llms, cls.__name__) is cls and cls.__name__ in llms.__all__
+
+
+@each(MODELS)
+def test_has_a_slug_that_is_its_name(cls):
+    assert cls.get_block_type_slug().replace("-", "") == cls.__name__.lower()
+
+
+@each(MODELS)
+def test_refuses_a_misspelt_field_and_names_the_right_one(cls):
+    with pytest.raises(ValidationError, match=f"`{cls.__name__}` has no `generation_kwarg`.*`generation_kwargs`"):
+        some(cls, generation_kwarg={})
+
+
+@each(MODELS)
+def test_refuses_an_unknown_runtime_parameter_and_names_the_right_one(cls):
+    name = sorted(cls.Options.model_fields)[0]
+    with pytest.raises(Fatal, match=f"`{cls.__name__}`.*no `{name}s`: did you mean `{name}`"):
+        some(cls).options({f"{name}s": 1})
+    with pytest.raises(Fatal, match=f"no `{name}s`"):
+        some(cls, generation_kwargs={f"{name}s": 1}).options({})
+
+
+@each(WIRED)
+def test_refuses_an_unknown_runtime_parameter_before_any_request(cls, wire, monkeypatch):
+    llm = wired(cls, wire, monkeypatch)
+    for generate in (llm.generate, llm.generate_outputs):
+        with pytest.raises(Fatal, match="no `temprature`: did you mean `temperature`"):
+            generate([CHAT], temprature=0.3)
+    assert not wire.requests
+
+
+@each(MODELS)
+def test_a_value_of_the_wrong_type_is_refused_without_repeating_it(cls):
+    numbers = [name for name in cls.Options.model_fields if type(sample(cls, name)) in (int, float)]
+    for name in numbers:
+        with pytest.raises(Fatal, match=f"`{name}`") as failure:
+            some(cls).options({name: "sk-secret"})
+        assert "sk-secret" not in str(failure.value)
+
+
+@each(MODELS)
+def test_runtime_parameters_are_coerced_from_strings(cls):
+    numbers = [name for name in cls.Options.model_fields if type(sample(cls, name)) in (int, float)]
+    assert numbers
+    for name in numbers:
+        value = getattr(some(cls).options({name: "1"}), name)
+        assert value == 1 and not isinstance(value, str)
+
+
+@each(MODELS)
+def test_its_own_generation_kwargs_hold_until_a_call_says_otherwise(cls):
+    first, second = sorted(cls.Options.model_fields)[:2]
+    own = {first: sample(cls, first), second: sample(cls, second)}
+    llm = some(cls, generation_kwargs=own)
+    assert llm.options({}) == cls.Options(**own)
+    assert llm.options({second: None}) == cls.Options(**own | {second: None})
+
+
+@each(MODELS)
+def test_every_option_is_described_and_unset_by_default(cls):
+    for name, field in cls.Options.model_fields.items():
+        assert field.description and field.default is None, name
+
+
+@each(MODELS)
+def test_pickles_equal(cls):
+    llm = some(cls, generation_kwargs={sorted(cls.Options.model_fields)[0]: 1})
+    assert pickle.loads(pickle.dumps(llm)) == llm
+
+
+@each(MODELS)
+def test_still_pickles_after_it_was_used(cls, wire, monkeypatch):
+    if cls not in WIRED:
+        pytest.skip("speaks another wire")
+    llm = wired(cls, wire, monkeypatch)
+    llm.generate([CHAT])
+    assert pickle.loads(pickle.dumps(llm)) == llm
+
+
+@each(MODELS)
+def test_is_saved_and_loads_back_equal(cls, prefect_server):
+    llm = some(cls, generation_kwargs={sorted(cls.Options.model_fields)[0]: 1})
+    llm.save("mine", overwrite=True)
+    loaded = cls.load("mine")
+    assert type(loaded) is cls and loaded == llm
+    assert Block.load(f"{cls.get_block_type_slug()}/mine") == llm
+
+
+@each([cls for cls in MODELS if issubclass(cls, StructuredLLM)])
+def test_a_structure_given_as_a_class_is_saved_as_a_schema(cls, prefect_server):
+    class User(BaseModel):
+        name: str
+
+    llm = some(cls, structured_output={"schema": User})
+    assert llm.structured_output == {"format": "json", "schema": User.model_json_schema()}
+    llm.save("structured", overwrite=True)
+    assert cls.load("structured").structured_output == llm.structured_output
+    assert pickle.loads(pickle.dumps(llm)) == llm
+
+
+@each(MODELS)
+def test_load_reads_a_block_on_the_class_and_readies_one_on_an_instance(cls, prefect_server, monkeypatch):
+    readied = []
+    monkeypatch.setattr(cls, "ready", lambda self: readied.append(self))
+    some(cls).save("ready", overwrite=True)
+    llm = cls.load("ready")
+    assert not readied
+    assert llm.load() is None and readied == [llm]
+
+
+@each(MODELS)
+def test_unloading_is_harmless_however_often(cls):
+    llm = some(cls)
+    llm.unload()
+    llm.unload()
+
+
+@each(MODELS)
+def test_says_that_it_has_no_hidden_states_or_gives_them(cls):
+    llm = some(cls)
+    if type(llm).get_last_hidden_state is not LLM.get_last_hidden_state:
+        pytest.skip("gives them")
+    with pytest.raises(Fatal, match=cls.__name__):
+        llm.get_last_hidden_states([CHAT])
+
+
+# ----------------------------------------------------------------------------------------------------- those with a key
+
+
+@each(WITH_KEY)
+def test_the_key_shows_nowhere(cls, wire):
+    first, second = (some(cls, api_key=key, base_url=wire.url) for key in ("sk-secret-1", "sk-secret-2"))
+    assert first != second
+    for show in (repr, str, lambda llm: llm.model_dump_json(), lambda llm: str(llm.model_dump(mode="json"))):
+        assert show(first) == show(second)
+        assert "sk-secret" not in show(first)
+    with pytest.raises(ValidationError) as misspelt:
+        some(cls, api_key="sk-secret-1", api_keys="sk-secret-2")
+    assert "sk-secret" not in str(misspelt.value)
+
+
+@each(WITH_KEY)
+def test_without_a_key_says_which_variable_would_hold_it(cls):
+    for ask in (lambda llm: llm.load(), lambda llm: llm.generate([CHAT]), lambda llm: llm.generate_outputs([CHAT])):
+        with pytest.raises(Fatal, match=f"`{cls.__name__}` has no API key.*{cls._api_key_env}"):
+            ask(some(cls))
+
+
+@each(WITH_KEY)
+def test_the_key_is_read_from_the_environment_and_not_kept(cls, monkeypatch):
+    monkeypatch.setenv(cls._api_key_env, "sk-secret")
+    llm = some(cls)
+    llm.load()
+    assert llm.api_key is None and b"sk-secret" not in pickle.dumps(llm)
+
+
+@each(WITH_KEY)
+def test_a_saved_key_comes_back(cls, prefect_server):
+    some(cls, api_key="sk-secret").save("with-key", overwrite=True)
+    assert cls.load("with-key").api_key.get_secret_value() == "sk-secret"
+
+
+# --------------------------------------------------------------------------------------------- those on the OpenAI wire
+
+
+@each(WIRED)
+def test_every_option_reaches_the_wire_and_is_absent_when_unset(cls, wire, monkeypatch):
+    llm = wired(cls, wire, monkeypatch)
+    llm.generate([CHAT])
+    bare = wire.requests.pop().body
+    assert bare.keys() == {"model", "messages"} and bare["messages"] == CHAT
+    for name, field in cls.Options.model_fields.items():
+        value = sample(cls, name)
+        llm.generate([CHAT], **{name: value})
+        sent = wire.requests.pop().body
+        expected = cls.Options(**{name: value}).model_dump(by_alias=True, exclude_unset=True)
+        expected = expected.get("extra_body", expected)
+        assert sent == bare | expected and sent != bare, name
+        assert name in sent or field.serialization_alias in sent or name == "extra_body"
+
+
+@each(WIRED)
+def test_generation_kwargs_reach_the_wire(cls, wire, monkeypatch):
+    llm = wired(cls, wire, monkeypatch, generation_kwargs={"temperature": "0.3", "seed": 7})
+    llm.generate([CHAT])
+    llm.generate([CHAT], temperature=0)
+    llm.generate_outputs([CHAT], seed=None)
+    bodies = [request.body for request in wire.requests]
+    assert [body["temperature"] for body in bodies] == [0.3, 0, 0.3]
+    assert [body.get("seed") for body in bodies] == [7, 7, None]
+
+
+@each(WIRED)
+def test_answers_come_in_the_order_of_the_chats(cls, wire, monkeypatch):
+    wire.answer = lambda request: wire.Reply(echo(request), delay=random.uniform(0, 0.05))
+    texts = [f"chat {number}" for number in range(100)]
+    outputs = wired(cls, wire, monkeypatch).generate([[{"role": "user", "content": text}] for text in texts])
+    assert outputs == [[text] for text in texts]
+
+
+@each(WIRED)
+def test_gives_as_many_texts_as_asked_for_and_counts_each_token_once(cls, wire, monkeypatch):
+    (output,) = wired(cls, wire, monkeypatch).generate([CHAT], num_generations=3)
+    assert output == ["Madrid."] * 3 and output.finish_reasons == ["stop"] * 3 and output.reasoning == [None] * 3
+    requests = len(wire.requests)
+    assert sum(request.body.get("n", 1) for request in wire.requests) == 3
+    assert output.usage == Usage(9 * requests, 4 * 3, 5 * requests, 2 * requests)
+    assert output.error is None and output.attempts == 1 and 0 < output.seconds < 10
+
+
+@each(WIRED)
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [("stop", "stop"), ("length", "length"), ("content_filter", "content_filter"), ("tool_calls", "tool_calls")]
+    + [("function_call", "tool_calls"), ("eos", "stop"), ("something new", None), (None, None)],
+)
+def test_says_why_a_text_ended(cls, said, meant, wire, monkeypatch):
+    wire.script(wire.Reply(wire.completion("Madr", finish_reason=said)))
+    assert wired(cls, wire, monkeypatch).generate([CHAT])[0].finish_reasons == [meant]
+
+
+@each(WIRED)
+def test_a_model_that_says_nothing_is_not_an_error(cls, wire, monkeypatch):
+    wire.script(wire.Reply(wire.completion(None, refusal="I won't.")), wire.Reply(wire.completion(None)))
+    llm = wired(cls, wire, monkeypatch)
+    refused, silent = llm.generate([CHAT])[0], llm.generate([CHAT])[0]
+    assert refused == [None] and refused.finish_reasons == ["refusal"] and refused.error is None
+    assert silent == [None] and silent.finish_reasons == ["stop"] and silent.error is None
+
+
+@each(WIRED)
+def test_keeps_the_thinking_apart(cls, wire, monkeypatch):
+    wire.script(wire.Reply(wire.completion("Madrid.", reasoning_content="Spain … Madrid")))
+    (output,) = wired(cls, wire, monkeypatch).generate([CHAT])
+    assert output == ["Madrid."] and output.reasoning == ["Spain … Madrid"]
+
+
+@each(WIRED)
+def test_no_chats_are_no_requests(cls, wire, monkeypatch):
+    llm = wired(cls, wire, monkeypatch)
+    assert llm.generate([]) == [] == llm.generate_outputs([])
+    assert not wire.requests
+
+
+# -------------------------------------------------------------------------------- the user's own, as the documents show
+
+
+class CustomLLM(LLM):
+    @property
+    def model_name(self) -> str:
+        return "my-model"
+
+    @validate_call
+    def generate(self, inputs: list[ChatType], num_generations: int = 1, **kwargs: Any) -> list[GenerateOutput]:
+        return [[f"{chat[-1]['content']} {kwargs}" for _ in range(num_generations)] for chat in inputs]
+
+    def get_last_hidden_state(self, inputs: list[ChatType]) -> list[HiddenState]:
+        return [np.zeros((len(chat), 4)) for chat in inputs]
+
+
+class CustomAsyncLLM(AsyncLLM):
+    @property
+    def model_name(self) -> str:
+        return "my-model"
+
+    @validate_call
+    async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
+        return [f"{input[-1]['content']} {kwargs}" for _ in range(num_generations)]
+
+    def get_last_hidden_state(self, inputs: list[ChatType]) -> list[HiddenState]:
+        return [np.zeros((len(chat), 4)) for chat in inputs]
+
+
+class Typed(LLM):
+    """Says what it was given."""
+
+    @property
+    def model_name(self) -> str:
+        return "typed"
+
+    @validate_call
+    def generate(
+        self,
+        inputs: list[ChatType],
+        num_generations: int = 1,
+        temperature: float = 0.7,
+        max_new_tokens: Annotated[int, Field(gt=0)] | None = None,
+    ) -> list[GenerateOutput]:
+        return [[f"{temperature!r} {max_new_tokens!r}"] * num_generations for _ in inputs]
+
+
+class TypedAsync(AsyncLLM):
+    """Says what it was given, later."""
+
+    @property
+    def model_name(self) -> str:
+        return "typed"
+
+    @validate_call
+    async def agenerate(self, input: ChatType, num_generations: int = 1, *, temperature: float = 0.7) -> GenerateOutput:
+        return [repr(temperature)] * num_generations
+
+
+@each([CustomLLM, CustomAsyncLLM])
+class TestModelsOfTheUsersOwn:
+    def test_generate_takes_any_runtime_parameter(self, cls):
+        for ask in (cls().generate, cls().generate_outputs):
+            assert ask([CHAT, CHAT], num_generations=2) == [["What's the capital of Spain? {}"] * 2] * 2
+            assert ask([CHAT], anything=1) == [["What's the capital of Spain? {'anything': 1}"]]
+        llm = cls(generation_kwargs={"anything": 1})
+        assert llm.generate_outputs([CHAT], more=2)[0][0].endswith("{'anything': 1, 'more': 2}")
+
+    def test_every_answer_is_a_generate_output(self, cls):
+        (output,) = cls().generate_outputs([CHAT])
+        assert type(output) is GenerateOutput and output.error is None and output.finish_reasons == [None]
+
+    def test_hidden_states_go_by_both_names(self, cls):
+        (state,) = cls().get_last_hidden_states([CHAT])
+        assert state.shape == (1, 4)
+
+    def test_misspelt_roles_are_found_by_validate_call(self, cls):
+        chat: Any = [{"role": "usr", "content": "Hi"}]
+        (output,) = cls().generate_outputs([chat])
+        assert output == [None] and isinstance(output.error, Rejected) and "role" in str(output.error)
+
+    def test_it_is_a_block_and_pickles(self, cls, prefect_server):
+        llm = cls(generation_kwargs={"anything": 1})
+        llm.save("custom", overwrite=True)
+        assert cls.load("custom") == llm and llm.load() is None
+        assert pickle.loads(pickle.dumps(llm)) == llm
+
+    def test_it_can_be_named_in_a_shell(self, cls):
+        assert model(cls.__name__) == cls() == model({"block_type_slug": cls.get_block_type_slug()})
+
+
+@each([Typed, TypedAsync])
+class TestKeywordParameters:
+    def test_become_options(self, cls):
+        assert "temperature" in cls.Options.model_fields and "num_generations" not in cls.Options.model_fields
+        with pytest.raises(Fatal, match=f"`{cls.__name__}`.*no `temprature`: did you mean `temperature`"):
+            cls().generate_outputs([CHAT], temprature=0.3)
+
+    def test_keep_their_defaults(self, cls):
+        assert cls().generate_outputs([CHAT])[0][0].startswith("0.7")
+
+    def test_are_coerced_from_strings(self, cls):
+        assert cls().generate_outputs([CHAT], temperature="0.5")[0][0].startswith("0.5")
+        assert cls(generation_kwargs={"temperature": "0.5"}).generate_outputs([CHAT])[0][0].startswith("0.5")
+        assert cls().generate([CHAT], temperature="0.5")[0][0].startswith("0.5")
+
+    def test_of_the_wrong_type_are_refused(self, cls):
+        with pytest.raises(Fatal, match="`temperature`"):
+            cls().generate_outputs([CHAT], temperature="warm")
+
+
+def test_constraints_of_a_signature_hold():
+    assert Typed().generate_outputs([CHAT], max_new_tokens="7") == [["0.7 7"]]
+    with pytest.raises(Fatal, match="`max_new_tokens`"):
+        Typed().generate_outputs([CHAT], max_new_tokens=0)
+
+
+def test_a_subclass_that_passes_everything_on_keeps_the_options_of_its_parent(wire):
+    class Shouting(OpenAILLM):
+        """OpenAI, in capitals."""
+
+        async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
+            output = await super().agenerate(input, num_generations, **kwargs)
+            output[:] = [text and text.upper() for text in output]
+            return output
+
+    llm = Shouting(model="m", base_url=wire.url, api_key="k")
+    assert llm.generate([CHAT], temperature=0) == [["MADRID."]]
+    assert wire.requests[0].body["temperature"] == 0
+    with pytest.raises(Fatal, match="did you mean `temperature`"):
+        llm.generate([CHAT], temprature=0)
+
+
+def test_a_subclass_with_a_parameter_of_its_own_keeps_those_of_its_parent(wire):
+    class Styled(OpenAILLM):
+        """OpenAI, in style."""
+
+        async def agenerate(
+            self, input: ChatType, num_generations: int = 1, style: str = "plain", **kwargs: Any
+        ) -> GenerateOutput:
+            told: ChatType = [{"role": "system", "content": f"Be {style}."}, *input]
+            return await super().agenerate(told, num_generations, **kwargs)
+
+    llm = Styled(model="m", base_url=wire.url, api_key="k")
+    llm.generate([CHAT], style="grand", max_new_tokens="7")
+    system = {"role": "system", "content": "Be grand."}
+    assert wire.requests[0].body == {"model": "m", "messages": [system, *CHAT], "max_completion_tokens": 7}
+    with pytest.raises(Fatal, match="did you mean `temperature`"):
+        llm.generate([CHAT], temprature=0)
+
+
+def test_a_subclass_does_not_take_its_parents_place(prefect_server):
+    OpenAILLM(model="gpt-4").save("parent", overwrite=True)
+
+    class Extended(OpenAILLM):
+        """OpenAI, with something on top."""
+
+    assert models()["OpenAILLM"] is OpenAILLM and models()["Extended"] is Extended
+    assert type(Block.load("openai-llm/parent")) is OpenAILLM
+    assert Extended.get_block_type_slug() == "extended"
+
+
+@pytest.mark.parametrize("outputs", [None, [], [["a"], ["b"]]], ids=["none", "none of one", "two of one"])
+def test_a_wrong_number_of_outputs_is_an_error_that_names_the_class(outputs):
+    class Miscounting(CustomLLM):
+        """Answers one chat with so many outputs."""
+
+        def generate(self, inputs: Any, num_generations: int = 1) -> Any:
+            return outputs
+
+    with pytest.raises(Fatal, match=r"`Miscounting.generate` returned (nothing|0 outputs|2 outputs) for 1 chats"):
+        Miscounting().generate_outputs([CHAT])
+
+
+def test_a_chat_that_breaks_the_engine_costs_only_its_own_answer():
+    class Fragile(CustomLLM):
+        """Does not like thirteen."""
+
+        def generate(self, inputs: Any, num_generations: int = 1) -> Any:
+            if any("13" in chat[0]["content"] for chat in inputs):
+                raise ZeroDivisionError("thirteen")
+            return [[chat[0]["content"]] * num_generations for chat in inputs]
+
+    outputs = Fragile().generate_outputs([[{"role": "user", "content": str(number)}] for number in range(20)], 2)
+    assert outputs.pop(13) == [None, None]
+    assert outputs == [[str(number)] * 2 for number in range(20) if number != 13]
+
+
+def test_a_chat_that_breaks_an_async_engine_costs_only_its_own_answer():
+    class FragileAsync(CustomAsyncLLM):
+        """Does not like thirteen."""
+
+        async def agenerate(self, input: ChatType, num_generations: int = 1) -> Any:
+            if input[0]["content"] == "13":
+                raise ZeroDivisionError("thirteen")
+            return [input[0]["content"]] * num_generations
+
+    outputs = FragileAsync().generate([[{"role": "user", "content": str(number)}] for number in range(20)], 2)
+    bad = outputs.pop(13)
+    assert bad == [None, None] and bad.finish_reasons == ["error", "error"]
+    assert isinstance(bad.error, Rejected) and "FragileAsync" in str(bad.error) and "thirteen" in str(bad.error)
+    assert outputs == [[str(number)] * 2 for number in range(20) if number != 13]
+
+
+def test_a_fatal_condition_stops_a_batch():
+    class Unpaid(CustomLLM):
+        """Wants money first."""
+
+        asked: int = 0
+
+        def generate(self, inputs: Any, num_generations: int = 1) -> Any:
+            self.asked += 1
+            raise Fatal("pay first")
+
+    llm = Unpaid()
+    with pytest.raises(Fatal, match="pay first"):
+        llm.generate_outputs([CHAT, CHAT])
+    assert llm.asked == 1
+
+
+def test_a_text_instead_of_a_list_of_texts_is_an_error_that_says_so():
+    class Chatty(CustomLLM):
+        """Answers with a text."""
+
+        def generate(self, inputs: Any, num_generations: int = 1) -> Any:
+            return ["Madrid." for _ in inputs]
+
+    with pytest.raises((TypeError, Fatal), match="list of texts"):
+        Chatty().generate_outputs([CHAT])
+
+
+def test_at_most_so_many_requests_are_in_flight(wire):
+    wire.answer = lambda request: wire.Reply(delay=0.01)
+    llm = OpenAILLM(model="m", base_url=wire.url, api_key="k", max_concurrency=3)
+    llm.generate([CHAT] * 30)
+    assert wire.peak <= 3
+
+
+def test_equal_models_share_their_places(wire):
+    wire.answer = lambda request: wire.Reply(delay=0.01)
+    threads = [threading.Thread(target=slow(wire).generate, args=([CHAT] * 15,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wire.requests) == 45 and wire.peak <= 3
+
+
+def slow(wire: Any) -> OpenAILLM:
+    return OpenAILLM(model="m", base_url=wire.url, api_key="k", max_concurrency=3)
+
+
+# ------------------------------------------------------------------------------------------- from wherever it is called
+
+
+@pytest.fixture
+def llm(wire) -> OpenAILLM:
+    """A model that repeats the user."""
+    wire.answer = lambda request: wire.Reply(echo(request))
+    return OpenAILLM(model="m", base_url=wire.url, api_key="k", timeout=10)
+
+
+def chat(text: str) -> ChatType:
+    return [{"role": "user", "content": text}]
+
+
+def test_from_many_threads_at_once(llm):
+    answers: dict[int, Any] = {}
+    ask = lambda number: answers.update({number: llm.generate([chat(f"{number} {at}") for at in range(5)])})  # noqa: E731
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {number: [[f"{number} {at}"] for at in range(5)] for number in range(20)}
+
+
+def test_inside_a_running_event_loop_and_again_in_another(llm):
+    async def notebook() -> Any:
+        return llm.generate([chat("a"), chat("b")])
+
+    assert [asyncio.run(notebook()) for _ in range(3)] == [[["a"], ["b"]]] * 3
+
+
+def test_awaited_on_a_loop_of_the_callers_own(llm):
+    async def script() -> Any:
+        return await asyncio.gather(*(llm.agenerate(chat(str(number))) for number in range(20)))
+
+    for _ in range(2):
+        assert asyncio.run(script()) == [[str(number)] for number in range(20)]
+
+
+def test_on_the_models_own_loop_it_says_what_to_do_instead(llm):
+    async def nested() -> Any:
+        return llm.generate([CHAT])
+
+    with pytest.raises(RuntimeError, match="await `agenerate`"):
+        loop.run(nested())
+
+
+def test_after_everything_was_closed(llm):
+    for _ in range(3):
+        assert llm.generate([chat("a")]) == [["a"]]
+        loop.close()
+        loop.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "llms"]
+
+
+def test_a_caller_that_gives_up_takes_its_requests_along(wire):
+    wire.answer = lambda request: wire.Reply(delay=0.3)
+    script = (
+        "import signal, threading\n"
+        "from llms import OpenAILLM\n"
+        f"llm = OpenAILLM(model='m', base_url={wire.url!r}, api_key='k', max_concurrency=2)\n"
+        "ctrl_c = lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)\n"
+        "threading.Timer(0.5, ctrl_c).start()\n"
+        "try:\n"
+        "    llm.generate([[{'role': 'user', 'content': 'Hi'}]] * 1000)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "interrupted\n" and done.stderr == "" and done.returncode == 0
+    assert len(wire.requests) < 20
+
+
+FORKS = """
+import gc, multiprocessing, os, sys
+from llms import OpenAILLM
+
+llm = OpenAILLM(model="m", base_url=sys.argv[1], api_key="k", timeout=5)
+
+def ask(text):
+    return llm.generate([[{"role": "user", "content": text}]])[0][0]
+
+print(ask("parent"))
+if not (child := os.fork()):
+    print(ask("child"), flush=True)
+    gc.collect()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print(*pool.map(ask, ["one", "two"]))
+print(ask("parent again"))
+"""
+
+
+def test_in_a_forked_child_and_afterwards_in_its_parent(wire):
+    wire.answer = lambda request: wire.Reply(echo(request))
+    done = subprocess.run([sys.executable, "-c", FORKS, wire.url], capture_output=True, text=True, timeout=60)
+    assert done.stderr == "" and done.returncode == 0
+    assert done.stdout.split("\n") == ["parent", "child", "one two", "parent again", ""]
+    assert len(wire.requests) == 5  # none had to be sent twice
+
+
+# ----------------------------------------------------------------------------------------- a model, however it is named
+
+
+@flow
+def asks(llm: AnyLLM) -> str:
+    return llm.model_name
+
+
+@pytest.fixture(scope="module")
+def saved(prefect_server) -> OpenAILLM:
+    llm = OpenAILLM(model="gpt-4", api_key="sk-secret")
+    llm.save("prod", overwrite=True)
+    return llm
+
+
+class TestAnyLLM:
+    def test_a_model_is_itself(self):
+        llm = OpenAILLM(model="gpt-4")
+        assert model(llm) is llm
+
+    @pytest.mark.parametrize(
+        "named",
+        [
+            "OpenAILLM model=gpt-4",
+            "openai-llm model=gpt-4",
+            ' OpenAILLM  model="gpt-4" ',
+            '{"block_type_slug": "openai-llm", "model": "gpt-4"}',
+            {"block_type_slug": "openai-llm", "model": "gpt-4"},
+            {"block_type_slug": "OpenAILLM", "model": "gpt-4"},
+        ],
+        ids=str,
+    )
+    def test_a_class_and_its_fields(self, named):
+        assert model(named) == OpenAILLM(model="gpt-4")
+
+    def test_fields_may_hold_json_and_addresses(self):
+        named = """OpenAILLM model=m base_url=http://127.0.0.1:1/v1 generation_kwargs='{"temperature": 0.3}'"""
+        assert model(named) == OpenAILLM(
+            model="m", base_url="http://127.0.0.1:1/v1", generation_kwargs={"temperature": 0.3}
+        )
+
+    def test_a_model_without_fields(self):
+        assert model("LlamaServerLLM") == LlamaServerLLM()
+
+    def test_a_saved_block(self, saved):
+        identity = str(saved._block_document_id)
+        for named in (
+            "openai-llm/prod",
+            {"$ref": "openai-llm/prod"},
+            {"$ref": {"block_document_slug": "openai-llm/prod"}},
+            {"$ref": {"block_document_id": identity}},
+            json.dumps({"$ref": {"block_document_id": identity}}),
+        ):
+            assert model(named) == saved
+
+    def test_a_saved_block_inside_a_running_event_loop(self, saved):
+        async def parameters() -> LLM:
+            return model("openai-llm/prod")
+
+        assert asyncio.run(parameters()) == saved
+
+    @pytest.mark.parametrize(
+        ("named", "cure"),
+        [
+            ("OpenAILM model=gpt-4", "no model `OpenAILM`: did you mean `OpenAILLM`"),
+            ({"block_type_slug": "openai-lm", "model": "m"}, "no model `openai-lm`: did you mean `openai-llm`"),
+            ("OpenAILLM modl=gpt-4", "no `modl`: did you mean `model`"),
+            ("OpenAILLM", "`model`: Field required"),
+            ("OpenAILLM gpt-4", "`gpt-4` is not a field.*`name=value`"),
+            ("OpenAILLM model=m timeout=soon", "`timeout`"),
+            ("OpenAILLM model='m", "OpenAILLM model=gpt-5"),
+            ("OpenAILLM model=m generation_kwargs={temperature", "`generation_kwargs`"),
+            ("", "a model is named like"),
+            ("{model", "a model is named like"),
+            ('{"model": "gpt-4"}', "a model is named like"),
+            ({"model": "gpt-4"}, "a model is named like"),
+            (7, "a model is named like"),
+            (None, "a model is named like"),
+        ],
+        ids=str,
+    )
+    def test_what_names_no_model_is_refused_with_the_cure(self, named, cure):
+        with pytest.raises(ValueError, match=cure):
+            model(named)
+
+    @pytest.mark.parametrize(
+        "named",
+        [
+            {"model": "gpt-4", "api_key": "sk-secret"},
+            {"block_type_slug": "openai-llm", "api_key": "sk-secret"},
+            "OpenAILLM api_key=sk-secret",
+            "OpenAILLM model=m timeout=sk-secret",
+        ],
+        ids=["no class", "no model", "no model in a string", "bad value"],
+    )
+    def test_no_refusal_repeats_a_key(self, named):
+        with pytest.raises(ValueError) as refusal:
+            model(named)
+        assert "sk-secret" not in str(refusal.value)
+
+    def test_a_block_that_is_not_there(self, saved):
+        with pytest.raises(ValueError, match=r"no saved block `openai-llm/nowhere`: save one"):
+            model("openai-llm/nowhere")
+        with pytest.raises(ValueError, match="no saved block"):
+            model({"$ref": {"block_document_id": "00000000-0000-0000-0000-000000000000"}})
+
+    def test_a_block_that_is_no_model(self, saved):
+        Secret(value="sk-secret").save("no-model", overwrite=True)
+        with pytest.raises(ValueError, match="^the block `secret/no-model` is a `Secret`, not a model"):
+            model("secret/no-model")
+
+    def test_as_a_field(self):
+        assert TypeAdapter(AnyLLM).validate_python("OpenAILLM model=gpt-4") == OpenAILLM(model="gpt-4")
+        with pytest.raises(ValidationError, match="did you mean `OpenAILLM`"):
+            TypeAdapter(AnyLLM).validate_python("OpenAILM")
+
+    def test_as_a_parameter_of_a_flow(self, saved):
+        assert asks("openai-llm/prod") == "gpt-4" == asks(OpenAILLM(model="gpt-4"))
+
+    def test_the_form_has_a_tab_for_every_model(self):
+        schema = asks.parameters.model_dump()["properties"]["llm"]
+        assert len(schema["anyOf"]) == len(MODELS)
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("kind", [Fatal, Rejected, Throttled, Transient], ids=lambda kind: kind.__name__)
+def test_errors_survive_a_process(kind):
+    error = kind("no", status=429, code="slow_down", request_id="req-1", retry_after=2.0, attempts=3)
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind and str(again) == "no" and vars(again) == vars(error)
+
+
+def test_outputs_survive_a_process():
+    output = GenerateOutput(["a", None], usage=Usage(1, 2, 3, 4), seconds=0.5, attempts=2, error=Rejected("no"))
+    again = pickle.loads(pickle.dumps(output))
+    assert again == output and type(again) is GenerateOutput
+    assert again.usage == output.usage and again.attempts == 2 and str(again.error) == "no"
