@@ -63,7 +63,8 @@ def parser_of(flow: "Flow[..., Any]") -> argparse.ArgumentParser:
             )
             option.dest = name
         else:
-            words = "+" if "a class and its fields" in about else None
+            is_model = any("block_type_slug" in each for each in schema.get("anyOf", []))
+            words = "+" if is_model else None  # `--llm OpenAILLM model=gpt-5`: a class and its fields
             parser.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), nargs=words, help=about)
     return parser
 

@@ -56,8 +56,9 @@ class Executor:
         """
         try:
             self._stream(source, self._loaded(source, limit))
-        finally:
+        except BaseException:
             self._stopping.set()
+            raise
 
     def _stream(self, first: Step, outcomes: Iterable[Outcome]) -> None:
         """Send what `first` made through the steps after it, up to those that need all rows at once."""

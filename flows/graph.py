@@ -15,6 +15,7 @@ class Graph:
     edges: list[tuple[str, str]]
     counts: dict[str, int | None] = field(default_factory=dict)
     """Rows each source will bring, where that is known; filled in by `check`."""
+    checked: bool = False
 
     @property
     def after(self) -> dict[str, list[Step]]:
@@ -33,11 +34,13 @@ class Graph:
         return {last[0]: "default"} if len(last) == 1 else {name: name for name in last}
 
     def check(self) -> None:
-        """Refuse what cannot work: the shape, the mappings, the columns, the data.
+        """Refuse what cannot work: the shape, the mappings, the columns, the data. The second time costs nothing.
 
         Raises:
             Refused: Naming the step and the cure.
         """
+        if self.checked:
+            return
         if not self.steps:
             raise Refused("the pipeline has no steps: make some inside `with Pipeline() as pipeline:`.")
         for step in self.steps:
@@ -49,6 +52,7 @@ class Graph:
             self._check_mappings(step)
         if circle := [step.name for step in self.steps if step.name not in reached]:
             raise Refused(f"`{' >> '.join([*circle, circle[0]])}` goes in a circle.")
+        self.checked = True
 
     def _check_place(self, step: Step) -> None:
         before = [source for source, target in self.edges if target == step.name]

@@ -21,7 +21,7 @@ from flows.run_folder import RunFolder
 from llms import Fatal, loop
 from llms.models import secrets
 from tasks import Step, Task
-from tasks.typing import Outcome
+from tasks.typing import Failure, Outcome
 
 ENOUGH_FAILURES = 10
 """Failures in a step before their share may end the run."""
@@ -47,6 +47,7 @@ class Run:
         self.limit = limit
         self.summary = Summary(steps={step.name: StepSummary() for step in graph.steps})
         self._leaves = graph.leaves
+        self._first_failures: dict[str, Failure] = {}
 
     def execute(self) -> Distiset:
         """Check, load, stream, write; a run that does not end well leaves what it made in `<output>.partial`."""
@@ -59,7 +60,7 @@ class Run:
         try:
             with progress.shown(self.graph, self.limit) as shown:
                 self._stream(Executor(self.graph.after, shown.finished, self._settled))
-            self._judge(0)
+            self._judge(final=True)
         except BaseException as error:
             self._close("failed", started, error)
             if not temporary and self.summary.rows:
@@ -110,19 +111,19 @@ class Run:
             self._folder.write(leaf, outcome.rows)
             self.summary.rows += len(outcome.rows)
         if outcome.failures:
-            self._first_failure = getattr(self, "_first_failure", outcome.failures[0])
-            self._judge(ENOUGH_FAILURES)
+            self._first_failures.setdefault(step.name, outcome.failures[0])
+            self._judge(final=False)
 
-    def _judge(self, enough: int) -> None:
-        """End the run when a step loses too many rows, or all."""
+    def _judge(self, final: bool) -> None:
+        """End the run when a step loses too many rows, or, at its end, has lost all."""
         for name, step in self.summary.steps.items():
             total = step.rows + step.failures
-            too_many = step.failures >= max(enough, ENOUGH_FAILURES) and step.failures > self.max_error_rate * total
-            if too_many or (not enough and step.failures and not step.rows):
-                failure = self._first_failure
-                where = f" ({failure.origin})" if failure.origin else ""
+            too_many = step.failures >= ENOUGH_FAILURES and step.failures > self.max_error_rate * total
+            if too_many or (final and step.failures and not step.rows):
+                first = self._first_failures[name]
+                where = f" ({first.origin})" if first.origin else ""
                 raise RunFailed(
-                    f"{step.failures:,} of {total:,} rows failed in `{name}`. The first{where}: {failure.message}"
+                    f"{step.failures:,} of {total:,} rows failed in `{name}`. The first{where}: {first.message}"
                 )
 
     def _close(self, state: str, started: float, error: BaseException | None = None) -> None:

@@ -15,7 +15,6 @@ from llms.base import LLM
 from llms.errors import Fatal
 from llms.strict import explain, nearest
 
-
 NAMED_LIKE = 'a model is named like `"openai-llm/prod"` or `"OpenAILLM model=gpt-5"`'
 
 
@@ -59,8 +58,9 @@ def model(value: Any) -> LLM:
 
 def _saved(slug: str | dict[str, Any]) -> LLM:
     name = slug if isinstance(slug, str) else str(slug["block_document_id"])
-    try:  # `_sync`: in a running event loop, where async flows check their parameters, it would be a coroutine
-        block: Any = Block.load(slug, _sync=True) if isinstance(slug, str) else Block.load_from_ref(slug, _sync=True)
+    load: Any = Block.load if isinstance(slug, str) else Block.load_from_ref
+    try:
+        block = load(slug, _sync=True)  # in a running event loop, where async flows check parameters, a coroutine else
     except ValueError as error:
         raise ValueError(
             f"there is no saved block `{name}`: save one in the UI, or with `OpenAILLM(model=…).save(…)` ({error})"

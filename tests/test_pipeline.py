@@ -19,7 +19,7 @@ from flows import Pipeline, Refused, RunFailed, executor
 from flows.parts import Parts
 from llms import AsyncLLM, Fatal, LlamaServerLLM, OpenAILLM, Rejected
 from llms.typing import GenerateOutput, Usage
-from tasks import GeneratorStep, GlobalStep, LoadDataFromDicts, LoadDataFromFiles, Step, TextGeneration
+from tasks import GeneratorStep, GlobalStep, LoadDataFromDicts, Step, TextGeneration
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -84,7 +84,7 @@ class TestRun:
         assert (summary.rows, summary.failures, summary.input_tokens, summary.output_tokens) == (2, 1, 2, 4)
         step = summary.steps["text_generation"]
         assert (step.rows, step.failures, step.models["parrot"].requests) == (2, 1, 3)
-        assert 0 < step.models["parrot"].seconds and 0 < summary.seconds
+        assert step.models["parrot"].seconds > 0 and summary.seconds > 0
 
     def test_no_failures_is_an_empty_dataset_of_errors(self):
         assert simple(["a"]).run().errors.column_names[:3] == ["step", "error", "message"]
@@ -199,6 +199,14 @@ class TestShape:
         result = pipeline.run()
         assert result["plain"]["train"]["generation"] == ["a at 1.0", "b at 1.0"]
         assert result["words"]["train"]["word"] == ["a!", "at", "1.0", "b!", "at", "1.0"]
+
+    def test_sources_run_one_after_the_other(self):
+        with Pipeline() as pipeline:
+            for name in ("first", "second"):
+                LoadDataFromDicts(name=name, data=rows(name)) >> TextGeneration(name=f"{name}_text", llm=Parrot())
+        result = pipeline.run()
+        assert result["first_text"]["train"]["instruction"] == ["first"]
+        assert result["second_text"]["train"]["instruction"] == ["second"]
 
     def test_a_global_step_gets_all_rows_and_streams_on(self):
         class Distinct(GlobalStep):

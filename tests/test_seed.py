@@ -156,7 +156,8 @@ import json
 from llms import OpenAILLM
 
 llm = OpenAILLM(model="gpt-4")
-json.loads(llm.generate([[{"role": "user", "content": "Create a user profile in JSON."}]], response_format="json")[0][0])
+result = llm.generate([[{"role": "user", "content": "Create a user profile in JSON."}]], response_format="json")
+json.loads(result[0][0])
 """)
     assert isinstance(made["_"], dict)
 
