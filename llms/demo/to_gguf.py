@@ -1,7 +1,5 @@
 """Turns the demo model's checkpoint into the one file llama.cpp loads."""
 
-# pyright: reportMissingImports=false  # what it needs is in the `transformers` extra
-
 import json
 from pathlib import Path
 from typing import Any
