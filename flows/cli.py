@@ -62,6 +62,11 @@ def parser_of(flow: "Flow[..., Any]") -> argparse.ArgumentParser:
                 "--param", action="append", metavar="STEP.NAME=VALUE", help=f"{about} Repeatable."
             )
             option.dest = name
+        elif (
+            schema.get("type") == "boolean" and schema.get("default") is True
+        ):  # `use_cache`: `--no-cache` turns it off
+            switch = f"--no-{name.removeprefix('use_').replace('_', '-')}"
+            parser.add_argument(switch, dest=name, action="store_false", help=f"Off: {about}")
         else:
             is_model = any("block_type_slug" in each for each in schema.get("anyOf", []))
             words = "+" if is_model else None  # `--llm OpenAILLM model=gpt-5`: a class and its fields
@@ -123,10 +128,12 @@ def show(dataset: Distiset) -> None:
     out.print(f"{made}, {_failures(summary.failures)}")
     for step in summary.steps.values():
         for model, spent in step.models.items():
-            out.print(
-                f"{model}: {_counted(spent.requests, 'request')}, {spent.input_tokens:,} tokens in, "
-                f"{spent.output_tokens:,} out"
+            known = (
+                f"{_counted(spent.requests, 'request')}, {spent.input_tokens:,} tokens in, {spent.output_tokens:,} out"
             )
+            cached = f", {spent.cached:,} from the store" if spent.cached else ""
+            cost = f", ${spent.cost:,.4f}" if spent.cost else ""
+            out.print(f"{model}: {known}{cached}{cost}")
     for leaf in dataset:
         for row in dataset.head(leaf):
             out.print()

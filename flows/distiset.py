@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field
+
+from tasks.typing import Spending
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -34,11 +37,22 @@ class ModelSummary(BaseModel):
     """What one model took in one step; tokens under OpenTelemetry's GenAI names."""
 
     requests: int = 0
+    cached: int = Field(default=0, description="Answers that were in the store already, and cost nothing.")
     input_tokens: int = 0
     output_tokens: int = 0
     cache_read_input_tokens: int = 0
     reasoning_output_tokens: int = 0
+    cost: float | None = Field(default=0.0, description="Dollars; `None` when a price is not known.")
     seconds: float = Field(default=0.0, description="Seconds its requests took, added up.")
+
+    def add(self, spending: Spending) -> None:
+        """Count what a batch took."""
+        self.requests += spending.requests
+        self.cached += spending.cached
+        self.seconds += spending.seconds
+        self.cost = None if self.cost is None or spending.cost is None else self.cost + spending.cost
+        for name, tokens in asdict(spending.usage).items():
+            setattr(self, name, getattr(self, name) + tokens)
 
 
 class StepSummary(BaseModel):
@@ -57,6 +71,7 @@ class Summary(BaseModel):
     failures: int = Field(default=0, description="Rows that failed, in whatever step.")
     input_tokens: int = 0
     output_tokens: int = 0
+    cost: float | None = Field(default=0.0, description="Dollars; `None` when a price is not known.")
     seconds: float = Field(default=0.0, description="From the first step's start to the last row on disk.")
     steps: dict[str, StepSummary] = Field(default_factory=dict)
 

@@ -74,6 +74,7 @@ class Pipeline:
         output: str | Path | None = None,
         max_error_rate: float = 0.1,
         limit: int | None = None,
+        use_cache: bool = True,
     ) -> Distiset:
         """Make the dataset: as a flow run of its own, or inside a `@flow` as part of that flow's run.
 
@@ -83,6 +84,7 @@ class Pipeline:
             output: Folder for the dataset; a temporary one, gone with the result, when empty.
             max_error_rate: The run fails when a larger share of the rows that enter a step fails in it.
             limit: Rows to take from each source, at most.
+            use_cache: Take answers that are in the store already; `False` asks anew, and stores what comes.
 
         Raises:
             Refused: If something cannot work; nothing was paid for.
@@ -97,6 +99,7 @@ class Pipeline:
             "output": Path(output) if output else None,
             "max_error_rate": max_error_rate,
             "limit": limit,
+            "use_cache": use_cache,
         }
         if FlowRunContext.get():
             return Run(pipeline.name, graph, **arguments).execute()
@@ -117,9 +120,12 @@ class Pipeline:
             output: Path | None = None,
             max_error_rate: float = 0.1,
             limit: int | None = None,
+            use_cache: bool = True,
         ) -> Distiset:
             given = validated(model, parameters)
-            return Run(self.name, graph or self._graph(given), given, output, max_error_rate, limit).execute()
+            return Run(
+                self.name, graph or self._graph(given), given, output, max_error_rate, limit, use_cache
+            ).execute()
 
         run.__doc__ = f"""{self.description or self.name}
 
@@ -128,6 +134,7 @@ class Pipeline:
             output: Folder for the dataset.
             max_error_rate: The run fails when a larger share of the rows that enter a step fails in it.
             limit: Rows to take from each source, at most.
+            use_cache: Take answers that are in the store already.
         """
         return Flow(run, name=self.name, persist_result=False)
 

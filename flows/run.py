@@ -4,7 +4,6 @@ import tempfile
 import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -38,6 +37,7 @@ class Run:
         output: Path | None,
         max_error_rate: float,
         limit: int | None,
+        use_cache: bool,
     ) -> None:
         self.name = name
         self.graph = graph
@@ -45,6 +45,9 @@ class Run:
         self.output = output
         self.max_error_rate = max_error_rate
         self.limit = limit
+        for step in graph.steps:
+            if isinstance(step, Task) and not use_cache:
+                step.use_cache = False
         self.summary = Summary(steps={step.name: StepSummary() for step in graph.steps})
         self._leaves = graph.leaves
         self._first_failures: dict[str, Failure] = {}
@@ -98,13 +101,11 @@ class Run:
         summary.failures += len(outcome.failures)
         summary.seconds += outcome.seconds
         for model, spending in outcome.spending.items():
-            spent = summary.models.setdefault(model, ModelSummary())
-            spent.requests += spending.requests
-            spent.seconds += spending.seconds
-            for name, tokens in asdict(spending.usage).items():
-                setattr(spent, name, getattr(spent, name) + tokens)
-            self.summary.input_tokens += spending.usage.input_tokens
-            self.summary.output_tokens += spending.usage.output_tokens
+            summary.models.setdefault(model, ModelSummary()).add(spending)
+            whole = self.summary
+            whole.input_tokens += spending.usage.input_tokens
+            whole.output_tokens += spending.usage.output_tokens
+            whole.cost = None if whole.cost is None or spending.cost is None else whole.cost + spending.cost
         self.summary.failures += len(outcome.failures)
         self._folder.fail(outcome.failures)
         if leaf := self._leaves.get(step.name):

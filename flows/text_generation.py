@@ -24,6 +24,7 @@ def text_generation(
     template: str = "{{ instruction }}",
     output: Path = Path("outputs/text_generation"),  # noqa: B008
     limit: int | None = None,
+    use_cache: bool = True,
     parameters: dict[str, dict[str, Any]] | None = None,
 ) -> Distiset:
     """Answer every instruction.
@@ -36,6 +37,7 @@ def text_generation(
         template: The prompt, Jinja2 over the row's columns.
         output: Folder for the dataset.
         limit: Rows to take from the data, at most.
+        use_cache: Take answers that are in the store already; without it every row is asked anew.
         parameters: Runtime parameters by step, such as `text_generation.llm.generation_kwargs.temperature`.
     """
     with Pipeline(name="text-generation") as pipeline:
@@ -44,7 +46,7 @@ def text_generation(
             llm=llm, num_generations=num_generations, system_prompt=system_prompt, template=template
         )
         instructions >> answers
-    return pipeline.run(parameters, output=output, limit=limit)
+    return pipeline.run(parameters, output=output, limit=limit, use_cache=use_cache)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from llms.base import LLM, AsyncLLM, StructuredLLM
 from llms.errors import Fatal, LLMError, Rejected, Throttled, Transient
 from llms.llama_server import LlamaServerLLM
+from llms.llamacpp import LlamaCppLLM
 from llms.models import AnyLLM
 from llms.openai import OpenAILLM
 from llms.remote import RemoteLLM
@@ -13,6 +14,7 @@ __all__ = [
     "AsyncLLM",
     "Fatal",
     "LLMError",
+    "LlamaCppLLM",
     "LlamaServerLLM",
     "OpenAILLM",
     "Rejected",

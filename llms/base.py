@@ -12,7 +12,7 @@ from llms import engine, loop
 from llms.errors import Fatal, LLMError, Rejected
 from llms.strict import Strict, explain
 from llms.structured import StructuredOutput
-from llms.typing import ChatType, GenerateOutput, HiddenState
+from llms.typing import ChatType, GenerateOutput, HiddenState, Usage
 
 
 class _Load:
@@ -37,6 +37,9 @@ class LLM(Strict, Block, ABC):
     Options: ClassVar[type[Strict]] = Strict
     """Runtime parameters of `generate`, a nested model; a serialization alias is the provider's name on the wire."""
 
+    use_cache: bool = Field(
+        default=True, description="Take answers that are in the store already; new ones are stored either way."
+    )
     generation_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Runtime parameters used wherever a call gives none of its own."
     )
@@ -84,6 +87,10 @@ class LLM(Strict, Block, ABC):
     def unload(self) -> None:
         """Let go of memory and connections. The block stays usable."""
 
+    def cost(self, usage: Usage) -> float | None:
+        """Dollars for this usage; `None` when the price is not known."""
+        return None
+
     def options(self, kwargs: Mapping[str, Any]) -> Strict:
         """These runtime parameters over the block's own, coerced to their types.
 
@@ -98,6 +105,8 @@ class LLM(Strict, Block, ABC):
     def generate_outputs(self, inputs: list[ChatType], num_generations: int = 1, **kwargs: Any) -> list[GenerateOutput]:
         """What a `Task` calls: `generate` with `generation_kwargs`, where one bad chat costs only its own answer.
 
+        What is in the store already is not asked again, unless `use_cache` is off.
+
         Returns:
             One output per chat, in order; a chat that failed has `None` texts and its `error`.
 
@@ -105,16 +114,19 @@ class LLM(Strict, Block, ABC):
             Fatal: If no request can work.
         """
         options = self.options(kwargs).model_dump(exclude_unset=True)
-        return self._generate(inputs, num_generations, options)
+        return engine.answer_batch(self, inputs, num_generations, options)
 
-    def _generate(self, inputs: list[ChatType], num_generations: int, options: dict[str, Any]) -> list[GenerateOutput]:
+    def generate_isolated(
+        self, inputs: list[ChatType], num_generations: int, options: dict[str, Any]
+    ) -> list[GenerateOutput]:
+        """`generate`, where a chat that makes it raise is found and fails alone."""
         try:
             outputs = self.generate(inputs, num_generations, **options)
         except Fatal:
             raise
         except Exception as error:
             if len(inputs) > 1:  # find the chat that did it: the others have their answers
-                return [self._generate([chat], num_generations, options)[0] for chat in inputs]
+                return [self.generate_isolated([chat], num_generations, options)[0] for chat in inputs]
             reason = error if isinstance(error, LLMError) else Rejected(f"{type(error).__name__}: {error}")
             return [GenerateOutput.failed(reason, num_generations)]
         if outputs is None or len(outputs) != len(inputs):
@@ -139,19 +151,27 @@ class AsyncLLM(LLM, ABC):
     def generate(self, inputs: list[ChatType], num_generations: int = 1, **kwargs: Any) -> list[GenerateOutput]:
         """Answer every chat, concurrently and in order, from a script, a notebook or a running event loop.
 
+        Every call asks; what comes is in the store before it is returned.
+
         Returns:
             One output per chat; a chat that failed has `None` texts and its `error`.
 
         Raises:
             Fatal: If no request can work: a missing key, an unknown model, a misspelt parameter.
         """
-        options = self.options(kwargs).model_dump(exclude_unset=True)
-        self.ready()
-        return loop.run(engine.answer_all(self, inputs, num_generations, options))
+        return self._answer(inputs, num_generations, kwargs, look_up=False)
 
     @final
-    def _generate(self, inputs: list[ChatType], num_generations: int, options: dict[str, Any]) -> list[GenerateOutput]:
-        return self.generate(inputs, num_generations, **options)
+    def generate_outputs(self, inputs: list[ChatType], num_generations: int = 1, **kwargs: Any) -> list[GenerateOutput]:
+        """What a `Task` calls: the same as `generate`, but what is in the store already is not asked again."""
+        return self._answer(inputs, num_generations, kwargs, look_up=self.use_cache)
+
+    def _answer(
+        self, inputs: list[ChatType], num_generations: int, kwargs: dict[str, Any], look_up: bool
+    ) -> list[GenerateOutput]:
+        options = self.options(kwargs).model_dump(exclude_unset=True)
+        self.ready()
+        return loop.run(engine.answer_all(self, inputs, num_generations, options, look_up))
 
 
 class StructuredLLM(LLM, ABC):

@@ -6,11 +6,13 @@ import time
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from llms import loop
 from llms.errors import Fatal, LLMError, Rejected, Throttled, Transient
+from llms.recall import Recall
 from llms.typing import ChatType, GenerateOutput
 
 if TYPE_CHECKING:
-    from llms.base import AsyncLLM
+    from llms.base import LLM, AsyncLLM
 
 ATTEMPTS = 5
 """How often a request is sent when the weather is bad."""
@@ -22,15 +24,47 @@ _places: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Any, ...], asyn
 
 
 async def answer_all(
-    llm: "AsyncLLM", chats: list[ChatType], num_generations: int, options: dict[str, Any]
+    llm: "AsyncLLM", chats: list[ChatType], num_generations: int, options: dict[str, Any], look_up: bool
 ) -> list[GenerateOutput]:
-    """Answer every chat concurrently and in order; a fatal error stops them all."""
+    """Answer every chat concurrently and in order; a fatal error stops them all.
+
+    Args:
+        look_up: Take from the store what was answered before; a chat that occurs twice is then asked once.
+    """
+    recall = await asyncio.to_thread(Recall, llm, chats, num_generations, options, look_up)
+
+    async def one(at: int) -> GenerateOutput:
+        missing = recall.missing(at)
+        new = await answer(llm, chats[at], len(missing), options) if missing else GenerateOutput()
+        return await recall.completed(at, new)
+
+    requests: dict[object, asyncio.Task[GenerateOutput]] = {}
     try:
         async with asyncio.TaskGroup() as group:
-            requests = [group.create_task(answer(llm, chat, num_generations, options)) for chat in chats]
+            for at in range(len(chats)):
+                if (twin := recall.twin(at)) not in requests:
+                    requests[twin] = group.create_task(one(at))
     except* Fatal as fatal:
         raise fatal.exceptions[0] from None
-    return [request.result() for request in requests]
+    return [requests[recall.twin(at)].result() for at in range(len(chats))]
+
+
+def answer_batch(
+    llm: "LLM", chats: list[ChatType], num_generations: int, options: dict[str, Any]
+) -> list[GenerateOutput]:
+    """Have an engine that takes a whole batch answer what the store does not, in the caller's thread."""
+    recall = Recall(llm, chats, num_generations, options, llm.use_cache)
+    asked: dict[int, list[int]] = {}  # how many generations: of which chats
+    for at in range(len(chats)):
+        asked.setdefault(len(recall.missing(at)), []).append(at)
+    new = dict.fromkeys(asked.pop(0, []), GenerateOutput())
+    for count, group in asked.items():
+        new |= zip(group, llm.generate_isolated([chats[at] for at in group], count, options), strict=True)
+
+    async def completed() -> list[GenerateOutput]:
+        return await asyncio.gather(*(recall.completed(at, new[at]) for at in range(len(chats))))
+
+    return loop.run(completed())
 
 
 async def answer(llm: "AsyncLLM", chat: ChatType, num_generations: int, options: dict[str, Any]) -> GenerateOutput:
@@ -48,6 +82,7 @@ async def answer(llm: "AsyncLLM", chat: ChatType, num_generations: int, options:
                 output = GenerateOutput.of(await llm.agenerate(chat, num_generations, **options))
             if len(output) != num_generations:
                 raise Rejected(f"{len(output)} generations came where {num_generations} were asked for.")
+            output.cost = llm.cost(output.usage)
             output.seconds = output.seconds or time.perf_counter() - started
             output.attempts = attempts
             return output

@@ -26,6 +26,7 @@ class OpenAILLM(RemoteLLM, StructuredLLM):
     _block_type_name = "OpenAI LLM"
     _documentation_url = HttpUrl("https://platform.openai.com/docs/api-reference/chat")
     _logo_url = HttpUrl("https://cdn.simpleicons.org/openai")
+    _provider: ClassVar[str | None] = "openai"
     _api_key_env: ClassVar[str] = "OPENAI_API_KEY"
     _base_url_env: ClassVar[str | None] = "OPENAI_BASE_URL"
     _default_base_url: ClassVar[str] = "https://api.openai.com/v1"

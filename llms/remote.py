@@ -8,6 +8,8 @@ from pydantic import Field, SecretStr
 
 from llms.base import AsyncLLM
 from llms.errors import Fatal
+from llms.prices import Price, listed
+from llms.typing import Usage
 
 
 class RemoteLLM(AsyncLLM, ABC):
@@ -22,6 +24,11 @@ class RemoteLLM(AsyncLLM, ABC):
     )
     timeout: float = Field(default=120.0, gt=0, description="Seconds to wait for one response.")
 
+    price: Price | None = Field(
+        default=None, description="Dollars per million tokens; the provider's list price when empty, where it is known."
+    )
+
+    _provider: ClassVar[str | None] = None
     _api_key_env: ClassVar[str]
     _base_url_env: ClassVar[str | None] = None
     _default_base_url: ClassVar[str]
@@ -34,6 +41,13 @@ class RemoteLLM(AsyncLLM, ABC):
     def ready(self) -> None:
         """Check that there is a key."""
         self._key()
+
+    def cost(self, usage: Usage) -> float | None:
+        """Dollars for this usage, at the price given or, at the provider's own address, its list price."""
+        price = self.price
+        if price is None and self._provider and self._url() == self._default_base_url:
+            price = listed(self._provider, self.model)
+        return price.of(usage) if price else None
 
     def _url(self) -> str:
         """The base URL in force, without a slash at its end."""

@@ -62,8 +62,10 @@ class GenerateOutput(list[str | None]):
         finish_reasons: Why each generation ended; `None` where the model does not say.
         reasoning: What each generation thought first, where the provider keeps that apart.
         usage: Tokens of the whole request, counted once however many generations it has.
+        cost: Dollars for the whole request; `None` when the price is not known.
         seconds: How long the last attempt took.
         attempts: How often the request was sent.
+        cached: Whether all of it came from the store, and nothing was asked or paid.
         error: Why there is no answer; `None` when there is one.
     """
 
@@ -74,16 +76,20 @@ class GenerateOutput(list[str | None]):
         finish_reasons: list[FinishReason | None] | None = None,
         reasoning: list[str | None] | None = None,
         usage: Usage | None = None,
+        cost: float | None = None,
         seconds: float = 0.0,
         attempts: int = 1,
+        cached: bool = False,
         error: LLMError | None = None,
     ) -> None:
         super().__init__(texts)
         self.finish_reasons = finish_reasons or [None] * len(self)
         self.reasoning = reasoning or [None] * len(self)
         self.usage = usage or Usage()
+        self.cost = cost
         self.seconds = seconds
         self.attempts = attempts
+        self.cached = cached
         self.error = error
 
     @classmethod

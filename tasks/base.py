@@ -218,6 +218,7 @@ class Task(Step, ABC):
     llm: AnyLLM = Field(description="The model that answers.")
     num_generations: int = Field(default=1, gt=0, description="Answers per row, each a row of its own.")
     group_generations: bool = Field(default=False, description="Keep a row's answers together, as lists in one row.")
+    use_cache: bool = Field(default=True, description="Take answers that are in the store already.")
     add_raw_input: bool = Field(default=True, description="Keep the prompt really sent, in the metadata.")
     add_raw_output: bool = Field(default=True, description="Keep the answer as the model gave it, in the metadata.")
 
@@ -260,7 +261,8 @@ class Task(Step, ABC):
             except Exception as error:
                 outcome.failures.append(self._failure(row, error, attempts=0))
         if asked:
-            outputs = self.llm.generate_outputs([chat for _, _, chat in asked], self.num_generations)
+            llm = self.llm if self.use_cache else self.llm.model_copy(update={"use_cache": False})
+            outputs = llm.generate_outputs([chat for _, _, chat in asked], self.num_generations)
             for (row, view, chat), output in zip(asked, outputs, strict=True):
                 self._sort(outcome, row, view, chat, output)
         return outcome
@@ -271,7 +273,7 @@ class Task(Step, ABC):
 
     def _sort(self, outcome: Outcome, row: Row, view: Row, chat: ChatType, output: GenerateOutput) -> None:
         spent = outcome.spending.setdefault(self.llm.model_name, Spending())
-        outcome.spending[self.llm.model_name] = spent + Spending(1, output.usage, output.seconds)
+        outcome.spending[self.llm.model_name] = spent + Spending.of(output)
         if output.error:
             outcome.failures.append(self._failure(row, output.error, attempts=output.attempts))
             return

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llms.typing import ChatType, Usage
+from llms.typing import ChatType, GenerateOutput, Usage
 
 __all__ = ["ChatType", "Failure", "Outcome", "Row", "RowsFailed", "Spending"]
 
@@ -56,14 +56,35 @@ class Failure:
 
 @dataclass(slots=True)
 class Spending:
-    """What a model was asked for, and what it took."""
+    """What a model was asked for, and what it took.
+
+    Attributes:
+        requests: How many went out.
+        cached: How many did not have to: their answers were in the store.
+        usage: The tokens of those that went out.
+        cost: Dollars; `None` when the price of any of them is not known.
+        seconds: How long they took, added up.
+    """
 
     requests: int = 0
+    cached: int = 0
     usage: Usage = field(default_factory=Usage)
+    cost: float | None = 0.0
     seconds: float = 0.0
 
+    @classmethod
+    def of(cls, output: GenerateOutput) -> "Spending":
+        """What one output took."""
+        return cls(cached=1) if output.cached else cls(1, 0, output.usage, output.cost, output.seconds)
+
     def __add__(self, other: "Spending") -> "Spending":
-        return Spending(self.requests + other.requests, self.usage + other.usage, self.seconds + other.seconds)
+        return Spending(
+            self.requests + other.requests,
+            self.cached + other.cached,
+            self.usage + other.usage,
+            None if self.cost is None or other.cost is None else self.cost + other.cost,
+            self.seconds + other.seconds,
+        )
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import Any
 
 _home = tempfile.TemporaryDirectory(prefix="prefect-")
 os.environ |= {  # before Prefect reads them; the processes that tests start inherit them
+    "DISTILFLOW_HOME": _home.name,
     "DO_NOT_TRACK": "1",
     "OMP_NUM_THREADS": "1",
     "PREFECT_HOME": _home.name,
@@ -36,6 +37,12 @@ def no_keys_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
         if name.upper().endswith(("_API_KEY", "_BASE_URL", "_PROXY")) or name.startswith(("OPENAI_", "HF_TOKEN")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", os.devnull)
+
+
+@pytest.fixture(autouse=True)
+def an_empty_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer of one test is another's."""
+    monkeypatch.setenv("DISTILFLOW_HOME", str(tmp_path_factory.mktemp("home")))
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,12 @@
 import json
 import os
 import pkgutil
+import random
 import re
+import signal
 import subprocess
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -71,9 +74,10 @@ class TestEveryFlow:
         assert done.returncode == 0
         said = " ".join(done.stdout.split())
         for name, schema in flow.parameters.properties.items():
-            assert name == "parameters" or f"--{name.replace('_', '-')} " in done.stdout
+            option = f"--{name.replace('_', '-')} " if schema.get("type") != "boolean" else "--no-"
+            assert name == "parameters" or option in done.stdout
             assert " ".join(schema["description"].split()).split(".")[0] in said
-            if isinstance(schema.get("default"), int | float):
+            if isinstance(schema.get("default"), int | float) and schema.get("type") != "boolean":
                 assert f"(default: {schema['default']})" in said
 
 
@@ -108,6 +112,51 @@ class TestTextGeneration:
         (tmp_path / "data.csv").write_text("country\nSpain\n")
         done = shell("text_generation", "--data", "data.csv", "--template", "What's the capital of {{ country }}?")
         assert "The capital of Spain is Madrid." in done.stdout, done.stderr
+
+    def test_the_same_command_again_asks_nothing_anew(self, shell, wire, tmp_path):
+        model = ["--llm", "OpenAILLM", "model=gpt-5", f"base_url={wire.url}"]
+        for asked, arguments in ((5, ["--limit", 5]), (5, ["--limit", 5]), (8, ["--limit", 8])):
+            done = shell("text_generation", *model, *arguments, OPENAI_API_KEY="k")
+            assert done.returncode == 0 and len(wire.requests) == asked, done.stderr
+        assert "gpt-5: 3 requests" in done.stdout and "5 from the store" in done.stdout
+        shell("text_generation", *model, "--limit", 8, "--no-cache", OPENAI_API_KEY="k")
+        assert len(wire.requests) == 16
+        shell("text_generation", *model, "--limit", 8, "--system-prompt", "Be brief.", OPENAI_API_KEY="k")
+        assert len(wire.requests) == 24
+
+    def test_killed_at_any_moment_it_loses_nothing_that_was_paid(self, wire, tmp_path):
+        from prefect.settings import PREFECT_API_URL
+
+        wire.answer = lambda request: wire.Reply(
+            wire.completion(f"answer to {request.body['messages'][0]['content']}"), delay=random.random() / 5
+        )
+        data = tmp_path / "data.jsonl"
+        data.write_text("".join(json.dumps({"instruction": f"question {n}"}) + "\n" for n in range(600)))
+        model = ["OpenAILLM", "model=m", f"base_url={wire.url}", "max_concurrency=20"]
+        command = [
+            sys.executable,
+            "-m",
+            "flows.text_generation",
+            "--data",
+            str(data),
+            "--output",
+            "out",
+            "--llm",
+            *model,
+        ]
+        environment = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value(), "OPENAI_API_KEY": "k"}
+        killed = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while len(wire.requests) < 200 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        killed.kill()
+        killed.wait()
+        time.sleep(0.5)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert 600 <= len(wire.requests) <= 600 + 20  # what was on the wire is asked again, nothing else
+        made = pq.read_table(tmp_path / "out" / "default").to_pylist()
+        assert [row["generation"] for row in made] == [f"answer to question {n}" for n in range(600)]
 
     def test_a_failed_run_says_so_and_where_its_rows_are(self, shell, wire, tmp_path):
         def answer(request):
@@ -166,9 +215,6 @@ class TestTextGeneration:
         assert "Madrid" in done.stdout
 
     def test_interrupting_it_ends_it_soon_and_says_so(self, shell, wire, tmp_path):
-        import signal
-        import time
-
         from prefect.settings import PREFECT_API_URL
 
         wire.answer = lambda request: wire.Reply(delay=60)

@@ -1,0 +1,244 @@
+"""llama.cpp in this process, through llama-cpp-python: GGUF models, held to a schema or a pattern token by token."""
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, HttpUrl
+
+from llms import local
+from llms.base import StructuredLLM
+from llms.chat_template import spelled_out
+from llms.errors import Fatal, Rejected
+from llms.guide import Automaton, Guide
+from llms.llama_engine import LlamaEngine, Text, quiet
+from llms.packages import package
+from llms.patterns import mistake
+from llms.sampling import Sampler
+from llms.strict import Strict
+from llms.typing import ChatType, GenerateOutput, HiddenState, StructuredOutputType, Usage
+
+ATTEMPTS = 5
+"""How often a text is asked for that misses what its schema says beyond the reach of an automaton."""
+
+
+class LlamaCppLLM(StructuredLLM):
+    """Any GGUF model, run by llama.cpp inside this process.
+
+    Chats are answered together, as many at once as `n_parallel` says. With a `structured_output` every token is chosen
+    among those that keep to it, and every answer is finished within `max_new_tokens`. Equal blocks share one engine.
+
+    Example:
+        ```python
+        from llms import LlamaCppLLM
+
+        llm = LlamaCppLLM.load("BLOCK_NAME")
+        llm.generate([[{"role": "user", "content": "What's the capital of Spain?"}]])
+        ```
+    """
+
+    _block_type_name = "Llama Cpp LLM"
+    _documentation_url = HttpUrl("https://llama-cpp-python.readthedocs.io")
+    _logo_url = HttpUrl("https://cdn.simpleicons.org/meta")
+
+    model_path: Path = Field(description="Path of a GGUF file.")
+    n_gpu_layers: int = Field(default=-1, ge=-1, description="Layers on the GPU, where there is one; -1 means all.")
+    n_ctx: int = Field(default=1024, gt=0, description="Tokens of context of one chat, its answer included.")
+    n_batch: int = Field(default=512, gt=0, description="Tokens to compute at once, at most.")
+    n_parallel: int = Field(default=8, gt=0, le=256, description="Chats answered at the same time.")
+    n_threads: int | None = Field(default=None, gt=0, description="Threads to compute with; half the cores when empty.")
+    seed: int | None = Field(default=None, ge=0, description="Makes sampling repeatable, unless a call has its own.")
+    verbose: bool = Field(default=False, description="Whether llama.cpp says what it does, on the error stream.")
+
+    class Options(Strict):
+        """Runtime parameters."""
+
+        max_new_tokens: int | None = Field(
+            default=None, gt=0, description="Tokens to generate at most; all that the context has room for when empty."
+        )
+        temperature: float | None = Field(default=None, ge=0, description="How freely to sample; 0 is greedy.")
+        top_k: int | None = Field(default=None, ge=0, description="Sample from this many tokens; 0 means all.")
+        top_p: float | None = Field(default=None, gt=0, le=1, description="Sample from this much probability mass.")
+        min_p: float | None = Field(default=None, ge=0, le=1, description="Least probability beside the likeliest's.")
+        stop: str | list[str] | None = Field(default=None, description="Texts at which generation ends.")
+        seed: int | None = Field(default=None, ge=0, description="Makes sampling repeatable.")
+        frequency_penalty: float | None = Field(default=None, description="Against tokens already used often.")
+        presence_penalty: float | None = Field(default=None, description="Against tokens already used at all.")
+        repetition_penalty: float | None = Field(default=None, gt=0, description="Against repeating; 1 is none.")
+
+    @property
+    def model_name(self) -> str:
+        """The file's name without its ending."""
+        return self.model_path.stem
+
+    def ready(self) -> None:
+        """Load the model, and compile what its texts are held to."""
+        self._automaton(self._engine())
+
+    def unload(self) -> None:
+        """Free the model's memory, once nobody uses it any more."""
+        local.free(self._key())
+
+    def generate(self, inputs: list[ChatType], num_generations: int = 1, **kwargs: Any) -> list[GenerateOutput]:
+        """Answer every chat, many at once and in order.
+
+        Returns:
+            One output per chat; one that does not fit in the context, or found no valid text, has its `error`.
+
+        Raises:
+            Fatal: If no request can work: a missing package or file, a misspelt parameter, a `max_new_tokens` that is
+                too small for the `structured_output`.
+        """
+        options = self.options(kwargs).model_dump(exclude_none=True)
+        engine = self._engine()
+        automaton = self._automaton(engine)
+        if automaton and (limit := options.get("max_new_tokens")) and limit < automaton.least:
+            raise Fatal(
+                f"`structured_output` needs `max_new_tokens` of {automaton.least} or more: {limit} is too small."
+            )
+        if automaton and "stop" in options:
+            raise Fatal("`stop` and `structured_output` exclude each other: a structure has an end of its own.")
+        started = time.perf_counter()
+        answers = [self._answer(engine, automaton, chat, num_generations, options) for chat in inputs]
+        for attempt in range(ATTEMPTS):
+            engine.write([text for answer in answers for text in answer.begin(attempt)])
+            for answer in answers:
+                answer.check()
+        return [answer.output(time.perf_counter() - started) for answer in answers]
+
+    def get_last_hidden_state(self, inputs: list[ChatType]) -> list[HiddenState]:
+        """The last hidden state of every chat, as its template spells it out: `[num_tokens, hidden_size]` each.
+
+        Raises:
+            Rejected: If a chat does not fit in the context.
+        """
+        engine = self._engine()
+        return engine.hidden_states([self._prompt(engine, chat) for chat in inputs])
+
+    def _key(self) -> tuple[object, ...]:
+        sizes = (self.n_ctx, self.n_batch, self.n_parallel, self.n_gpu_layers, self.n_threads)
+        return (type(self), self.model_path, *sizes)
+
+    def _engine(self) -> LlamaEngine:
+        return local.engine(self._key(), self._start)
+
+    def _start(self) -> LlamaEngine:
+        llama_cpp = package("llama_cpp", self)
+        quiet(self.verbose)
+        if not self.model_path.is_file():
+            raise Fatal(f"`LlamaCppLLM` finds no file `{self.model_path}`: `model_path` is the path of a GGUF file.")
+        return LlamaEngine(
+            llama_cpp,
+            self.model_path,
+            n_ctx=self.n_ctx,
+            n_parallel=self.n_parallel,
+            n_batch=self.n_batch,
+            n_gpu_layers=self.n_gpu_layers,
+            n_threads=self.n_threads or max(1, (os.cpu_count() or 2) // 2),
+        )
+
+    def _automaton(self, engine: LlamaEngine) -> Automaton | None:
+        if self.structured_output is None:
+            return None
+        package("outlines_core", self)
+        return engine.compiler.automaton(self.structured_output)
+
+    def _answer(
+        self,
+        engine: LlamaEngine,
+        automaton: Automaton | None,
+        chat: ChatType,
+        num_generations: int,
+        options: dict[str, Any],
+    ) -> "_Answer":
+        """An answer that is still to be written; one without texts, and why, to a chat that cannot have any."""
+        answer = _Answer(self.structured_output, automaton, {"seed": self.seed, **options}, num_generations)
+        try:
+            answer.prompt = self._prompt(engine, chat)
+            answer.limit = min(options.get("max_new_tokens", self.n_ctx), self.n_ctx - len(answer.prompt))
+            if automaton and answer.limit < automaton.least:
+                raise Rejected(
+                    f"The chat has {len(answer.prompt)} tokens, `n_ctx={self.n_ctx}` leaves {answer.limit} for an "
+                    f"answer, and `structured_output` needs {automaton.least}."
+                )
+        except Rejected as error:
+            answer.error = error.with_traceback(None)  # which would hold on to the engine
+        return answer
+
+    def _prompt(self, engine: LlamaEngine, chat: ChatType) -> list[int]:
+        """The tokens of a chat that leaves room for an answer."""
+        special = {f"{name}_token": engine.special(name) for name in ("bos", "eos")}
+        tokens = engine.tokenize(spelled_out(engine.template, chat, **special))
+        if not 0 < len(tokens) < self.n_ctx:
+            raise Rejected(f"The chat has {len(tokens)} tokens, which is too long for `n_ctx={self.n_ctx}`.")
+        return tokens
+
+
+@dataclass
+class _Answer:
+    """The generations of one chat: those that are written, and those that are asked for again."""
+
+    structure: StructuredOutputType | None
+    automaton: Automaton | None
+    options: dict[str, Any]
+    num_generations: int
+    prompt: list[int] = field(default_factory=list)
+    limit: int = 0
+    error: Rejected | None = None
+    texts: dict[int, Text] = field(default_factory=dict)
+    mistakes: dict[int, str] = field(default_factory=dict)
+    attempts: int = 0
+    output_tokens: int = 0
+
+    def begin(self, attempt: int) -> list[Text]:
+        """New texts: for all generations at first, then for those with a mistake."""
+        due = [] if self.error else list(self.mistakes) if attempt else list(range(self.num_generations))
+        self.attempts += bool(due)
+        self.texts |= {number: self._text(number, attempt) for number in due}
+        self.mistakes = dict.fromkeys(due, "")
+        return [self.texts[number] for number in due]
+
+    def check(self) -> None:
+        """Count and judge the texts that were begun, now that they are written."""
+        written = {number: self.texts[number] for number in self.mistakes}
+        self.output_tokens += sum(len(text.tokens) for text in written.values())
+        found = {number: self.structure and mistake(self.structure, str(text)) for number, text in written.items()}
+        self.mistakes = {number: what for number, what in found.items() if what}
+
+    def output(self, seconds: float) -> GenerateOutput:
+        """What came of it; a generation that no attempt got right is `None`."""
+        if self.error:
+            return GenerateOutput.failed(self.error, self.num_generations)
+        for number, what in self.mistakes.items():
+            text = str(self.texts[number])
+            self.error = Rejected(
+                f"None of {self.attempts} texts keeps to the `structured_output`, the last one `{text[:200]}`: {what}.",
+                attempts=self.attempts,
+            )
+            self.texts[number].finish_reason = "error"
+        texts = [self.texts[number] for number in range(self.num_generations)]
+        return GenerateOutput(
+            [None if number in self.mistakes else str(text) for number, text in enumerate(texts)],
+            finish_reasons=[text.finish_reason for text in texts],
+            usage=Usage(len(self.prompt), self.output_tokens),
+            seconds=seconds,
+            attempts=self.attempts,
+            error=self.error,
+        )
+
+    def _text(self, number: int, attempt: int) -> Text:
+        options = dict(self.options)
+        seed, stop = options.pop("seed"), options.pop("stop", [])
+        options.pop("max_new_tokens", None)
+        if attempt and options.get("temperature") == 0:  # the likeliest text had the mistake: take another
+            del options["temperature"]
+            seed = seed or 0
+        return Text(
+            self.prompt,
+            self.limit,
+            Sampler(None if seed is None else [seed, number, attempt], **options),
+            Guide(self.automaton, self.limit) if self.automaton else None,
+            tuple(each.encode() for each in ([stop] if isinstance(stop, str) else stop) if each),
+        )

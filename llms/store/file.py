@@ -1,0 +1,112 @@
+"""The file the store of answers is in: where it is, how it is opened, what is said when it cannot be."""
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+VERSION = 1
+"""The format of the file, in its `user_version`."""
+
+PATIENCE = 30.0
+"""Seconds to wait for another process that is writing."""
+
+_CREATE = """
+    CREATE TABLE IF NOT EXISTS answers (
+        key TEXT PRIMARY KEY, text TEXT, finish_reason TEXT, reasoning TEXT,
+        input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+        cache_read_input_tokens INTEGER NOT NULL, reasoning_output_tokens INTEGER NOT NULL,
+        seconds REAL NOT NULL, model TEXT NOT NULL, provider TEXT NOT NULL, created REAL NOT NULL
+    )
+"""
+
+_TROUBLES = {
+    sqlite3.SQLITE_BUSY: ("is locked by another program", "end that program"),
+    sqlite3.SQLITE_LOCKED: ("is locked by another program", "end that program"),
+    sqlite3.SQLITE_CORRUPT: ("is damaged", "move it away"),
+    sqlite3.SQLITE_NOTADB: ("is no database", "move it away"),
+    sqlite3.SQLITE_FULL: ("finds no room on its disk", "make room"),
+}
+_UNUSABLE = ("cannot be used", "make its folder writable")
+
+
+class StoreError(Exception):
+    """The store cannot be used; the message says which file, why, and what to do. The caller may go on without."""
+
+
+def path() -> Path:
+    """The file: `answers.db` in the folder `DISTILFLOW_HOME` names, or in `~/.distilflow`.
+
+    The folder must be on a disk of this machine: SQLite's shared memory does not reach over a network.
+    """
+    return Path(os.getenv("DISTILFLOW_HOME") or "~/.distilflow").expanduser().absolute() / "answers.db"
+
+
+@contextmanager
+def explained(file: Path) -> Iterator[None]:
+    """Turns what SQLite or the disk says about `file` into a `StoreError`."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        raise _error(file, *_TROUBLES.get(code, _UNUSABLE), str(error)) from None
+
+
+def _error(file: Path, what: str, cure: str, details: str) -> StoreError:
+    return StoreError(
+        f"The store of answers `{file}` {what} ({details}): {cure}, set `DISTILFLOW_HOME` to another folder, "
+        "or run with `use_cache=False`."
+    )
+
+
+def connect(file: Path) -> sqlite3.Connection:
+    """A connection to the store in `file`, which is made if there is none.
+
+    Raises:
+        StoreError: If it cannot be used, or a newer distilflow wrote it.
+    """
+    with explained(file):
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        connection = sqlite3.connect(file, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+        try:
+            _prepare(connection, file)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, file: Path) -> None:
+    connection.text_factory = _decoded
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise _error(file, "is of a newer distilflow", "install that", f"format {version}, this one knows {VERSION}")
+    mode = _in_wal_mode(connection)
+    if mode != "wal":
+        raise _error(file, "is on a disk that several processes cannot share", "use a local one", f"`{mode}`")
+    # What is committed is with the kernel, which no `kill -9` reaches. A power cut may cost the last commits, never
+    # the file; to outlive that too, every commit would have to wait for the disk.
+    connection.execute("PRAGMA synchronous = NORMAL")
+    if version < VERSION:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(_CREATE)
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.execute("COMMIT")
+
+
+def _in_wal_mode(connection: sqlite3.Connection) -> str:
+    """Switch to WAL. SQLite does not wait its turn for this one, so processes that start together have to."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode("utf-8", "surrogatepass")  # see `store._encoded`

@@ -1,0 +1,119 @@
+"""The name of an answer: a hash of all that it depends on, and of no secret."""
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from hashlib import blake2b
+from inspect import unwrap
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic_core import to_jsonable_python
+
+from llms.store.file import StoreError
+from llms.typing import ChatType
+
+if TYPE_CHECKING:
+    from llms.base import LLM
+
+IRRELEVANT: dict[str, str] = {
+    "api_key": "who pays, not what is answered",
+    "generation_kwargs": "part of the options already",
+    "max_concurrency": "how many at once",
+    "n_gpu_layers": "where it is computed",
+    "n_parallel": "how many at once",
+    "n_threads": "how fast",
+    "price": "what it costs",
+    "timeout": "how long to wait",
+    "use_cache": "whether it is looked up",
+}
+"""Fields of models that do not change an answer, and why; every other field is part of the key. Secrets never are."""
+
+REVISION = 1
+"""Part of every key: raise it when a shipped model asks the same request otherwise, and old answers are not meant."""
+
+
+def key_of(llm: "LLM", chat: ChatType, options: Mapping[str, Any], generation: int) -> str:
+    """The key of one generation of one request.
+
+    Args:
+        llm: The model; its class, its name, the base URL in force and all its fields but the `IRRELEVANT` count.
+            A class of the user's own counts with its code, so that an edit is never answered from before it.
+        chat: What it is asked.
+        options: The runtime parameters that are set, as `LLM.options` coerced them. Here `1`, `1.0` and `True` are
+            three things: a request too many is better than a wrong answer.
+        generation: Which of the chat's generations, from 0.
+
+    Raises:
+        StoreError: If a part of it is not plain data.
+    """
+    cls: type = type(llm)
+    fields = {name: getattr(llm, name) for name in type(llm).model_fields if name not in IRRELEVANT}
+    if url := getattr(llm, "_url", None):
+        fields["base_url"] = url()
+    try:
+        request = _canonical([REVISION, _identity(cls), llm.model_name, fields, chat, options, generation])
+    except (TypeError, ValueError) as error:
+        raise StoreError(
+            f"A request to `{cls.__name__}` has no name in the store of answers, because a part of it is not "
+            f"plain data ({type(error).__name__}): make it so, or run with `use_cache=False`."
+        ) from None
+    return blake2b(request.encode(), digest_size=16).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case SecretStr() | SecretBytes():
+            return None
+        case BaseModel():
+            return {name: getattr(value, name) for name in type(value).model_fields}
+        case set() | frozenset():
+            return sorted(map(_canonical, value))
+        case Path() if value.exists():  # weights are trained again under the same name
+            return [str(value.absolute()), value.stat().st_size, value.stat().st_mtime_ns]
+        case _:
+            return to_jsonable_python(value)
+
+
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_plain).encode
+
+
+_LIBRARIES = {"llms", "prefect", "pydantic", "abc", "typing", "builtins"}
+"""Packages whose classes, and the functions they add to others, are nobody's to edit."""
+
+
+@lru_cache(maxsize=100)
+def _identity(cls: type) -> list[Any]:
+    """A shipped class by its name; one of the user's by its name and code, wherever it has been moved."""
+    ours = next((f"{each.__module__}.{each.__qualname__}" for each in cls.__mro__ if _package(each) == "llms"), None)
+    theirs = [each for each in cls.__mro__ if _package(each) not in _LIBRARIES]
+    return [ours, [[each.__qualname__, _code(each)] for each in theirs]]
+
+
+def _package(what: type | FunctionType) -> str:
+    return what.__module__.partition(".")[0]
+
+
+def _code(cls: type) -> list[Any]:
+    """What a class does: its functions as Python compiled them, without lines and comments, and its constants."""
+    found: list[Any] = []
+    for name, value in sorted(vars(cls).items()):
+        inner = next((getattr(value, each) for each in ("fget", "__func__", "func") if hasattr(value, each)), value)
+        function = unwrap(inner) if callable(inner) else None
+        if isinstance(function, FunctionType) and _package(function) not in _LIBRARIES:
+            defaults = [repr(function.__defaults__), repr(function.__kwdefaults__)]
+            found.append([name, _compiled(function.__code__), defaults])
+        elif not name.startswith("_") and isinstance(value, str | int | float | None):
+            found.append([name, value])
+    return found
+
+
+def _compiled(code: CodeType) -> list[Any]:
+    constants = [_compiled(each) if isinstance(each, CodeType) else _constant(each) for each in code.co_consts]
+    return [code.co_code.hex(), code.co_names, constants]
+
+
+def _constant(value: Any) -> str:
+    return repr(sorted(value, key=repr)) if isinstance(value, frozenset) else repr(value)  # a set has no order

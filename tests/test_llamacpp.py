@@ -1,0 +1,533 @@
+"""llama.cpp in this process: real weights, and random ones that keep to no structure of their own accord."""
+
+import gc
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import weakref
+from datetime import date
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from jsonschema import validate
+from pydantic import BaseModel, Field, ValidationError
+
+pytest.importorskip("llama_cpp")
+
+from llms import Fatal, LlamaCppLLM, Rejected, demo
+from llms.chat_template import spelled_out
+from llms.typing import ChatType, Usage
+
+CHAT: ChatType = [{"role": "user", "content": "What's the capital of Spain?"}]
+CHATS: list[ChatType] = [
+    [{"role": "user", "content": question}]
+    for question in (
+        "What's the capital of Spain?",
+        "Write a short story about a dragon that saves a princess from a tower.",
+        "What is 3 + 4?",
+        "Create a user profile for the following marathon",
+        "Write a poem about the sea.",
+        "What color is the sky?",
+    )
+] * 4
+WILD = {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+class User(BaseModel):
+    name: str
+    last_name: str
+    id: int
+
+
+class Grade(Enum):
+    A = "A"
+    B = "B"
+
+
+class Course(BaseModel):
+    title: str = Field(max_length=12)
+    grade: Grade | None = None
+
+
+class Student(BaseModel):
+    name: str = Field(pattern=r"^[A-Z][a-z]+$")
+    kind: Literal["full-time", "part-time"]
+    age: int = Field(ge=18, le=99)
+    passed: bool
+    courses: list[Course] = Field(min_length=1, max_length=2)
+    nickname: str | None = None
+
+
+class Coded(BaseModel):
+    code: str = Field(pattern=r"^\d{2}-.\D[^a]$")
+    either: str = Field(pattern="yes|no")
+    born: date
+
+
+PATTERNS = [
+    r"<name>(.*?)</name>.*?<grade>(.*?)</grade>",
+    r"^(\d{3})-(\d{4})$",
+    r"[\d.]{3}[[&~é]",
+    "(?:Ja|Nein|日本)!*",
+]
+
+
+@pytest.fixture(scope="module")
+def random_weights(tmp_path_factory) -> Path:
+    """The demo model with noise for weights."""
+    gguf = pytest.importorskip("gguf")
+    path = tmp_path_factory.mktemp("random") / "random.gguf"
+    shutil.copy(demo.GGUF, path)
+    rng = np.random.default_rng(0)
+    for tensor in gguf.GGUFReader(path, "r+").tensors:
+        noise = rng.normal(0, 0.1, tensor.shape[::-1]).astype(np.float32)
+        if tensor.tensor_type == gguf.GGMLQuantizationType.Q8_0:
+            tensor.data[:] = gguf.quantize(noise, tensor.tensor_type)
+        else:
+            tensor.data[:] = 1.0
+    return path
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(tmp_path_factory) -> Path:
+    """Noise for weights again, with the other kind of tokenizer, a start token, and no chat template."""
+    gguf = pytest.importorskip("gguf")
+    words = ["▁", "▁the", "▁dragon", "na", "me", '":', '▁"', "},", "é", "日", "▁1", "99"]
+    letters = [chr(at) for at in range(33, 127)]
+    special, raw = ["<unk>", "<s>", "</s>"], [f"<0x{byte:02X}>" for byte in range(256)]
+    tokens = [*special, *raw, *words, *letters]
+    kind = gguf.TokenType
+    path = tmp_path_factory.mktemp("sentencepiece") / "spm.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_vocab_size(len(tokens))
+    writer.add_context_length(512)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * 259 + [-float(at) for at in range(len(tokens) - 259)])
+    writer.add_token_types(
+        [kind.UNKNOWN, kind.CONTROL, kind.CONTROL] + [kind.BYTE] * 256 + [kind.NORMAL] * (len(tokens) - 259)
+    )
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(True)
+    rng = np.random.default_rng(0)
+    square = [
+        f"blk.0.{name}" for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    ]
+    for name, rows in {"token_embd": len(tokens), "output": len(tokens), **dict.fromkeys(square, 32)}.items():
+        writer.add_tensor(f"{name}.weight", rng.normal(0, 0.1, (rows, 32)).astype(np.float32))
+    for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
+        writer.add_tensor(f"{name}.weight", np.ones(32, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(params=["demo", "random_weights", "sentencepiece"])
+def model_path(request) -> Path:
+    return demo.GGUF if request.param == "demo" else request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def llm() -> LlamaCppLLM:
+    return LlamaCppLLM(model_path=demo.GGUF)
+
+
+def least(llm: LlamaCppLLM) -> int:
+    """The fewest tokens a text of this structure takes: the number that a refusal names."""
+    with pytest.raises(Fatal, match="`max_new_tokens` of") as refusal:
+        llm.generate([CHAT], max_new_tokens=1)
+    found = re.search(r"of (\d+) or more: 1 is too small", str(refusal.value))
+    assert found
+    return int(found[1])
+
+
+# ------------------------------------------------------------------------------------------------- the seed's own words
+
+
+SEED = [
+    """
+from pydantic import BaseModel
+
+class User(BaseModel):
+    name: str
+    last_name: str
+    id: int
+""",
+    """
+from llms import LlamaCppLLM
+
+llm = LlamaCppLLM(
+    model_path=model_path,  # (1): the document has a download here, and a comma behind the `#`
+    n_gpu_layers=-1,
+    n_ctx=1024,
+    structured_output={"format": "json", "schema": User},
+)
+llm.load()
+""",
+    """
+import json
+
+result = llm.generate(
+    [[{"role": "user", "content": "Create a user profile for the following marathon"}]],
+    max_new_tokens=50
+)
+
+json.loads(result[0][0])
+# {'name': 'Kathy', 'last_name': 'Smith', 'id': 4539210}
+""",
+    r"""
+pattern = r"<name>(.*?)</name>.*?<grade>(.*?)</grade>"
+
+llm=LlamaCppLLM(
+    model_path=model_path,
+    n_gpu_layers=-1,
+    n_ctx=1024,
+    structured_output={"format": "regex", "schema": pattern},
+)
+llm.load()
+
+result = llm.generate(
+    [[
+        {"role": "system", "content": "You are Simpsons' fans who loves assigning grades from A to E, where A is the best and E is the worst."},
+        {"role": "user", "content": "What's up with Homer Simpson?"}
+    ]],
+    max_new_tokens=200
+)
+""",  # noqa: E501
+    """
+import re
+match = re.search(pattern, result[0][0])
+
+if match:
+    name = match.group(1)
+    grade = match.group(2)
+    print(f"Name: {name}, Grade: {grade}")
+# Name: Homer Simpson, Grade: C+
+""",
+]
+
+
+def test_the_document(capsys):
+    """A profile that parses, and a grade for Homer Simpson."""
+    names: dict[str, Any] = {"model_path": str(demo.GGUF)}
+    for snippet in SEED[:3]:
+        exec(snippet, names)
+    profile = User.model_validate_json(names["result"][0][0])
+    assert profile.name and profile.last_name and profile.id
+    for snippet in SEED[3:]:
+        exec(snippet, names)
+    assert capsys.readouterr().out.startswith("Name: Homer Simpson, Grade: ")
+
+
+# ------------------------------------------------------------------------------------------------------- held to it
+
+
+@pytest.mark.parametrize("budget", [0, 30, 50, 120])
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.filterwarnings("ignore:Possible nested set")  # Python's own, about the plain bracket in a class
+def test_every_text_matches_its_pattern(pattern, budget, model_path):
+    llm = LlamaCppLLM(model_path=model_path, structured_output={"format": "regex", "schema": pattern})
+    outputs = llm.generate(CHATS[:6], 2, max_new_tokens=max(budget, least(llm)), seed=budget, **WILD)
+    texts = [text for output in outputs for text in output]
+    assert len(texts) == 12 and all(re.fullmatch(pattern, text or "") for text in texts), texts
+    assert {output.error for output in outputs} == {None} and {output.attempts for output in outputs} == {1}
+    assert {reason for output in outputs for reason in output.finish_reasons} == {"stop"}
+
+
+@pytest.mark.parametrize("budget", [0, 30, 50, 120])
+@pytest.mark.parametrize("shape", [User, Course, Student, Coded])
+def test_every_text_keeps_to_its_schema(shape, budget, model_path):
+    llm = LlamaCppLLM(model_path=model_path, structured_output={"format": "json", "schema": shape})
+    budget = max(budget, least(llm))
+    outputs = llm.generate(CHATS[:6], 2, max_new_tokens=budget, seed=budget, **WILD)
+    for output in outputs:
+        assert output.error is None and output.finish_reasons == ["stop"] * 2
+        for text in output:
+            shape.model_validate_json(text or "")
+
+
+def test_a_schema_of_ones_own(model_path):
+    schema = {
+        "type": "object",
+        "properties": {
+            "rating": {"type": "integer", "minimum": 1, "exclusiveMaximum": 6},
+            "tags": {"type": "array", "items": {"enum": ["a", 2, None]}, "maxItems": 3},
+            "pattern": {"type": "string", "maxLength": 3},
+        },
+        "required": ["rating"],
+        "additionalProperties": False,
+    }
+    llm = LlamaCppLLM(model_path=model_path, structured_output={"format": "json", "schema": schema})
+    for output in llm.generate(CHATS, max_new_tokens=40, **WILD):
+        assert output.error is None
+        validate(json.loads(output[0] or ""), schema)
+
+
+def test_what_no_automaton_can_say_is_checked_and_asked_again(random_weights):
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0}}, "required": ["n"]}
+    llm = LlamaCppLLM(model_path=random_weights, structured_output={"format": "json", "schema": schema})
+    outputs = llm.generate(CHATS, max_new_tokens=8, seed=1, **WILD)
+    assert {output.attempts for output in outputs} > {1}
+    for output in outputs:
+        assert output.error is None and json.loads(output[0] or "")["n"] >= 0
+    assert llm.generate(CHATS, max_new_tokens=8, seed=1, **WILD) == outputs
+    assert not any(output.error for output in llm.generate(CHATS, max_new_tokens=8, temperature=0))
+
+
+def test_what_never_comes_right_costs_its_own_chat_only():
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 10**30}}, "required": ["n"]}
+    llm = LlamaCppLLM(model_path=demo.GGUF, structured_output={"format": "json", "schema": schema})
+    (output,) = llm.generate([CHAT], 2, max_new_tokens=8)
+    assert output == [None, None] and output.finish_reasons == ["error", "error"] and output.attempts == 5
+    assert isinstance(output.error, Rejected) and "`$.n`" in str(output.error) and output.usage.output_tokens > 10
+
+
+def test_a_budget_that_is_too_small_is_refused_with_the_number_it_needs():
+    llm = LlamaCppLLM(model_path=demo.GGUF, structured_output={"schema": User})
+    needed = least(llm)
+    with pytest.raises(Fatal, match=f"of {needed} or more"):
+        llm.generate_outputs([CHAT], max_new_tokens=needed - 1)
+    User.model_validate_json(llm.generate([CHAT], max_new_tokens=needed)[0][0] or "")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [
+        ("(?=a)ab", "look-ahead"),
+        ("a(?!b)", "look-ahead"),
+        ("(?<!a)b", "look-behind"),
+        (r"(a|b)\1", r"a backreference \(`\\1`\)"),
+        ("(?P<x>a)(?P=x)", "a backreference"),
+        (r"\bword", "a word boundary"),
+        ("a^b", "cannot be compiled"),
+    ],
+)
+def test_a_pattern_that_cannot_be_kept_is_refused_by_name(pattern, why):
+    for structure in (
+        {"format": "regex", "schema": pattern},
+        {"format": "json", "schema": {"type": "string", "pattern": pattern}},
+    ):
+        with pytest.raises(Fatal, match=f"`structured_output`.*{why}"):
+            LlamaCppLLM(model_path=demo.GGUF, structured_output=structure).load()
+
+
+def test_what_is_no_pattern_at_all_is_refused():
+    with pytest.raises(Fatal, match=r"`a\(` is not a regular expression"):
+        LlamaCppLLM(model_path=demo.GGUF, structured_output={"format": "regex", "schema": "a("}).load()
+
+
+def test_a_schema_that_cannot_be_compiled_is_refused():
+    with pytest.raises(Fatal, match="`structured_output` cannot be compiled"):
+        LlamaCppLLM(model_path=demo.GGUF, structured_output={"schema": {"not": {"type": "string"}}}).load()
+
+
+def test_a_structure_has_an_end_of_its_own():
+    llm = LlamaCppLLM(model_path=demo.GGUF, structured_output={"schema": User})
+    with pytest.raises(Fatal, match="`stop` and `structured_output` exclude each other"):
+        llm.generate([CHAT], stop="}")
+
+
+# -------------------------------------------------------------------------------------------------------- many at once
+
+
+@pytest.mark.parametrize("structure", [None, {"format": "json", "schema": User.model_json_schema()}], ids=bool)
+def test_greedy_texts_are_the_same_alone_and_together(structure):
+    alone, together = (
+        LlamaCppLLM(model_path=demo.GGUF, n_parallel=parallel, n_batch=batch, structured_output=structure)
+        for parallel, batch in ((1, 512), (8, 64))
+    )
+    options = {"temperature": 0, "max_new_tokens": 60}
+    expected = [alone.generate([chat], **options)[0] for chat in CHATS]
+    assert together.generate(CHATS, **options) == expected == alone.generate(CHATS, **options)
+
+
+def test_a_seed_repeats_whatever_else_is_asked(llm):
+    first = llm.generate(CHATS, 2, seed=7, temperature=1.5, max_new_tokens=40)
+    assert llm.generate(CHATS, 2, seed=7, temperature=1.5, max_new_tokens=40) == first
+    assert llm.generate(CHATS[1:2], 2, seed=7, temperature=1.5, max_new_tokens=40) == first[1:2]
+    assert llm.generate(CHATS, 2, seed=8, temperature=1.5, max_new_tokens=40) != first
+    assert first[1][0] != first[1][1]
+    assert (
+        LlamaCppLLM(model_path=demo.GGUF, seed=7).generate(CHATS[1:2], 2, temperature=1.5, max_new_tokens=40)
+        == first[1:2]
+    )
+
+
+def test_without_a_seed_texts_differ(llm):
+    texts = {llm.generate(CHATS[1:2], temperature=1.5, max_new_tokens=40)[0][0] for _ in range(3)}
+    assert len(texts) == 3
+
+
+def test_from_many_threads(llm):
+    expected = llm.generate(CHATS, temperature=0, max_new_tokens=30)
+    found: dict[int, Any] = {}
+    ask = lambda at: found.update({at: llm.generate([CHATS[at]], temperature=0, max_new_tokens=30)[0]})  # noqa: E731
+    threads = [threading.Thread(target=ask, args=(at,)) for at in range(len(CHATS))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[at] for at in range(len(CHATS))] == expected
+
+
+def test_no_chats_and_no_generations(llm):
+    assert llm.generate([]) == [] == llm.get_last_hidden_state([])
+
+
+# ------------------------------------------------------------------------------------------------------- one at a time
+
+
+def test_a_start_token_is_there_once(sentencepiece):
+    engine = LlamaCppLLM(model_path=sentencepiece)._engine()
+    assert engine.template is None and engine.tokenize("<s>the dragon") == engine.tokenize("the dragon")
+    assert engine.tokenize("the dragon")[0] == 1 and engine.tokenize("the dragon").count(1) == 1
+
+
+def test_answers_and_says_what_it_cost(llm):
+    (output,) = llm.generate([CHAT], 2, temperature=0)
+    assert output == ["The capital of Spain is Madrid."] * 2
+    assert output.finish_reasons == ["stop", "stop"] and output.error is None and output.seconds > 0
+    assert output.usage == Usage(input_tokens=18, output_tokens=18)
+
+
+def test_a_text_is_cut_where_it_was_asked_to(llm):
+    (cut,) = llm.generate([CHAT], temperature=0, max_new_tokens=3)
+    assert cut.finish_reasons == ["length"] and cut.usage.output_tokens == 3
+    for stop in (" is", ["nowhere", "Spain is"], [" is Madrid", " is"]):
+        (stopped,) = llm.generate([CHAT], temperature=0, stop=stop)
+        assert stopped.finish_reasons == ["stop"] and (stopped[0] or "").rstrip() in "The capital of Spain"
+
+
+def test_sampling_options_do_what_they_say(llm):
+    story = CHATS[1:2]
+    free = {"temperature": 5.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_new_tokens": 30, "seed": 1}
+    greedy = llm.generate(story, temperature=0, max_new_tokens=30)
+    assert llm.generate(story, **free) != greedy
+    for narrow in ({"top_k": 1}, {"top_p": 0.001}, {"min_p": 1.0}):
+        assert llm.generate(story, **free | narrow) == greedy
+    count = {"temperature": 0, "max_new_tokens": 60}
+    tokens = lambda text: re.findall(r"\w+", text[0][0] or "")  # noqa: E731
+    plain = tokens(llm.generate(story, **count))
+    for against in ({"repetition_penalty": 1.5}, {"frequency_penalty": 2.0}, {"presence_penalty": 3.0}):
+        said = tokens(llm.generate(story, **count | against))
+        assert len(set(said)) / len(said) > len(set(plain)) / len(plain)
+
+
+def test_a_chat_that_is_too_long_costs_its_own_answer_only(llm):
+    outputs = llm.generate([CHAT, CHAT * 200, CHAT], temperature=0)
+    assert outputs[0] == outputs[2] == ["The capital of Spain is Madrid."]
+    assert outputs[1] == [None] and isinstance(outputs[1].error, Rejected) and "n_ctx=1024" in str(outputs[1].error)
+    with pytest.raises(Rejected, match="n_ctx=1024"):
+        llm.get_last_hidden_state([CHAT * 200])
+
+
+def test_a_chat_that_leaves_no_room_for_its_structure_is_rejected():
+    llm = LlamaCppLLM(model_path=demo.GGUF, n_ctx=32, structured_output={"schema": User})
+    (output,) = llm.generate([CHAT])
+    assert isinstance(output.error, Rejected) and "leaves 14" in str(output.error)
+
+
+def test_the_context_ends_a_text(random_weights):
+    llm = LlamaCppLLM(model_path=random_weights, n_ctx=64)
+    (output,) = llm.generate([CHAT], stop=None, **WILD)
+    assert sum((output.usage.input_tokens, output.usage.output_tokens)) <= 64
+
+
+def test_an_image_is_rejected_and_parts_of_text_are_joined(llm):
+    parts = [{"type": "text", "text": "What's the capital "}, {"type": "text", "text": "of Spain?"}]
+    image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    read, refused = llm.generate([[{"role": "user", "content": parts}], [{"role": "user", "content": [image]}]], seed=1)
+    assert read == ["The capital of Spain is Madrid."]
+    assert isinstance(refused.error, Rejected) and "image_url" in str(refused.error)
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ raise_exception('no system prompt, please') }}", "no system prompt, please"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+    ],
+)
+def test_a_template_may_refuse_a_chat_and_does_no_harm(template, why):
+    with pytest.raises(Rejected, match=f"chat template refuses this chat.*{why}"):
+        spelled_out(template, CHAT)
+
+
+def test_hidden_states_are_one_row_per_token(llm):
+    first, second, third = llm.get_last_hidden_states([CHAT, CHATS[1], CHAT])
+    assert first.shape == (18, 192) and first.dtype == np.float32 and len(second) > 18
+    assert np.allclose(first, third) and np.isfinite(second).all() and not np.allclose(first[0], first[1])
+
+
+# ----------------------------------------------------------------------------------------------------- coming and going
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    for ask in (lambda llm: llm.load(), lambda llm: llm.generate_outputs([CHAT])):
+        with pytest.raises(Fatal, match=r"no file `.*nowhere\.gguf`"):
+            ask(LlamaCppLLM(model_path=tmp_path / "nowhere.gguf"))
+
+
+def test_a_file_that_is_no_model_is_named(tmp_path):
+    (tmp_path / "text.gguf").write_text("not a model")
+    with pytest.raises(Fatal, match=r"cannot load `.*text\.gguf`"):
+        LlamaCppLLM(model_path=tmp_path / "text.gguf").load()
+
+
+@pytest.mark.parametrize("missing", ["llama_cpp", "outlines_core"])
+def test_a_missing_package_is_named_with_its_cure(missing, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    llm = LlamaCppLLM(model_path=demo.GGUF, n_ctx=77, structured_output={"schema": User})
+    with pytest.raises(Fatal, match=rf"`{missing}` package: `pip install 'distilflow\[llamacpp\]'`"):
+        llm.load()
+
+
+def test_the_name_is_the_files():
+    assert LlamaCppLLM(model_path="models/some.Q4_K_M.gguf").model_name == "some.Q4_K_M"
+    with pytest.raises(ValidationError, match="model_path"):
+        LlamaCppLLM()
+
+
+def test_unloaded_it_lets_go_of_its_memory_and_loads_again(llm):
+    engine = weakref.ref(llm._engine())
+    LlamaCppLLM(model_path=demo.GGUF, structured_output={"schema": User}).load()  # the same engine, and an automaton
+    llm.unload()
+    gc.collect()  # the tests before had errors, whose tracebacks hold on to it
+    assert engine() is None
+    assert llm.generate([CHAT], temperature=0) == [["The capital of Spain is Madrid."]]
+
+
+SCRIPT = """
+import sys, threading
+from llms import LlamaCppLLM
+llm = LlamaCppLLM(model_path=sys.argv[1], structured_output={"format": "regex", "schema": "[A-E][+-]?"})
+ask = lambda: llm.generate([[{"role": "user", "content": "Hi"}]] * 2000, max_new_tokens=9)
+if sys.argv[2] == "busy":
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(1)
+else:
+    assert len(llm.generate([[{"role": "user", "content": "Hi"}]])[0][0]) in (1, 2)
+    llm.get_last_hidden_state([[{"role": "user", "content": "Hi"}]])
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("how", ["idle", "busy"])
+def test_the_process_ends_without_a_word(how):
+    done = subprocess.run([sys.executable, "-c", SCRIPT, demo.GGUF, how], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
