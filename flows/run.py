@@ -17,7 +17,7 @@ from flows.errors import Refused, RunFailed
 from flows.executor import Executor
 from flows.graph import Graph
 from flows.run_folder import RunFolder
-from llms import Fatal, loop
+from llms import AsyncLLM, Fatal, loop
 from llms.models import secrets
 from tasks import Step, Task
 from tasks.typing import Failure, Outcome
@@ -139,6 +139,11 @@ class Run:
             "parameters": self.parameters,
             "steps": {step.name: _described(step) for step in self.graph.steps},
             "edges": self.graph.edges,
+            "limits": {
+                step.name: step.llm.limits()
+                for step in self.graph.steps
+                if isinstance(step, Task) and isinstance(step.llm, AsyncLLM)
+            },
         }
         self._folder.close(facts, self.summary)
 

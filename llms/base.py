@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, final, get_type_hints
 
 from prefect.blocks.core import Block
@@ -141,11 +141,27 @@ class AsyncLLM(LLM, ABC):
     A subclass gives `model_name` and `agenerate`; concurrency, retries, order and errors are done here.
     """
 
-    max_concurrency: int = Field(default=500, gt=0, description="Requests in flight at once, at most.")
+    max_concurrency: int = Field(
+        default=500, gt=0, description="Requests in flight at once, at most; how many is found out as it goes."
+    )
+    requests_per_minute: int | None = Field(
+        default=None, gt=0, description="Requests a minute, at most; found out when empty."
+    )
+    tokens_per_minute: int | None = Field(
+        default=None, gt=0, description="Tokens a minute, at most; found out when empty."
+    )
 
     @abstractmethod
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat `num_generations` times."""
+
+    def account(self) -> Hashable:
+        """What shares a provider's limits: equal for models whose requests are counted together."""
+        return (type(self).__qualname__, self.model_name)
+
+    def limits(self) -> dict[str, Any]:
+        """How many requests went out at once, what the provider refused, and how the limit moved."""
+        return loop.run(engine.limits(self))
 
     @final
     def generate(self, inputs: list[ChatType], num_generations: int = 1, **kwargs: Any) -> list[GenerateOutput]:

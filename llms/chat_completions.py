@@ -8,6 +8,7 @@ import json
 import math
 import re
 import time
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Annotated, Any
@@ -102,7 +103,7 @@ async def _complete(url: str, headers: dict[str, str], body: dict[str, Any], tim
         raise Transient(
             f"`{url}` answered no completion: {message}", status=200, code=code, request_id=request_id
         ) from None
-    output.seconds = seconds
+    output.seconds, output.headers = seconds, _rates(response.headers)
     return output
 
 
@@ -163,7 +164,13 @@ def failure(status: int, headers: dict[str, str], text: str, url: str) -> LLMErr
         code=code,
         request_id=folded.get("x-request-id"),
         retry_after=_retry_after(folded),
+        headers=_rates(folded),
     )
+
+
+def _rates(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that tell of rate limits, names in lower case."""
+    return {name.lower(): value for name, value in headers.items() if "ratelimit" in name.lower()}
 
 
 def _said(text: str) -> tuple[str, str | None]:

@@ -4,10 +4,10 @@ import asyncio
 import random
 import time
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from llms import loop
 from llms.errors import Fatal, LLMError, Rejected, Throttled, Transient
+from llms.limiter import Limiter, limiter_of
 from llms.recall import Recall
 from llms.typing import ChatType, GenerateOutput
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 ATTEMPTS = 5
 """How often a request is sent when the weather is bad."""
 
-PATIENCE = 600.0
-"""Seconds a request waits in all between its attempts."""
+REFUSALS = 50
+"""How often a provider may ask one request for patience; the limiter waits in between."""
 
-_places: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Any, ...], asyncio.Semaphore]] = WeakKeyDictionary()
+PATIENCE = 600.0
+"""Seconds a request waits in all between attempts in bad weather."""
 
 
 async def answer_all(
@@ -73,41 +74,58 @@ async def answer(llm: "AsyncLLM", chat: ChatType, num_generations: int, options:
     Raises:
         Fatal: If no request can work.
     """
-    attempts, storms, waited = 0, 0, 0.0
+    limiter = _limiter(llm)
+    attempts, refusals, storms, waited = 0, 0, 0, 0.0
     while True:
         attempts += 1
-        try:
-            async with _place(llm):
-                started = time.perf_counter()
-                output = GenerateOutput.of(await llm.agenerate(chat, num_generations, **options))
-            if len(output) != num_generations:
-                raise Rejected(f"{len(output)} generations came where {num_generations} were asked for.")
-            output.cost = llm.cost(output.usage)
-            output.seconds = output.seconds or time.perf_counter() - started
-            output.attempts = attempts
-            return output
-        except Fatal:
-            raise
-        except Exception as error:
-            failure = error if isinstance(error, LLMError) else _classified(llm, error)
-        storms += isinstance(failure, Transient)  # a provider that asks for patience costs no attempt
-        again = isinstance(failure, Throttled) or (isinstance(failure, Transient) and storms < ATTEMPTS)
-        pause = failure.retry_after or random.uniform(0.5, 1.0) * min(30.0, 2.0 ** min(attempts, 9) / 4)
-        if not again or waited + pause > PATIENCE:
+        async with limiter.place() as place:
+            try:
+                output = await _asked(llm, chat, num_generations, options)
+                place.succeeded(tokens=output.usage.input_tokens + output.usage.output_tokens, headers=output.headers)
+                output.attempts, output.headers = attempts, None
+                return output
+            except Fatal:
+                raise
+            except Exception as error:
+                failure = error if isinstance(error, LLMError) else _classified(llm, error)
+            if isinstance(failure, Throttled):
+                place.throttled(failure.retry_after, failure.headers)
+            elif isinstance(failure, Transient):
+                place.failed()
+        if isinstance(failure, Throttled):  # the limiter makes it wait, and all others; it costs no attempt
+            refusals += 1
+            again, pause = refusals < REFUSALS, 0.0
+        else:
+            storms += isinstance(failure, Transient)
+            pause = failure.retry_after or random.uniform(0.5, 1.0) * min(30.0, 2.0**storms / 4)
+            again = isinstance(failure, Transient) and storms < ATTEMPTS and waited + pause <= PATIENCE
+        if not again:
             failure.attempts = attempts
             return GenerateOutput.failed(failure, num_generations)
         waited += pause
         await asyncio.sleep(pause)
 
 
+async def _asked(llm: "AsyncLLM", chat: ChatType, num_generations: int, options: dict[str, Any]) -> GenerateOutput:
+    started = time.perf_counter()
+    output = GenerateOutput.of(await llm.agenerate(chat, num_generations, **options))
+    if len(output) != num_generations:
+        raise Rejected(f"{len(output)} generations came where {num_generations} were asked for.")
+    output.cost = llm.cost(output.usage)
+    output.seconds = output.seconds or time.perf_counter() - started
+    return output
+
+
+async def limits(llm: "AsyncLLM") -> dict[str, Any]:
+    """What the limiter of this model has seen and done."""
+    return _limiter(llm).summary()
+
+
+def _limiter(llm: "AsyncLLM") -> Limiter:
+    return limiter_of(llm.account(), most=llm.max_concurrency, rpm=llm.requests_per_minute, tpm=llm.tokens_per_minute)
+
+
 def _classified(llm: "AsyncLLM", error: Exception) -> LLMError:
     """An exception nobody mapped: weather when it looks like weather, this request's own fault otherwise."""
     message = f"`{type(llm).__name__}`: {type(error).__name__}: {error}"
     return Transient(message) if isinstance(error, OSError | TimeoutError) else Rejected(message)
-
-
-def _place(llm: "AsyncLLM") -> asyncio.Semaphore:
-    """A place among the requests in flight, shared by equal models in this process."""
-    places = _places.setdefault(asyncio.get_running_loop(), {})
-    key = (type(llm), llm.model_name, getattr(llm, "base_url", None), llm.max_concurrency)
-    return places.setdefault(key, asyncio.Semaphore(llm.max_concurrency))

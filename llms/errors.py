@@ -7,6 +7,7 @@ LLMError
 └── Fatal       no request can work (key, balance, model, package): stop and say what to do
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -20,6 +21,7 @@ class LLMError(Exception):
         request_id: The provider's name for the request, for its support desk.
         retry_after: Seconds the provider asked us to wait.
         attempts: How often the request was sent.
+        headers: What the provider said of its rate limits, names in lower case.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class LLMError(Exception):
         request_id: str | None = None,
         retry_after: float | None = None,
         attempts: int = 1,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -39,6 +42,7 @@ class LLMError(Exception):
         self.request_id = request_id
         self.retry_after = retry_after
         self.attempts = attempts
+        self.headers = headers
 
     def __reduce__(self) -> Any:
         return (type(self), (self.message,), self.__dict__)

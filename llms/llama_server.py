@@ -61,6 +61,9 @@ class LlamaServerLLM(AsyncLLM, StructuredLLM):
         gt=0,
         description="Threads to compute with; llama.cpp's choice when empty, one for the demo model.",
     )
+    max_concurrency: int = Field(
+        default=32, gt=0, description="Chats sent to the server at once; the others wait here."
+    )
     timeout: float = Field(default=600.0, gt=0, description="Seconds to wait for one answer, its turn included.")
 
     class Options(ChatOptions):

@@ -2,6 +2,7 @@
 
 import os
 from abc import ABC
+from collections.abc import Hashable
 from typing import ClassVar
 
 from pydantic import Field, SecretStr
@@ -48,6 +49,10 @@ class RemoteLLM(AsyncLLM, ABC):
         if price is None and self._provider and self._url() == self._default_base_url:
             price = listed(self._provider, self.model)
         return price.of(usage) if price else None
+
+    def account(self) -> Hashable:
+        """The address, the key (its hash) and the model."""
+        return (self._url(), hash(self._key()), self.model)
 
     def _url(self) -> str:
         """The base URL in force, without a slash at its end."""

@@ -1,6 +1,6 @@
 """What goes into a model and what comes out: chats, generations, hidden states."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -66,6 +66,7 @@ class GenerateOutput(list[str | None]):
         seconds: How long the last attempt took.
         attempts: How often the request was sent.
         cached: Whether all of it came from the store, and nothing was asked or paid.
+        headers: What the provider said of its rate limits, names in lower case.
         error: Why there is no answer; `None` when there is one.
     """
 
@@ -80,6 +81,7 @@ class GenerateOutput(list[str | None]):
         seconds: float = 0.0,
         attempts: int = 1,
         cached: bool = False,
+        headers: Mapping[str, str] | None = None,
         error: LLMError | None = None,
     ) -> None:
         super().__init__(texts)
@@ -90,6 +92,7 @@ class GenerateOutput(list[str | None]):
         self.seconds = seconds
         self.attempts = attempts
         self.cached = cached
+        self.headers = headers
         self.error = error
 
     @classmethod

@@ -290,40 +290,51 @@ def test_the_sdk_would_have_retried_the_same_errors(status, wire):
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
-        (lambda: {"Retry-After": "7"}, 7),
+        (lambda: {"Retry-After": "1"}, 1),
         (lambda: {"Retry-After": "0.25"}, 0.25),
-        (lambda: {"retry-after-ms": "1500", "retry-after": "99"}, 1.5),
-        (lambda: {"Retry-After": formatdate(time.time() + 30, usegmt=True)}, pytest.approx(27, abs=3)),
+        (lambda: {"retry-after-ms": "250", "Retry-After": "60"}, 0.25),
+        (lambda: {"Retry-After": formatdate(time.time() + 2, usegmt=True)}, 1),
     ],
     ids=["seconds", "part of a second", "milliseconds", "date"],
 )
-def test_waits_as_long_as_it_is_asked_to_and_then_succeeds(headers, seconds, wire, pauses):
+def test_waits_as_long_as_it_is_asked_to_and_then_succeeds(headers, seconds, wire):
     wire.script(wire.Reply(said("slow down", "rate_limit_exceeded"), status=429, headers=headers()))
+    started = time.monotonic()
     (output,) = openai_llm(wire).generate([CHAT])
     assert output == ["Madrid."] and output.attempts == 2 and output.error is None
-    assert pauses == [seconds]
+    assert seconds <= time.monotonic() - started < seconds + 4
 
 
 @pytest.mark.parametrize("value", ["soon", "", "nan", "inf", "-1", "0", "Wed, 99 Foo 2026"])
-def test_nonsense_about_when_to_come_back_is_passed_over(value, wire, pauses):
+def test_nonsense_about_when_to_come_back_is_passed_over(value, wire):
     wire.script(wire.Reply(said("slow down", None), status=429, headers={"Retry-After": value}))
+    started = time.monotonic()
     (output,) = openai_llm(wire).generate([CHAT])
     assert output == ["Madrid."] and output.attempts == 2
-    assert 0 < pauses[0] < 60
+    assert time.monotonic() - started < 10
 
 
-def test_throttling_is_waited_out_however_often(wire, pauses):
-    wire.script(*[wire.Reply(said("slow down", None), status=429, headers={"Retry-After": "2"})] * 20)
+def test_throttling_is_waited_out_however_often(wire):
+    wire.script(*[wire.Reply(said("slow down", None), status=429, headers={"Retry-After": "0.02"})] * 20)
     (output,) = openai_llm(wire).generate([CHAT])
-    assert output == ["Madrid."] and output.attempts == 21 and pauses == [2] * 20
+    assert output == ["Madrid."] and output.attempts == 21
 
 
-def test_patience_ends(wire, pauses, monkeypatch):
-    monkeypatch.setattr(engine, "PATIENCE", 10)
-    wire.answer = lambda request: wire.Reply(said("slow down", None), status=429, headers={"Retry-After": "4"})
+def test_all_wait_when_one_is_refused(wire):
+    wire.script(wire.Reply(said("slow down", None), status=429, headers={"Retry-After": "1"}))
+    llm = openai_llm(wire)
+    outputs = llm.generate([CHAT] * 200)
+    assert all(output == ["Madrid."] for output in outputs)
+    known = llm.limits()
+    assert (known["admitted"], known["throttled"], known["episodes"]) == (201, 1, 1)
+    assert 1 <= known["seconds_paused"] < 2
+
+
+def test_patience_ends(wire, monkeypatch):
+    monkeypatch.setattr(engine, "REFUSALS", 3)
+    wire.answer = lambda request: wire.Reply(said("slow down", None), status=429, headers={"Retry-After": "0.02"})
     error = failure(wire)
-    assert isinstance(error, Throttled) and (error.status, error.attempts, error.retry_after) == (429, 3, 4)
-    assert pauses == [4, 4]
+    assert isinstance(error, Throttled) and (error.status, error.attempts, error.retry_after) == (429, 3, 0.02)
     harmless(error)
 
 
@@ -334,7 +345,7 @@ def test_patience_ends_with_a_broken_server_too(wire, pauses):
 
 
 def test_being_throttled_costs_no_attempt(wire):
-    throttled = wire.Reply(said("slow down", None), status=429)
+    throttled = wire.Reply(said("slow down", None), status=429, headers={"Retry-After": "0.02"})
     wire.script(*[throttled] * engine.ATTEMPTS, *[wire.Reply("", status=500)] * (engine.ATTEMPTS - 1))
     (output,) = openai_llm(wire).generate([CHAT])
     assert output == ["Madrid."] and output.attempts == 2 * engine.ATTEMPTS

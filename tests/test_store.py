@@ -21,9 +21,9 @@ from pydantic import Field, SecretStr
 
 import llms
 from llms import LLM, AsyncLLM, LlamaServerLLM, OpenAILLM, Rejected, store
-from llms.store import file as store_file
 from llms.models import models
 from llms.store import IRRELEVANT, StoredAnswer, StoreError, key_of
+from llms.store import file as store_file
 from llms.typing import ChatType, GenerateOutput, Usage
 
 for module in pkgutil.iter_modules(llms.__path__, "llms."):

@@ -25,6 +25,8 @@ IRRELEVANT: dict[str, str] = {
     "n_gpu_layers": "where it is computed",
     "n_parallel": "how many at once",
     "n_threads": "how fast",
+    "requests_per_minute": "how fast",
+    "tokens_per_minute": "how fast",
     "price": "what it costs",
     "timeout": "how long to wait",
     "use_cache": "whether it is looked up",
