@@ -3,21 +3,24 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 
 import prefect
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import PrefectException
 from prefect.futures import PrefectFuture
 from prefect.utilities.annotations import opaque
 
 from tasks import GeneratorStep, GlobalStep, Step
 from tasks.typing import Outcome, Row
 
-ROWS_IN_FLIGHT = 2_000
-"""Rows that may be anywhere between a source and the disk: what memory follows."""
+ROWS_IN_FLIGHT = 5_000
+"""Rows that may be anywhere between a source and the disk: what memory follows. Many, because one that takes ten
+seconds holds back all behind it, which keep their order, and a provider answers thousands meanwhile."""
 
-BATCHES_IN_FLIGHT = 32
-"""Batches that may be: each holds a thread per step."""
+BATCHES_IN_FLIGHT = 64
+"""Batches that may be unfinished: each holds a thread per step."""
 
 SMALLEST, LARGEST = 8, 1_000
 """Rows per batch when nobody says: few at first, so that rows show soon, then a twentieth of all before them."""
@@ -25,6 +28,15 @@ SMALLEST, LARGEST = 8, 1_000
 
 class Stopped(Exception):
     """The run is ending: this batch is not begun."""
+
+
+@dataclass
+class _Batch:
+    """A batch on its way: what each step makes of it, and the steps that are not done yet."""
+
+    size: int
+    made: dict[str, Outcome | PrefectFuture[Outcome]]
+    left: set[str]
 
 
 class Executor:
@@ -46,6 +58,8 @@ class Executor:
         self._finished = finished
         self._settled = settled
         self._stopping = threading.Event()
+        self._news = threading.Event()
+        self._broken: BaseException | None = None
         self._tasks: dict[str, prefect.Task[..., Outcome]] = {}
 
     def run(self, source: GeneratorStep, limit: int | None = None) -> None:
@@ -64,10 +78,12 @@ class Executor:
         """Send what `first` made through the steps after it, up to those that need all rows at once."""
         path = list(self._up_to_global(first))
         waiting = {step.name: (step, Outcome()) for each in path for step in self._globals(each)}
-        in_flight: deque[tuple[int, list[tuple[Step, Outcome | PrefectFuture[Outcome]]]]] = deque()
+        in_flight: deque[_Batch] = deque()
 
         def settle() -> None:
-            for step, made in in_flight.popleft()[1]:
+            batch = in_flight.popleft()
+            for step in path:
+                made = batch.made[step.name]
                 outcome = made if isinstance(made, Outcome) else made.result()
                 for each in self._globals(step):
                     waiting[each.name][1].rows.extend(outcome.rows)
@@ -75,20 +91,28 @@ class Executor:
 
         for number, outcome in enumerate(outcomes):
             size = len(outcome.rows)
-            while in_flight and (
-                len(in_flight) >= BATCHES_IN_FLIGHT or sum(each for each, _ in in_flight) + size > ROWS_IN_FLIGHT
-            ):
-                settle()
-            made: dict[str, Outcome | PrefectFuture[Outcome]] = {first.name: outcome}
+            while in_flight:
+                self._news.clear()
+                if self._broken:
+                    raise self._broken
+                if not in_flight[0].left or sum(batch.size for batch in in_flight) + size > ROWS_IN_FLIGHT:
+                    settle()
+                elif sum(bool(batch.left) for batch in in_flight) >= BATCHES_IN_FLIGHT:
+                    self._news.wait()
+                else:
+                    break
+            batch = _Batch(size, {first.name: outcome}, {step.name for step in path[1:]})
+            in_flight.append(batch)
             for before in path:
                 for step in self._after[before.name]:
                     if not isinstance(step, GlobalStep):
-                        made[step.name] = self._submit(step, made[before.name], number)
-            in_flight.append((size, [(step, made[step.name]) for step in path]))
+                        self._submit(step, batch.made[before.name], number, batch)
         while in_flight:
             settle()
         for step, gathered in waiting.values():
-            whole = self._submit(step, gathered, 0).result()
+            alone = _Batch(len(gathered.rows), {}, {step.name})
+            self._submit(step, gathered, 0, alone)
+            whole = alone.made[step.name].result()  # type: ignore[union-attr]
             self._settled(step, Outcome(failures=whole.failures, spending=whole.spending, seconds=whole.seconds))
             self._stream(step, (Outcome(rows) for rows in batches(iter(whole.rows))))
 
@@ -116,18 +140,22 @@ class Executor:
             yield outcome
             number += 1
 
-    def _submit(self, step: Step, before: "Outcome | PrefectFuture[Outcome]", number: int) -> PrefectFuture[Outcome]:
+    def _submit(self, step: Step, before: "Outcome | PrefectFuture[Outcome]", number: int, batch: _Batch) -> None:
         if step.name not in self._tasks:
             self._tasks[step.name] = step.task(guard=self._guard)
-        # `opaque`: Prefect looks for futures inside whatever it is handed; rows hold none, and there are many.
-        future = self._tasks[step.name].submit(opaque(before), number)
-        future.add_done_callback(lambda done: self._tell(step, done))
-        return future
 
-    def _tell(self, step: Step, future: PrefectFuture[Outcome]) -> None:
-        outcome = future.result(raise_on_failure=False)
-        if isinstance(outcome, Outcome):
-            self._finished(step, outcome)
+        def tell(done: PrefectFuture[Outcome]) -> None:
+            outcome = done.result(raise_on_failure=False)
+            if isinstance(outcome, Outcome):
+                self._finished(step, outcome)
+            elif not isinstance(outcome, Stopped | PrefectException):  # those only follow from another's
+                self._broken = self._broken or outcome
+            batch.left.discard(step.name)
+            self._news.set()
+
+        # `opaque`: Prefect looks for futures inside whatever it is handed; rows hold none, and there are many.
+        batch.made[step.name] = future = self._tasks[step.name].submit(opaque(before), number)
+        future.add_done_callback(tell)
 
     def _guard(self) -> None:
         if self._stopping.is_set():

@@ -3,6 +3,7 @@
 import json
 import platform
 import shutil
+import threading
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -39,6 +40,8 @@ class RunFolder:
             raise Refused(f"`{output}` holds something that is not a dataset of ours: choose another `output`.")
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
+        # pyarrow imports pandas, a second's work, with its first array: rather while the first answers are awaited
+        threading.Thread(target=pa.array, args=([None],), daemon=True).start()
         self._leaves = {leaf: Parts(self.partial / leaf) for leaf in leaves}
         self._errors: pq.ParquetWriter | None = None
 

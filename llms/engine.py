@@ -33,10 +33,11 @@ async def answer_all(
         look_up: Take from the store what was answered before; a chat that occurs twice is then asked once.
     """
     recall = await asyncio.to_thread(Recall, llm, chats, num_generations, options, look_up)
+    limiter = _limiter(llm)
 
     async def one(at: int) -> GenerateOutput:
         missing = recall.missing(at)
-        new = await answer(llm, chats[at], len(missing), options) if missing else GenerateOutput()
+        new = await answer(llm, limiter, chats[at], len(missing), options) if missing else GenerateOutput()
         return await recall.completed(at, new)
 
     requests: dict[object, asyncio.Task[GenerateOutput]] = {}
@@ -68,13 +69,14 @@ def answer_batch(
     return loop.run(completed())
 
 
-async def answer(llm: "AsyncLLM", chat: ChatType, num_generations: int, options: dict[str, Any]) -> GenerateOutput:
+async def answer(
+    llm: "AsyncLLM", limiter: Limiter, chat: ChatType, num_generations: int, options: dict[str, Any]
+) -> GenerateOutput:
     """Answer one chat, however many attempts it takes; a failure is an output that says why.
 
     Raises:
         Fatal: If no request can work.
     """
-    limiter = _limiter(llm)
     attempts, refusals, storms, waited = 0, 0, 0, 0.0
     while True:
         attempts += 1

@@ -56,8 +56,8 @@ class RemoteLLM(AsyncLLM, ABC):
 
     def _url(self) -> str:
         """The base URL in force, without a slash at its end."""
-        variable = os.getenv(self._base_url_env) if self._base_url_env else None
-        return (self.base_url or variable or self._default_base_url).rstrip("/")
+        url = self.base_url or (self._base_url_env and os.getenv(self._base_url_env)) or self._default_base_url
+        return url.rstrip("/")
 
     def _key(self) -> str:
         """The key in force; whoever calls this must not keep it."""

@@ -16,7 +16,8 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_names(cls, values: Any) -> Any:
-        if isinstance(values, dict) and cls.model_config.get("extra") == "forbid":
+        fits = not isinstance(values, dict) or values.keys() <= cls.model_fields.keys()
+        if not fits and cls.model_config.get("extra") == "forbid":
             known = [name for field in cls.model_fields.items() for name in spellings(*field)]
             for name in values.keys() - set(known) - {"block_type_slug"}:
                 raise ValueError(f"`{cls.__qualname__}` has no `{name}`: {nearest(name, known)}")

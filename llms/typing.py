@@ -1,7 +1,7 @@
 """What goes into a model and what comes out: chats, generations, hidden states."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -52,7 +52,12 @@ class Usage:
     reasoning_output_tokens: int = 0
 
     def __add__(self, other: "Usage") -> "Usage":
-        return Usage(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cache_read_input_tokens + other.cache_read_input_tokens,
+            self.reasoning_output_tokens + other.reasoning_output_tokens,
+        )
 
 
 class GenerateOutput(list[str | None]):

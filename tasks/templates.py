@@ -24,6 +24,7 @@ def render(template: str, columns: Mapping[str, Any]) -> str:
         raise ValueError(f"the template cannot be filled in: {error.message}.") from None
 
 
+@lru_cache(maxsize=256)
 def required(template: str) -> list[str]:
     """The columns a template cannot do without: all it names but those it tests with `is defined` or `default`."""
     tree = _environment.parse(template)

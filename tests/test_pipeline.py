@@ -330,7 +330,7 @@ class TestParameters:
     def test_the_flow_shows_them_as_a_form(self):
         schema = simple(["a"], llm=LlamaServerLLM()).flow.parameters.model_dump()
         text = json.dumps(schema)
-        assert schema["properties"].keys() == {"parameters", "output", "max_error_rate", "limit"}
+        assert schema["properties"].keys() == {"parameters", "output", "max_error_rate", "limit", "use_cache"}
         assert "How freely to sample" in text and "Answers per row" in text
         assert len(text) < 64_000
 

@@ -17,8 +17,10 @@ import random
 import subprocess
 import sys
 import time
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any
+from urllib.request import urlopen
 
 import aiohttp
 from aiohttp import web
@@ -86,7 +88,7 @@ async def serve(kind: str, burst: float, headers: bool) -> None:
     """Serve until the process is ended; the port is the first line that is printed."""
     server = Server(kind, burst, headers)
     application = web.Application()
-    application.add_routes([web.post("/", server.post), web.get("/", server.get)])
+    application.add_routes([web.post("/{path:.*}", server.post), web.get("/", server.get)])
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, backlog=2048).start()
@@ -130,17 +132,28 @@ async def ask(url: str, requests: int, limited: bool) -> dict[str, Any]:
     return result | ({"limiter": limiter.summary()} if limited else {})
 
 
-def measure(kind: str, arguments: argparse.Namespace, limited: bool) -> dict[str, Any]:
-    """Start a server of this kind, ask it, end it."""
-    command = [sys.executable, "-m", "tests.benchmarks.limiter", kind, "--serve", "--burst", str(arguments.burst)]
-    command += ["--headers"] * arguments.headers
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+@contextmanager
+def running(kind: str, burst: float = 1, headers: bool = False) -> Iterator[tuple[str, Callable[[], dict[str, int]]]]:
+    """A server of this kind in a process of its own: its address, and what it has counted so far."""
+    command = [sys.executable, "-m", "tests.benchmarks.limiter", kind, "--serve", "--burst", str(burst)]
+    with subprocess.Popen([*command, *["--headers"] * headers], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
-        port = int(server.stdout.readline())
+        url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+
+        def counts() -> dict[str, int]:
+            with urlopen(url) as response:
+                return json.load(response)
+
         try:
-            return asyncio.run(ask(f"http://127.0.0.1:{port}/", arguments.requests, limited))
+            yield url, counts
         finally:
             server.terminate()
+
+
+def measure(kind: str, arguments: argparse.Namespace, limited: bool) -> dict[str, Any]:
+    """Start a server of this kind, ask it, end it."""
+    with running(kind, arguments.burst, arguments.headers) as (url, _):
+        return asyncio.run(ask(url, arguments.requests, limited))
 
 
 def report(kind: str, arguments: argparse.Namespace) -> None:
