@@ -4,7 +4,9 @@ import argparse
 import json
 import logging
 import shlex
+import signal
 import sys
+from types import FrameType
 from typing import Any
 
 from prefect import Flow
@@ -31,19 +33,34 @@ def main(flow: "Flow[..., Distiset]", arguments: list[str] | None = None) -> Non
     given = _given(parser_of(flow), arguments)
     _hush_prefect()
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    interrupted = _interruptions()
     try:
         server.boot()
         with server.available():
             dataset = flow(**flow.validate_parameters(given))  # Prefect keeps what it is given: by now, no secrets
-    except MISTAKES as mistake:
-        errors.print(Text.assemble(("error: ", "bold red"), _sentence(mistake)))
-        for note in getattr(mistake, "__notes__", []):
+    except BaseException as error:
+        if interrupted:  # whatever Prefect made of it
+            errors.print("interrupted")
+            sys.exit(130)
+        if not isinstance(error, MISTAKES):
+            raise
+        errors.print(Text.assemble(("error: ", "bold red"), _sentence(error)))
+        for note in getattr(error, "__notes__", []):
             errors.print(Text(note))
-        sys.exit(1 if isinstance(mistake, RunFailed | Fatal) else 2)
-    except KeyboardInterrupt:
-        errors.print("interrupted")
-        sys.exit(130)
+        sys.exit(1 if isinstance(error, RunFailed | Fatal) else 2)
     show(dataset)
+
+
+def _interruptions() -> list[int]:
+    """A list that gets longer with every Ctrl-C, which goes on to interrupt as ever."""
+    seen: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    return seen
 
 
 def parser_of(flow: "Flow[..., Any]") -> argparse.ArgumentParser:

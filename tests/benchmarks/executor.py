@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,8 @@ def measure(rows: int) -> dict[str, float]:
         bare = time.process_time()
         llm, task = Instant(), TextGeneration(llm=Instant())
         with data.open() as file:
-            chats = [task.format_input(json.loads(line)) for line in file]
-        for at in range(0, rows, 500):
-            llm.generate(chats[at : at + 500])
+            while lines := list(islice(file, 500)):
+                llm.generate([task.format_input(json.loads(line)) for line in lines])
         bare = time.process_time() - bare
     return {
         "rows": rows,
