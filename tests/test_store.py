@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from inspect import isabstract
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import Field, SecretStr
 
 import llms
-from llms import LLM, AsyncLLM, LlamaServerLLM, OpenAILLM, Rejected, store
+from llms import LLM, AsyncLLM, Fatal, LlamaServerLLM, OpenAILLM, Rejected, store
 from llms.models import models
 from llms.store import IRRELEVANT, StoredAnswer, StoreError, key_of
 from llms.store import file as store_file
@@ -526,3 +526,72 @@ def test_the_command_says_what_is_wrong(file: Path) -> None:
     file.write_text("nonsense" * 1000)
     broken = command()
     assert broken.returncode == 1 and "is no database" in broken.stderr and "Traceback" not in broken.stderr
+
+
+class Counting(AsyncLLM):
+    """Numbers its answers."""
+
+    asked: ClassVar[list[Any]] = []
+
+    @property
+    def model_name(self) -> str:
+        return "counting"
+
+    async def agenerate(self, input, num_generations=1, temperature: float = 1.0, seed: int | None = None):
+        self.asked.append((input, num_generations))
+        return [f"{input[-1]['content']} {len(self.asked)}.{number}" for number in range(num_generations)]
+
+
+@pytest.fixture
+def counting() -> Counting:
+    Counting.asked.clear()
+    return Counting()
+
+
+def ask(llm: LLM, *texts: str, n: int = 1, **options: Any) -> list[list[str | None]]:
+    return [
+        list(each) for each in llm.generate_outputs([[{"role": "user", "content": t}] for t in texts], n, **options)
+    ]
+
+
+def test_what_was_answered_is_not_asked_again(counting):
+    first = ask(counting, "a", "b")
+    assert ask(counting, "b", "a", "c")[:2] == first[::-1] and len(counting.asked) == 3
+    again = counting.generate_outputs([[{"role": "user", "content": "a"}]])[0]
+    assert again.cached and len(counting.asked) == 3
+
+
+def test_equal_chats_of_a_batch_are_asked_once(counting):
+    assert len({tuple(each) for each in ask(counting, "a", "a", "a")}) == 1 and len(counting.asked) == 1
+
+
+def test_only_the_missing_generations_are_asked_for(counting):
+    [two] = ask(counting, "a", n=2)
+    [four] = ask(counting, "a", n=4)
+    assert four[:2] == two and [count for _, count in counting.asked] == [2, 2]
+    ask(counting, "s", n=1, seed=1)
+    ask(counting, "s", n=2, seed=1)
+    assert [count for _, count in counting.asked][2:] == [1, 2]  # of a seed, the second one alone would be the first
+
+
+def test_without_the_cache_all_is_asked_and_stored(counting):
+    anew = counting.model_copy(update={"use_cache": False})
+    ask(anew, "a", "a")
+    assert ask(anew, "a") and len(counting.asked) == 3
+    assert ask(counting, "a") == [["a 3.0"]] and len(counting.asked) == 3
+
+
+def test_a_call_of_generate_always_asks_and_is_stored(counting):
+    chat = [{"role": "user", "content": "a"}]
+    counting.generate([chat])
+    counting.generate([chat])
+    assert len(counting.asked) == 2 and ask(counting, "a") == [["a 2.0"]]
+
+
+def test_a_store_that_is_no_database_stops_the_run_or_not_as_the_user_says(counting, caplog):
+    store.path().parent.mkdir(parents=True, exist_ok=True)
+    store.path().write_text("my shopping list")
+    with pytest.raises(Fatal, match="is no database.*use_cache=False"):
+        ask(counting, "a")
+    assert ask(counting.model_copy(update={"use_cache": False}), "a") == [["a 1.0"]]
+    assert "Answers are not stored" in caplog.text and store.path().read_text() == "my shopping list"
