@@ -3,6 +3,8 @@
 import asyncio
 import random
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llms import loop
@@ -36,9 +38,9 @@ async def answer_all(
     limiter = _limiter(llm)
 
     async def one(at: int) -> GenerateOutput:
-        missing = recall.missing(at)
-        new = await answer(llm, limiter, chats[at], len(missing), options) if missing else GenerateOutput()
-        return await recall.completed(at, new)
+        if missing := recall.missing(at):
+            return await answer(llm, limiter, chats[at], len(missing), options, partial(recall.completed, at))
+        return await recall.completed(at, GenerateOutput())
 
     requests: dict[object, asyncio.Task[GenerateOutput]] = {}
     try:
@@ -70,9 +72,18 @@ def answer_batch(
 
 
 async def answer(
-    llm: "AsyncLLM", limiter: Limiter, chat: ChatType, num_generations: int, options: dict[str, Any]
+    llm: "AsyncLLM",
+    limiter: Limiter,
+    chat: ChatType,
+    num_generations: int,
+    options: dict[str, Any],
+    keep: Callable[[GenerateOutput], Awaitable[GenerateOutput]],
 ) -> GenerateOutput:
     """Answer one chat, however many attempts it takes; a failure is an output that says why.
+
+    Args:
+        keep: Makes an answer durable. It is awaited before another request takes this one's place, so that no more
+            than the requests in flight are ever without their answer on disk.
 
     Raises:
         Fatal: If no request can work.
@@ -83,13 +94,14 @@ async def answer(
         async with limiter.place() as place:
             try:
                 output = await _asked(llm, chat, num_generations, options)
-                place.succeeded(tokens=output.usage.input_tokens + output.usage.output_tokens, headers=output.headers)
-                output.attempts, output.headers = attempts, None
-                return output
             except Fatal:
                 raise
             except Exception as error:
                 failure = error if isinstance(error, LLMError) else _classified(llm, error)
+            else:
+                place.succeeded(tokens=output.usage.input_tokens + output.usage.output_tokens, headers=output.headers)
+                output.attempts, output.headers = attempts, None
+                return await keep(output)
             if isinstance(failure, Throttled):
                 place.throttled(failure.retry_after, failure.headers)
             elif isinstance(failure, Transient):

@@ -688,14 +688,14 @@ llm = OpenAILLM(model="m", base_url=sys.argv[1], api_key="k", timeout=5)
 def ask(text):
     return llm.generate([[{"role": "user", "content": text}]])[0][0]
 
-print(ask("parent"))
+print(ask("parent"), flush=True)
 if not (child := os.fork()):
     print(ask("child"), flush=True)
     gc.collect()
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
 with multiprocessing.get_context("fork").Pool(2) as pool:
-    print(*pool.map(ask, ["one", "two"]))
+    print(*pool.map(ask, ["one", "two"]), flush=True)
 print(ask("parent again"))
 """
 
