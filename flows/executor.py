@@ -94,6 +94,8 @@ class Executor:
             while in_flight:
                 self._news.clear()
                 if self._broken:
+                    while in_flight and not in_flight[0].left:
+                        settle()  # what is done is kept, up to the batch that broke, which raises
                     raise self._broken
                 if not in_flight[0].left or sum(batch.size for batch in in_flight) + size > ROWS_IN_FLIGHT:
                     settle()
