@@ -79,9 +79,8 @@ def parser_of(flow: "Flow[..., Any]") -> argparse.ArgumentParser:
                 "--param", action="append", metavar="STEP.NAME=VALUE", help=f"{about} Repeatable."
             )
             option.dest = name
-        elif (
-            schema.get("type") == "boolean" and schema.get("default") is True
-        ):  # `use_cache`: `--no-cache` turns it off
+        elif schema.get("type") == "boolean" and schema.get("default") is True:
+            # `use_cache`: `--no-cache` turns it off
             switch = f"--no-{name.removeprefix('use_').replace('_', '-')}"
             parser.add_argument(switch, dest=name, action="store_false", help=f"Off: {about}")
         else:

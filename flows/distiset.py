@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field
 
-from tasks.typing import Spending
+from tasks.typing import Spending, dollars
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -50,7 +50,7 @@ class ModelSummary(BaseModel):
         self.requests += spending.requests
         self.cached += spending.cached
         self.seconds += spending.seconds
-        self.cost = None if self.cost is None or spending.cost is None else self.cost + spending.cost
+        self.cost = dollars(self.cost, spending.cost)
         for name, tokens in asdict(spending.usage).items():
             setattr(self, name, getattr(self, name) + tokens)
 

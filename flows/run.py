@@ -20,7 +20,7 @@ from flows.run_folder import RunFolder
 from llms import AsyncLLM, Fatal, loop
 from llms.models import secrets
 from tasks import Step, Task
-from tasks.typing import Failure, Outcome
+from tasks.typing import Failure, Outcome, dollars
 
 ENOUGH_FAILURES = 10
 """Failures in a step before their share may end the run."""
@@ -105,7 +105,7 @@ class Run:
             whole = self.summary
             whole.input_tokens += spending.usage.input_tokens
             whole.output_tokens += spending.usage.output_tokens
-            whole.cost = None if whole.cost is None or spending.cost is None else whole.cost + spending.cost
+            whole.cost = dollars(whole.cost, spending.cost)
         self.summary.failures += len(outcome.failures)
         self._folder.fail(outcome.failures)
         if leaf := self._leaves.get(step.name):

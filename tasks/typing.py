@@ -6,7 +6,7 @@ from typing import Any
 
 from llms.typing import ChatType, GenerateOutput, Usage
 
-__all__ = ["ChatType", "Failure", "Outcome", "Row", "RowsFailed", "Spending"]
+__all__ = ["ChatType", "Failure", "Outcome", "Row", "RowsFailed", "Spending", "dollars"]
 
 
 class Row(dict[str, Any]):
@@ -82,9 +82,14 @@ class Spending:
             self.requests + other.requests,
             self.cached + other.cached,
             self.usage + other.usage,
-            None if self.cost is None or other.cost is None else self.cost + other.cost,
+            dollars(self.cost, other.cost),
             self.seconds + other.seconds,
         )
+
+
+def dollars(one: float | None, other: float | None) -> float | None:
+    """Two costs together: not known when one of them is not."""
+    return None if one is None or other is None else one + other
 
 
 @dataclass
