@@ -1,25 +1,54 @@
 """Language models as Prefect blocks: configuration that turns chats into texts."""
 
+from llms.anthropic import AnthropicLLM
+from llms.anyscale import AnyscaleLLM
+from llms.azure import AzureOpenAILLM
 from llms.base import LLM, AsyncLLM, StructuredLLM
-from llms.errors import Fatal, LLMError, Rejected, Throttled, Transient
+from llms.cohere import CohereLLM
+from llms.errors import Drained, Fatal, LLMError, Rejected, Throttled, Transient
+from llms.groq import GroqLLM
+from llms.inference_endpoints import InferenceEndpointsLLM
+from llms.litellm import LiteLLM
 from llms.llama_server import LlamaServerLLM
 from llms.llamacpp import LlamaCppLLM
+from llms.mistral import MistralLLM
 from llms.models import AnyLLM
+from llms.ollama import OllamaLLM
 from llms.openai import OpenAILLM
+from llms.prices import Price
 from llms.remote import RemoteLLM
+from llms.together import TogetherLLM
+from llms.transformers import TransformersLLM
+from llms.vertexai import VertexAILLM
+from llms.vllm import vLLM
 
 __all__ = [
     "LLM",
+    "AnthropicLLM",
     "AnyLLM",
+    "AnyscaleLLM",
     "AsyncLLM",
+    "AzureOpenAILLM",
+    "CohereLLM",
+    "Drained",
     "Fatal",
+    "GroqLLM",
+    "InferenceEndpointsLLM",
     "LLMError",
+    "LiteLLM",
     "LlamaCppLLM",
     "LlamaServerLLM",
+    "MistralLLM",
+    "OllamaLLM",
     "OpenAILLM",
+    "Price",
     "Rejected",
     "RemoteLLM",
     "StructuredLLM",
     "Throttled",
+    "TogetherLLM",
+    "TransformersLLM",
     "Transient",
+    "VertexAILLM",
+    "vLLM",
 ]

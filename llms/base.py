@@ -2,17 +2,32 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, ClassVar, final, get_type_hints
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self, final, get_type_hints
 
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-from llms import engine, loop
-from llms.errors import Fatal, LLMError, Rejected
+from llms import engine, forms, loop, request
+from llms.errors import Drained, Fatal, LLMError, Rejected
 from llms.strict import Strict, explain
 from llms.structured import StructuredOutput
-from llms.typing import ChatType, GenerateOutput, HiddenState, Usage
+from llms.typing import ChatType, FormattedInput, GenerateOutput, HiddenState, StructuredOutputType, Usage
+
+
+def _without_none(options: dict[str, Any]) -> dict[str, Any]:
+    """What was given: a form says `None` of the options that nobody filled in."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 class _Load:
@@ -40,7 +55,7 @@ class LLM(Strict, Block, ABC):
     use_cache: bool = Field(
         default=True, description="Take answers that are in the store already; new ones are stored either way."
     )
-    generation_kwargs: dict[str, Any] = Field(
+    generation_kwargs: Annotated[dict[str, Any], AfterValidator(_without_none)] = Field(
         default_factory=dict, description="Runtime parameters used wherever a call gives none of its own."
     )
 
@@ -55,6 +70,10 @@ class LLM(Strict, Block, ABC):
         own = vars(cls).get("agenerate", vars(cls).get("generate"))
         if own and "Options" not in vars(cls) and not getattr(own, "__isabstractmethod__", False):
             cls.Options = _options_of(cls, own)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return forms.form(core, cls.Options, handler)
 
     @property
     @abstractmethod
@@ -102,10 +121,24 @@ class LLM(Strict, Block, ABC):
         except ValidationError as error:
             raise Fatal(f"Runtime parameters of `{type(self).__name__}`: {explain(error)}") from None
 
-    def generate_outputs(self, inputs: list[ChatType], num_generations: int = 1, **kwargs: Any) -> list[GenerateOutput]:
+    def held_to(self, structured_output: Any) -> Self:
+        """This model, its texts held to a structure.
+
+        Raises:
+            Fatal: If it cannot be held to any.
+            Rejected: If it cannot be held to this one.
+        """
+        raise Fatal(f"`{type(self).__name__}` cannot be held to a `structured_output`.")
+
+    def generate_outputs(
+        self, inputs: Sequence[FormattedInput], num_generations: int = 1, **kwargs: Any
+    ) -> list[GenerateOutput]:
         """What a `Task` calls: `generate` with `generation_kwargs`, where one bad chat costs only its own answer.
 
         What is in the store already is not asked again, unless `use_cache` is off.
+
+        Args:
+            inputs: Chats, or pairs of a chat and the `structured_output` its answer is held to.
 
         Returns:
             One output per chat, in order; a chat that failed has `None` texts and its `error`.
@@ -113,8 +146,32 @@ class LLM(Strict, Block, ABC):
         Raises:
             Fatal: If no request can work.
         """
+        return self._answered(inputs, num_generations, kwargs, look_up=self.use_cache)
+
+    def _answered(
+        self, inputs: Sequence[FormattedInput], num_generations: int, kwargs: dict[str, Any], look_up: bool
+    ) -> list[GenerateOutput]:
         options = self.options(kwargs).model_dump(exclude_unset=True)
-        return engine.answer_batch(self, inputs, num_generations, options)
+        models: dict[str, Self] = {}
+        requests: dict[int, tuple[Self, ChatType]] = {}
+        outputs: dict[int, GenerateOutput] = {}
+        for at, given in enumerate(inputs):
+            chat, structure = given if isinstance(given, tuple) else (given, None)
+            name = f"{structure}"
+            try:
+                models[name] = models.get(name) or (self if structure is None else self.held_to(structure))
+            except Rejected as error:
+                outputs[at] = GenerateOutput.failed(error, num_generations)
+            else:
+                requests[at] = (models[name], chat)
+        answers = self._answers(list(requests.values()), num_generations, options, look_up)
+        outputs |= zip(requests, answers, strict=True)
+        return [outputs[at] for at in range(len(inputs))]
+
+    def _answers(
+        self, requests: Sequence[tuple[Any, ChatType]], num_generations: int, options: dict[str, Any], look_up: bool
+    ) -> list[GenerateOutput]:
+        return engine.answer_batch(requests, num_generations, options, look_up)
 
     def generate_isolated(
         self, inputs: list[ChatType], num_generations: int, options: dict[str, Any]
@@ -150,6 +207,18 @@ class AsyncLLM(LLM, ABC):
     tokens_per_minute: int | None = Field(
         default=None, gt=0, description="Tokens a minute, at most; found out when empty."
     )
+    deadline: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds one answer may take from its first request on, further attempts included.",
+    )
+
+    shared_limit: str | None = Field(
+        default=None, description="A global concurrency limit of Prefect that all processes keep to together."
+    )
+
+    generations_at_once: ClassVar[int | None] = None
+    """How many generations one request can bring; any number when `None`."""
 
     @abstractmethod
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
@@ -161,13 +230,18 @@ class AsyncLLM(LLM, ABC):
 
     def limits(self) -> dict[str, Any]:
         """How many requests went out at once, what the provider refused, and how the limit moved."""
-        return loop.run(engine.limits(self))
+        return loop.run(_summary(self))
 
     @final
-    def generate(self, inputs: list[ChatType], num_generations: int = 1, **kwargs: Any) -> list[GenerateOutput]:
+    def generate(
+        self, inputs: Sequence[FormattedInput], num_generations: int = 1, **kwargs: Any
+    ) -> list[GenerateOutput]:
         """Answer every chat, concurrently and in order, from a script, a notebook or a running event loop.
 
         Every call asks; what comes is in the store before it is returned.
+
+        Args:
+            inputs: Chats, or pairs of a chat and the `structured_output` its answer is held to.
 
         Returns:
             One output per chat; a chat that failed has `None` texts and its `error`.
@@ -175,27 +249,54 @@ class AsyncLLM(LLM, ABC):
         Raises:
             Fatal: If no request can work: a missing key, an unknown model, a misspelt parameter.
         """
-        return self._answer(inputs, num_generations, kwargs, look_up=False)
+        return self._answered(inputs, num_generations, kwargs, look_up=False)
 
-    @final
-    def generate_outputs(self, inputs: list[ChatType], num_generations: int = 1, **kwargs: Any) -> list[GenerateOutput]:
-        """What a `Task` calls: the same as `generate`, but what is in the store already is not asked again."""
-        return self._answer(inputs, num_generations, kwargs, look_up=self.use_cache)
-
-    def _answer(
-        self, inputs: list[ChatType], num_generations: int, kwargs: dict[str, Any], look_up: bool
+    def _answers(
+        self, requests: Sequence[tuple[Any, ChatType]], num_generations: int, options: dict[str, Any], look_up: bool
     ) -> list[GenerateOutput]:
-        options = self.options(kwargs).model_dump(exclude_unset=True)
         self.ready()
-        return loop.run(engine.answer_all(self, inputs, num_generations, options, look_up))
+        try:
+            return loop.run(engine.answer_all(requests, num_generations, options, look_up))
+        except Drained:
+            raise
+        except Fatal:
+            loop.give_up()  # other batches of the run, which cannot work either
+            raise
 
 
 class StructuredLLM(LLM, ABC):
     """A model that can be held to a JSON schema or a pattern."""
 
     structured_output: StructuredOutput | None = Field(
-        default=None, description="JSON schema or regular expression that every text must match."
+        default=None,
+        title="Structured Output",
+        description="JSON schema or regular expression that every text must match.",
     )
+    max_schema_retries: int = Field(
+        default=2, ge=0, description="How often a text that does not keep to `structured_output` is asked for again."
+    )
+
+    def held_to(self, structured_output: Any) -> Self:
+        """This model, its texts held to a structure, however that is written.
+
+        Raises:
+            Rejected: If it is no structure, or one that this model cannot be held to.
+        """
+        try:
+            held = self.model_copy(update={"structured_output": _structures.validate_python(structured_output)})
+            held.ready()
+        except ValidationError as error:
+            raise Rejected(f"`structured_output`: {explain(error)}", attempts=0) from None
+        except Fatal as error:
+            raise Rejected(error.message, attempts=0) from None
+        return held
+
+
+_structures: TypeAdapter[StructuredOutputType] = TypeAdapter(StructuredOutput)
+
+
+async def _summary(llm: AsyncLLM) -> dict[str, Any]:
+    return request.limiter(llm).summary()
 
 
 def _options_of(cls: type[LLM], generate: Callable[..., Any]) -> type[Strict]:

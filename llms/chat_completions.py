@@ -5,11 +5,9 @@ through the SDK and compares.
 """
 
 import json
-import math
 import re
 import time
-from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -19,20 +17,23 @@ import aiohttp
 from pydantic import BaseModel, BeforeValidator, Field
 
 from llms import loop
-from llms.base import StructuredLLM
-from llms.errors import Fatal, LLMError, Transient, from_status
+from llms.errors import Fatal, Transient
+from llms.replies import failure, rates, said
 from llms.strict import Strict
-from llms.typing import ChatType, FinishReason, GenerateOutput, Usage
+from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, TokenLogprob, Usage
 
 FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
     "eos": "stop",
+    "eos_token": "stop",
+    "stop_sequence": "stop",
     "length": "length",
     "model_length": "length",
     "content_filter": "content_filter",
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
     "error": "error",
+    "abort": "error",
 }
 """What servers say, in our one vocabulary."""
 
@@ -42,12 +43,47 @@ def _spelled_out(value: Any) -> Any:
     return {"type": {"json": "json_object"}.get(value, value)} if isinstance(value, str) else value
 
 
-ResponseFormat = Annotated[dict[str, Any], BeforeValidator(_spelled_out)]
+ResponseFormat = Annotated[
+    dict[str, Any] | None,
+    BeforeValidator(_spelled_out),
+    Field(description='`"json"` for any JSON object (say so in the prompt too), or the API\'s own dictionary.'),
+]
 """`"json"`, `"text"`, or the API's own dictionary."""
 
+Read = Callable[[Any, Mapping[str, str]], GenerateOutput]
+"""Makes an answer of a reply's JSON and its headers."""
 
-class ChatOptions(Strict):
-    """The sampling options of OpenAI's chat completions; what is unset is not sent."""
+MaxTokens = Annotated[
+    int | None,
+    Field(gt=0, serialization_alias="max_tokens", description="Tokens to generate at most, reasoning included."),
+]
+"""`max_new_tokens`, for an API that has kept the older name."""
+
+StopTexts = Annotated[
+    str | list[str] | None,
+    BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop),
+    Field(description="Texts at which generation ends."),
+]
+"""`stop`, for an API that takes nothing but a list."""
+
+TopK = Annotated[int | None, Field(description="Sample from this many tokens.")]
+RepetitionPenalty = Annotated[float | None, Field(gt=0, description="Against repeating; 1 is none.")]
+LogitBias = Annotated[dict[str, float] | None, Field(description="For or against tokens, by their number.")]
+WithLogprobs = Annotated[bool | None, Field(description="Whether to say how likely each token was.")]
+TopLogprobs = Annotated[
+    int | None, Field(ge=0, le=20, description="How many likeliest tokens to name at each place; needs `logprobs`.")
+]
+ReasoningEffort = Annotated[
+    str | None, Field(description="How much a reasoning model thinks first: `minimal`, `low`, `medium`, `high` …")
+]
+ExtraBody = Annotated[
+    dict[str, Any] | None,
+    Field(description="More members for the request's body, for servers with options of their own."),
+]
+
+
+class CommonOptions(Strict):
+    """The sampling options that every API here has; what is unset is not sent."""
 
     max_new_tokens: int | None = Field(
         default=None,
@@ -59,24 +95,52 @@ class ChatOptions(Strict):
     top_p: float | None = Field(default=None, gt=0, le=1, description="Sample from this much probability mass.")
     stop: str | list[str] | None = Field(default=None, description="Texts at which generation ends.")
     seed: int | None = Field(default=None, description="Makes sampling repeatable, as far as the provider can.")
+
+
+class ChatOptions(CommonOptions):
+    """The options of OpenAI's chat completions that most have taken over."""
+
     frequency_penalty: float | None = Field(default=None, description="Against words already used often.")
     presence_penalty: float | None = Field(default=None, description="Against words already used at all.")
-    response_format: ResponseFormat | None = Field(
-        default=None,
-        description='`"json"` for any JSON object (say so in the prompt too), or the API\'s own dictionary.',
+    response_format: ResponseFormat = None
+
+
+class OpenModelOptions(ChatOptions):
+    """What servers of open models, such as vLLM, take besides."""
+
+    max_new_tokens: MaxTokens = None
+    top_k: TopK = None
+    min_p: float | None = Field(default=None, ge=0, le=1, description="Least probability beside the likeliest's.")
+    repetition_penalty: RepetitionPenalty = None
+    logit_bias: LogitBias = None
+    reasoning_effort: ReasoningEffort = None
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, description="Variables for the model's chat template."
     )
+    extra_body: ExtraBody = None
 
 
-async def complete(url: str, headers: dict[str, str], body: dict[str, Any], timeout: float) -> GenerateOutput:
-    """Send one request to `{url}/chat/completions` and read the reply.
+async def complete(
+    url: str, headers: dict[str, str], body: dict[str, Any], timeout: float, read: Read | None = None
+) -> GenerateOutput:
+    """Send one request and read the reply.
+
+    Args:
+        url: The whole of the address.
+        headers: The key's among them.
+        body: What `encode` made.
+        timeout: Seconds to wait.
+        read: Makes the answer of a reply and its headers, where that is not a chat completion.
 
     Raises:
         LLMError: Of the class the failure belongs to; it never holds the headers.
     """
-    return await loop.hop(_complete(f"{url}/chat/completions", headers, body, timeout))
+    return await loop.hop(_complete(url, headers, body, timeout, read))
 
 
-async def _complete(url: str, headers: dict[str, str], body: dict[str, Any], timeout: float) -> GenerateOutput:
+async def _complete(
+    url: str, headers: dict[str, str], body: dict[str, Any], timeout: float, read: Read | None
+) -> GenerateOutput:
     session = loop.shared("aiohttp", _session, lambda session: session.close())
     started = time.perf_counter()
     try:
@@ -94,41 +158,63 @@ async def _complete(url: str, headers: dict[str, str], body: dict[str, Any], tim
         raise Fatal(f"`{url}` cannot be asked: {error}") from None
     seconds = time.perf_counter() - started
     if response.status != 200:
-        raise failure(response.status, dict(response.headers), text, url)
+        raise failure(response.status, response.headers, text, url)
     try:
-        output = decode(json.loads(text))
+        reply = json.loads(text)
+        output = read(reply, response.headers) if read else decode(reply)
     except (AttributeError, LookupError, TypeError, ValueError):
-        message, code = _said(text)
+        message, code = said(text)
         request_id = response.headers.get("x-request-id")
         raise Transient(
             f"`{url}` answered no completion: {message}", status=200, code=code, request_id=request_id
         ) from None
-    output.seconds, output.headers = seconds, _rates(response.headers)
+    output.seconds, output.headers = seconds, rates(response.headers)
     return output
 
 
-def encode(llm: StructuredLLM, model: str, chat: ChatType, num_generations: int, options: BaseModel) -> dict[str, Any]:
-    """The body of one chat completion; an option that is unset is not in it."""
+def encode(
+    model: str, chat: ChatType, num_generations: int, options: BaseModel, held_to: dict[str, Any]
+) -> dict[str, Any]:
+    """The body of one chat completion; an option that is unset is not in it.
+
+    Args:
+        held_to: The members that hold the answer to a structure.
+    """
     body: dict[str, Any] = {"model": model, "messages": chat}
     if num_generations > 1:
         body["n"] = num_generations
-    if held_to := _response_format(llm):
-        body["response_format"] = held_to
+    body |= held_to
     body |= options.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)
     return body | body.pop("extra_body", {})
 
 
-def _response_format(llm: StructuredLLM) -> dict[str, Any] | None:
-    match llm.structured_output:
-        case None:
-            return None
-        case {"format": "json", "schema": dict(schema)}:
-            name = re.sub("[^a-zA-Z0-9_-]", "_", schema.get("title") or "output")[:64]
-            return {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}
+def held_to(
+    mode: str,
+    schema: dict[str, Any] | str,
+    strict: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
+) -> dict[str, Any]:
+    """The members of a body that hold the answer to a structure.
+
+    Args:
+        mode: `json_schema`, `tool`, `json_object`, `prompt` or `regex`.
+        schema: The JSON schema, or the pattern.
+        strict: Makes a schema that the API can keep to strictly, or `None` of one that has no such form.
+    """
+    if isinstance(schema, str):
+        return {"structured_outputs": {mode: schema}}  # the servers of vLLM
+    name = re.sub("[^a-zA-Z0-9_-]", "_", schema.get("title") or "output")[:64]
+    narrowed = strict(schema) if strict else None
+    shape = {"name": name, "strict": True} if narrowed else {"name": name}
+    match mode:
+        case "json_schema":
+            return {"response_format": {"type": mode, "json_schema": shape | {"schema": narrowed or schema}}}
+        case "tool":
+            function = {"type": "function", "function": shape | {"parameters": narrowed or schema}}
+            return {"tools": [function], "tool_choice": {"type": "function", "function": {"name": name}}}
+        case "json_object":
+            return {"response_format": {"type": mode}}
         case _:
-            raise Fatal(
-                f"`{type(llm).__name__}` cannot be held to a regular expression: use a JSON schema with a `pattern`."
-            )
+            return {}
 
 
 def decode(reply: dict[str, Any]) -> GenerateOutput:
@@ -138,67 +224,58 @@ def decode(reply: dict[str, Any]) -> GenerateOutput:
     choices = sorted(reply["choices"], key=lambda choice: choice.get("index") or 0)
     messages = [choice["message"] for choice in choices]
     usage = reply.get("usage") or {}
+    input_details = usage.get("prompt_tokens_details") or {}
     return GenerateOutput(
-        [message.get("content") for message in messages],
+        [_text(message) for message in messages],
         finish_reasons=[
             "refusal" if message.get("refusal") else FINISH_REASONS.get(choice.get("finish_reason") or "")
             for choice, message in zip(choices, messages, strict=True)
         ],
-        reasoning=[message.get("reasoning_content") or message.get("reasoning") for message in messages],
+        reasoning=[_reasoning(message) for message in messages],
+        logprobs=[_logprobs(choice) for choice in choices],
         usage=Usage(
             input_tokens=usage.get("prompt_tokens") or 0,
             output_tokens=usage.get("completion_tokens") or 0,
-            cache_read_input_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+            cache_read_input_tokens=input_details.get("cached_tokens") or 0,
             reasoning_output_tokens=(usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0,
+            cache_creation_input_tokens=input_details.get("cache_write_tokens") or 0,
         ),
     )
 
 
-def failure(status: int, headers: dict[str, str], text: str, url: str) -> LLMError:
-    """What a reply that is not 200 means."""
-    message, code = _said(text)
-    folded = {name.lower(): value for name, value in headers.items()}
-    return from_status(
-        status,
-        f"`{url}` answered {status}: {message}",
-        code=code,
-        request_id=folded.get("x-request-id"),
-        retry_after=_retry_after(folded),
-        headers=_rates(folded),
-    )
+def _text(message: dict[str, Any]) -> str | None:
+    """The text of a message, or of its parts; the arguments of the tool it was made to call."""
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if part.get("type") == "text") or None
+    if not content and (calls := message.get("tool_calls")):
+        arguments = calls[0]["function"]["arguments"]
+        return arguments if isinstance(arguments, str) else json.dumps(arguments)
+    return content
 
 
-def _rates(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers that tell of rate limits, names in lower case."""
-    return {name.lower(): value for name, value in headers.items() if "ratelimit" in name.lower()}
+def _reasoning(message: dict[str, Any]) -> str | None:
+    """What the model thought first, wherever the provider puts that."""
+    if isinstance(content := message.get("content"), list):
+        thoughts = [part.get("thinking") for part in content if part.get("type") == "thinking"]
+        texts = [each if isinstance(each, str) else _text({"content": each}) for each in thoughts if each]
+        return "".join(text for text in texts if text) or None
+    return message.get("reasoning_content") or message.get("reasoning")
 
 
-def _said(text: str) -> tuple[str, str | None]:
-    """The message and the code in an error's body, whatever shape it has."""
-    try:
-        body = json.loads(text)
-    except ValueError:
-        return text[:500].strip() or "nothing", None
-    error = body.get("error", body) if isinstance(body, dict) else body
-    if not isinstance(error, dict):
-        return str(error)[:500], None
-    code = error.get("code") or error.get("type")
-    return str(error.get("message") or error)[:500], str(code) if code else None
-
-
-def _retry_after(headers: dict[str, str]) -> float | None:
-    """Seconds a reply asks us to wait: milliseconds, seconds or a date; `None` when it does not, or makes no sense."""
-    for name, seconds in (
-        ("retry-after-ms", lambda value: float(value) / 1000),
-        ("retry-after", float),
-        ("retry-after", lambda value: parsedate_to_datetime(value).timestamp() - time.time()),
-    ):
-        try:
-            wait = seconds(headers[name])
-        except (KeyError, OverflowError, ValueError):
-            continue
-        return max(0.0, wait) if math.isfinite(wait) else None
+def _logprobs(choice: dict[str, Any]) -> Logprobs | None:
+    logprobs = choice.get("logprobs") or {}
+    if places := logprobs.get("content"):
+        return [_chosen_first(place) for place in places]
+    if tokens := logprobs.get("tokens"):  # Together's shape
+        pairs = zip(tokens, logprobs["token_logprobs"], strict=True)
+        return [[{"token": token, "logprob": logprob}] for token, logprob in pairs]
     return None
+
+
+def _chosen_first(place: dict[str, Any]) -> list[TokenLogprob]:
+    others = [each for each in place.get("top_logprobs") or [] if each["token"] != place["token"]]
+    return [{"token": each["token"], "logprob": each["logprob"]} for each in (place, *others)]
 
 
 def _session() -> aiohttp.ClientSession:

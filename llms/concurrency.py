@@ -1,4 +1,11 @@
-"""How many requests may be in flight: grown while all is well, cut on a refusal, held where more would only queue."""
+"""How many requests may be in flight: grown while all is well, cut on a refusal, held where more would only queue.
+
+Where more would only queue is found as TCP Vegas and BBR do it. The first answers of a run come to requests that found
+next to nobody in flight: that is what an answer takes. When it takes more than twice that, the limit goes down to what
+the server can work on (answers per second times what one takes) and a bit. It is a trial: if fewer answers come now, it
+was no queue but longer answers, and that is what one takes. A server that answers as fast as alone again is given more,
+round by round.
+"""
 
 import math
 
@@ -6,39 +13,57 @@ CUT = 0.8
 """What remains of the limit after a refusal."""
 
 FEW = 40
-"""A refusal with fewer in flight than this is more likely about their rate: the cut does not go far below."""
+"""A refusal with fewer in flight than this is more likely about their rate."""
 
 STEEPNESS = 0.02
 """Growth after a cut is `STEEPNESS * seconds ** 3` around the place where it was made (CUBIC): flat there."""
 
-HOLD = 60.0
-"""Seconds at the knee of a server that queues, before more is tried again."""
-
 CALM = 1.0
 """Seconds without growth after bad weather."""
 
+FIRST = 8
+"""Requests that find no more than this in flight, themselves included, are taken to wait for nobody."""
 
-class Level:
-    """Latency while so many were in flight, in logarithms: a long tail does not drown the rest."""
+WINDOW = 32
+"""Answers that are looked at together."""
+
+SLOWER = 2.0
+"""An answer that takes so many times what it takes alone has waited."""
+
+ROOM = 1.5
+"""The limit where a server queues, over what it can work on: no slot idles while an answer travels."""
+
+SLACK = 1.25
+"""The limit grows again where an answer takes less than so many times what it takes alone."""
+
+DOUBT = 30.0
+"""Seconds before the next trial after one that failed; twice as many each time."""
+
+QUICK = 0.05
+"""Seconds below which no answer has waited: it is our own machine that takes them."""
+
+
+class Sample:
+    """How long answers took, and how many were in flight."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.in_flight = self.seconds = self.variance = 0.0
-        self.last = -math.inf
+        self.in_flight = self.seconds = self.log = self.variance = 0.0
 
-    def add(self, in_flight: int, seconds: float, now: float) -> None:
+    def add(self, in_flight: int, seconds: float, memory: int = 256) -> None:
         """A request that found `in_flight`, itself included, took so long."""
-        self.count = min(self.count + 1, 256)
-        weight = 1 / self.count
-        off = math.log(max(seconds, 1e-6)) - self.seconds
-        self.seconds += weight * off
+        self.count += 1
+        weight = 1 / min(self.count, memory)
+        self.in_flight += weight * (in_flight - self.in_flight)
+        self.seconds += weight * (seconds - self.seconds)
+        off = math.log(max(seconds, QUICK)) - self.log  # in logarithms, a long tail does not drown the rest
+        self.log += weight * off
         self.variance = (1 - weight) * (self.variance + weight * off * off)
-        self.in_flight += weight * (math.log(in_flight) - self.in_flight)
-        self.last = now
 
-    def fresh(self, now: float) -> bool:
-        """Whether it tells about the server as it is."""
-        return now - self.last < 60.0 + 4 * math.exp(self.seconds)
+    @property
+    def rate(self) -> float:
+        """Answers per second (Little's law)."""
+        return self.in_flight / max(self.seconds, QUICK)
 
 
 class Concurrency:
@@ -55,8 +80,13 @@ class Concurrency:
         self._peak: float | None = None
         self._flat_at = self._age = 0.0
         self._moved_at = self._calm_at = -math.inf
-        self._levels = [Level() for _ in range(most.bit_length() + 1)]
-        self._successes = 0
+        self._alone, self._now = Sample(), Sample()
+        self._looked_at, self._came = 0.0, 0  # since when we look, and the answers since then
+        self._trial: Sample | None = None  # what was before
+        self._since = -math.inf  # requests sent before say nothing about the limit as it is
+        self._doubt, self._next_trial_at = DOUBT, -math.inf
+        self._full = False  # more would only queue
+        self._easy = 0  # answers in a row that took hardly more than alone
 
     def succeeded(self, now: float, seconds: float, found: int, ending: bool) -> str | None:
         """An answer came to a request.
@@ -65,23 +95,27 @@ class Concurrency:
             now: The time.
             seconds: What it took.
             found: How many were in flight when it was admitted, itself included.
-            ending: Nobody waits: what comes now are the slow ones, which say nothing about the others.
+            ending: What comes now are the slow ones, which say nothing about the others.
 
         Returns:
             Why the limit moved, if it did.
         """
-        if not ending:
-            self._levels[min(found, self.most).bit_length()].add(found, seconds, now)
-            self._successes += 1
-            if self._successes % 16 == 0 and (knee := self._knee(now)):
-                self._peak, self._flat_at, self._age, self._moved_at = knee, HOLD, 0.0, now
-                self.limit = knee
-                return "queueing"
-        return "growth" if self._grow(now, found) else None
+        self._came += 1
+        if found <= FIRST and not self._full:  # else the limit may be as low, and has to find its way up
+            self._alone.add(found, seconds, 4 * FIRST)
+        elif not ending and now - seconds >= self._since:
+            if not self._now.count:
+                self._looked_at, self._came = now, 0
+            self._now.add(found, seconds)
+            if self._now.count >= (WINDOW if self._trial is None else max(WINDOW, 2 * self.limit)):
+                look, self._now = self._now, Sample()
+                if self._alone.count >= FIRST - 1 and (reason := self._looked(now, look)):
+                    return reason
+        return "growth" if not self._full and self._grow(now, found) else None
 
     def throttled(self, now: float, in_flight: int) -> str:
         """Cut: the caller sees to it that this is once per episode."""
-        self._peak = min(self.limit, max(in_flight, FEW))
+        self._peak = min(self.limit, in_flight)
         self.limit = max(1, int(CUT * self._peak))
         self._flat_at = ((self._peak - self.limit) / STEEPNESS) ** (1 / 3)
         self._age, self._moved_at = 0.0, now
@@ -104,19 +138,30 @@ class Concurrency:
             self.limit = min(self.most, max(self.limit, min(self.limit + 1, int(curve))))
         return self.limit > before
 
-    def _knee(self, now: float) -> int | None:
-        """Where more would only queue: latency rose, throughput did not. Twice that, to be on the safe side."""
-        levels = [level for level in self._levels if level.count >= 4 and level.fresh(now)]
-        if not levels or (top := levels[-1]).count < 16:
-            return None
-        for lower in levels[:-1]:
-            slower, more = top.seconds - lower.seconds, top.in_flight - lower.in_flight
-            noise = math.sqrt(max(lower.variance, 0.01) / lower.count + max(top.variance, 0.01) / top.count)
-            if more > math.log(2) and slower > 3.5 * noise and more - slower < math.log(1.18):
-                knee = max(1, round(2 * math.exp(lower.in_flight)))
-                if knee >= self.limit:
-                    return None
-                for index in range(knee.bit_length() + 1, len(self._levels)):
-                    self._levels[index] = Level()  # asked anew when the limit comes back there
-                return knee
+    def _looked(self, now: float, look: Sample) -> str | None:
+        """Why the limit moved after so many answers."""
+        alone, before = self._alone, self._trial
+        if before is not None:
+            self._trial = None
+            came = self._came / max(now - self._looked_at, 1e-3)  # the quick ones of the trial came first
+            if min(came, look.rate) < 0.85 * before.rate:  # fewer come: that is what an answer takes now
+                self._alone, self._full = look, False
+                self._doubt *= 2
+                self._next_trial_at = now + self._doubt
+                return None
+        slower = look.log - alone.log
+        noise = 3 * math.sqrt(max(alone.variance, look.variance) * (1 / min(alone.count, 4 * FIRST) + 1 / look.count))
+        self._easy = self._easy + look.count if slower < math.log(SLACK) else 0
+        if slower < -noise:
+            self._alone = look
+        if self._full and self._easy > self.limit < 2 * look.in_flight:  # a whole round, and it was used
+            self._easy = 0
+            self.limit = min(self.most, math.ceil(SLACK * self.limit))
+            return "growth"
+        if slower > math.log(SLOWER) + noise and now >= self._next_trial_at:
+            limit = max(1, round(ROOM * look.rate * max(alone.seconds, QUICK)))
+            if limit < self.limit:
+                self._trial, self._full, self._since, self._peak = look, True, now, None
+                self.limit = limit
+                return "queueing"
         return None

@@ -1,145 +1,125 @@
-"""One request's life, on the shared loop: wait for a place, call, classify, try again or record."""
+"""From a batch of chats to their answers: those the store has, those another batch asks for, those still to ask."""
 
 import asyncio
-import random
-import time
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
-from llms import loop
-from llms.errors import Fatal, LLMError, Rejected, Throttled, Transient
-from llms.limiter import Limiter, limiter_of
+from llms import budget, correction, loop
+from llms.errors import Drained, Fatal
 from llms.recall import Recall
 from llms.typing import ChatType, GenerateOutput
 
 if TYPE_CHECKING:
     from llms.base import LLM, AsyncLLM
 
-ATTEMPTS = 5
-"""How often a request is sent when the weather is bad."""
-
-REFUSALS = 50
-"""How often a provider may ask one request for patience; the limiter waits in between."""
-
-PATIENCE = 600.0
-"""Seconds a request waits in all between attempts in bad weather."""
-
 
 async def answer_all(
-    llm: "AsyncLLM", chats: list[ChatType], num_generations: int, options: dict[str, Any], look_up: bool
+    requests: "Sequence[tuple[AsyncLLM, ChatType]]", num_generations: int, options: dict[str, Any], look_up: bool
 ) -> list[GenerateOutput]:
     """Answer every chat concurrently and in order; a fatal error stops them all.
 
     Args:
+        requests: Of each chat, the model that is to answer it.
         look_up: Take from the store what was answered before; a chat that occurs twice is then asked once.
+
+    Raises:
+        Fatal: If no request can work.
+        Drained: If the run may spend no more; what was in flight is in the store by then.
     """
-    recall = await asyncio.to_thread(Recall, llm, chats, num_generations, options, look_up)
-    limiter = _limiter(llm)
-
-    async def one(at: int) -> GenerateOutput:
-        if missing := recall.missing(at):
-            return await answer(llm, limiter, chats[at], len(missing), options, partial(recall.completed, at))
-        return await recall.completed(at, GenerateOutput())
-
-    requests: dict[object, asyncio.Task[GenerateOutput]] = {}
+    recall = await asyncio.to_thread(Recall, requests, num_generations, options, look_up)
+    tasks: dict[object, asyncio.Task[GenerateOutput]] = {}
+    fatal: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
-            for at in range(len(chats)):
-                if (twin := recall.twin(at)) not in requests:
-                    requests[twin] = group.create_task(one(at))
-    except* Fatal as fatal:
-        raise fatal.exceptions[0] from None
-    return [requests[recall.twin(at)].result() for at in range(len(chats))]
+            for at in range(len(requests)):
+                if (twin := recall.twin(at)) not in tasks:
+                    tasks[twin] = group.create_task(_answered_once(recall, at, options))
+    except* Fatal as group:
+        fatal = group.exceptions[0]
+    if fatal:  # not raised above, where the group it is in would become its context: it is to pickle
+        raise fatal
+    for task in tasks.values():
+        if isinstance(drained := task.result().error, Drained):
+            raise drained
+    first = {twin: task.result() for twin, task in tasks.items()}
+    return [first.pop(twin, None) or tasks[twin].result().again() for twin in map(recall.twin, range(len(requests)))]
 
 
 def answer_batch(
-    llm: "LLM", chats: list[ChatType], num_generations: int, options: dict[str, Any]
+    requests: "Sequence[tuple[LLM, ChatType]]", num_generations: int, options: dict[str, Any], look_up: bool
 ) -> list[GenerateOutput]:
-    """Have an engine that takes a whole batch answer what the store does not, in the caller's thread."""
-    recall = Recall(llm, chats, num_generations, options, llm.use_cache)
-    asked: dict[int, list[int]] = {}  # how many generations: of which chats
-    for at in range(len(chats)):
-        asked.setdefault(len(recall.missing(at)), []).append(at)
-    new = dict.fromkeys(asked.pop(0, []), GenerateOutput())
-    for count, group in asked.items():
-        new |= zip(group, llm.generate_isolated([chats[at] for at in group], count, options), strict=True)
-
-    async def completed() -> list[GenerateOutput]:
-        return await asyncio.gather(*(recall.completed(at, new[at]) for at in range(len(chats))))
-
-    return loop.run(completed())
-
-
-async def answer(
-    llm: "AsyncLLM",
-    limiter: Limiter,
-    chat: ChatType,
-    num_generations: int,
-    options: dict[str, Any],
-    keep: Callable[[GenerateOutput], Awaitable[GenerateOutput]],
-) -> GenerateOutput:
-    """Answer one chat, however many attempts it takes; a failure is an output that says why.
-
-    Args:
-        keep: Makes an answer durable. It is awaited before another request takes this one's place, so that no more
-            than the requests in flight are ever without their answer on disk.
+    """Have engines that take a whole batch answer what the store does not, in the caller's thread.
 
     Raises:
         Fatal: If no request can work.
     """
-    attempts, refusals, storms, waited = 0, 0, 0, 0.0
-    while True:
-        attempts += 1
-        async with limiter.place() as place:
-            try:
-                output = await _asked(llm, chat, num_generations, options)
-            except Fatal:
-                raise
-            except Exception as error:
-                failure = error if isinstance(error, LLMError) else _classified(llm, error)
-            else:
-                place.succeeded(tokens=output.usage.input_tokens + output.usage.output_tokens, headers=output.headers)
-                output.attempts, output.headers = attempts, None
-                return await keep(output)
-            if isinstance(failure, Throttled):
-                place.throttled(failure.retry_after, failure.headers)
-            elif isinstance(failure, Transient):
-                place.failed()
-        if isinstance(failure, Throttled):  # the limiter makes it wait, and all others; it costs no attempt
-            refusals += 1
-            again, pause = refusals < REFUSALS, 0.0
-        else:
-            storms += isinstance(failure, Transient)
-            pause = failure.retry_after or random.uniform(0.5, 1.0) * min(30.0, 2.0**storms / 4)
-            again = isinstance(failure, Transient) and storms < ATTEMPTS and waited + pause <= PATIENCE
-        if not again:
-            failure.attempts = attempts
-            return GenerateOutput.failed(failure, num_generations)
-        waited += pause
-        await asyncio.sleep(pause)
+    recall = Recall(requests, num_generations, options, look_up)
+    new = [GenerateOutput() for _ in requests]
+    asked: dict[tuple[int, int], list[int]] = {}  # by model, of which there is one per structure, and how many
+    for at, (llm, _) in enumerate(requests):
+        if missing := len(recall.missing(at)):
+            asked.setdefault((id(llm), missing), []).append(at)
+    limits = budget.enforced()
+    for (_, count), group in asked.items():
+        llm, outputs = requests[group[0]][0], list[GenerateOutput]()
+        if limits:
+            loop.run(limits.admit())
+        try:
+            outputs += llm.generate_isolated([requests[at][1] for at in group], count, options)
+        finally:
+            if limits:
+                loop.run(limits.leave(outputs))
+        for at, output in zip(group, outputs, strict=True):
+            new[at] = output
+
+    async def keep() -> None:
+        answered = [at for group in asked.values() for at in group if not new[at].error]
+        places = {at: {number: place for place, number in enumerate(recall.missing(at))} for at in answered}
+        await asyncio.gather(*(recall.keep(at, places[at], new[at]) for at in answered))
+
+    loop.run(keep())
+    return [recall.completed(at, output) for at, output in enumerate(new)]
 
 
-async def _asked(llm: "AsyncLLM", chat: ChatType, num_generations: int, options: dict[str, Any]) -> GenerateOutput:
-    started = time.perf_counter()
-    output = GenerateOutput.of(await llm.agenerate(chat, num_generations, **options))
-    if len(output) != num_generations:
-        raise Rejected(f"{len(output)} generations came where {num_generations} were asked for.")
-    output.cost = llm.cost(output.usage)
-    output.seconds = output.seconds or time.perf_counter() - started
-    return output
+_asking: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, asyncio.Event]] = WeakKeyDictionary()
+"""What is being asked on a loop, whatever batch it is in: an equal request waits for that answer."""
 
 
-async def limits(llm: "AsyncLLM") -> dict[str, Any]:
-    """What the limiter of this model has seen and done."""
-    return _limiter(llm).summary()
+async def _answered_once(recall: Recall, at: int, options: dict[str, Any]) -> GenerateOutput:
+    """Answer one chat, unless an equal one is being answered: then take that one's answer from the store."""
+    asking = _asking.setdefault(asyncio.get_running_loop(), {})
+    twin = recall.twin(at)
+    while recall.missing(at) and isinstance(twin, tuple) and (other := asking.get(twin)):
+        await other.wait()
+        await asyncio.to_thread(recall.look_again, at)
+    if not recall.missing(at):
+        return recall.completed(at, GenerateOutput())
+    if not isinstance(twin, tuple):
+        return recall.completed(at, await _answered(recall, at, options))
+    asking[twin] = mine = asyncio.Event()
+    try:
+        return recall.completed(at, await _answered(recall, at, options))
+    finally:
+        del asking[twin]
+        mine.set()
 
 
-def _limiter(llm: "AsyncLLM") -> Limiter:
-    return limiter_of(llm.account(), most=llm.max_concurrency, rpm=llm.requests_per_minute, tpm=llm.tokens_per_minute)
+async def _answered(recall: Recall, at: int, options: dict[str, Any]) -> GenerateOutput:
+    """Ask for the generations the store does not have, in as many requests as the API needs for that."""
+    llm, chat = recall.requests[at]
+    missing = recall.missing(at)
+    most = llm.generations_at_once or len(missing)  # type: ignore[attr-defined]
 
+    async def part(numbers: list[int]) -> GenerateOutput:
+        async def keep(places: Sequence[int], output: GenerateOutput) -> None:
+            await recall.keep(at, {numbers[place]: place for place in places}, output)
 
-def _classified(llm: "AsyncLLM", error: Exception) -> LLMError:
-    """An exception nobody mapped: weather when it looks like weather, this request's own fault otherwise."""
-    message = f"`{type(llm).__name__}`: {type(error).__name__}: {error}"
-    return Transient(message) if isinstance(error, OSError | TimeoutError) else Rejected(message)
+        seed = options.get("seed")
+        seeded = options if seed is None or not numbers[0] else {**options, "seed": seed + numbers[0]}
+        return await correction.answer(llm, chat, len(numbers), seeded, keep)
+
+    if most >= len(missing):
+        return await part(missing)
+    parts = [missing[start : start + most] for start in range(0, len(missing), most)]
+    return GenerateOutput.joined(await asyncio.gather(*map(part, parts)))

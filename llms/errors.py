@@ -5,6 +5,7 @@ LLMError
 ├── Transient   bad weather (5xx, time-out, reset): try again, a bounded number of times
 ├── Rejected    this request can never work: record it on its row and go on
 └── Fatal       no request can work (key, balance, model, package): stop and say what to do
+    └── Drained the run may spend no more: what is in flight is finished, nothing new begins
 """
 
 from collections.abc import Mapping
@@ -64,7 +65,24 @@ class Fatal(LLMError):
     """A condition under which no request can work; the message says what to do."""
 
 
-FATAL_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "model_not_found", "invalid_api_key"})
+class Drained(Fatal):
+    """The run has spent what it may; it can be continued with more."""
+
+
+FATAL_CODES = frozenset(
+    {
+        "API_KEY_INVALID",
+        "billing_hard_limit_reached",
+        "contract_spend_limit_reached",
+        "credit_balance_too_low",
+        "enforced_spend_limit_reached",
+        "insufficient_quota",
+        "invalid_api_key",
+        "linked_organization_spend_limit_reached",
+        "model_not_found",
+    }
+)
+"""What providers call a condition that no waiting mends, whatever status they send it with."""
 
 
 def from_status(status: int, message: str, **facts: Any) -> LLMError:
@@ -76,7 +94,7 @@ def from_status(status: int, message: str, **facts: Any) -> LLMError:
             kind = Throttled
         case 401 | 402 | 403 | 404:
             kind = Fatal
-        case 408 | 409 | 425:
+        case 408 | 409 | 424 | 425:
             kind = Transient
         case _ if status >= 500:
             kind = Transient

@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from llms.concurrency import Concurrency
+from llms.concurrency import FEW, Concurrency
 from llms.pacing import Rates
+from llms.stalls import Stalls
 
 PAUSE = 0.5
 """Seconds to wait after a refusal that does not say how long; doubles with every episode without a success between."""
 
 LONGEST_PAUSE = 30.0
-
 EARLY = 1e-6
 """Seconds by which a timer may be early."""
 
@@ -41,7 +41,7 @@ class Episode(NamedTuple):
 
     at: float
     full: bool
-    learns: bool
+    in_flight: int
     accepted: int
     seconds: float
 
@@ -111,9 +111,9 @@ class Limiter:
 
     Args:
         most: Requests in flight at once, at most.
-        start: How many at first; `most` when not told. The first requests go out over a fifth of a second, and a
-            refusal comes back sooner than an answer, so a provider that refuses needs no lower start; one that queues
-            (a server of one's own) is spared by a low one, from which the limit doubles per round of answers.
+        start: How many at first; `most` when not told. All but the first few wait a fifth of a second for a refusal, so
+            a provider that refuses needs no lower start; one that queues (a server of one's own) is spared by a low
+            one, from which the limit doubles per round of answers.
         rpm: Requests per minute, evenly spread.
         tpm: Tokens per minute, evenly spread.
     """
@@ -125,7 +125,7 @@ class Limiter:
         self.counts = Counts()
         self.in_flight = 0
         self._concurrency = Concurrency(most, start or most)
-        self._rates = Rates(rpm, tpm, now)
+        self._rates, self._stalls = Rates(rpm, tpm, now, most), Stalls()
         self._waiting: deque[Place] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._paused_until = -math.inf
@@ -180,12 +180,11 @@ class Limiter:
     def _admit(self, place: Place, now: float) -> None:
         if self._episode:
             self._resume(self._episode, now)
-        counts = self.counts
-        counts.admitted += 1
+        self._stalls.watch(now)
+        self.counts.admitted += 1
         self.in_flight += 1
         self._sent += 1
-        if self.in_flight > counts.peak_in_flight:
-            counts.peak_in_flight = self.in_flight
+        self.counts.peak_in_flight = max(self.counts.peak_in_flight, self.in_flight)
         if place.tokens is None:
             place.tokens = self._usual
         place._mark = self._rates.take(now, place.tokens)
@@ -231,6 +230,8 @@ class Limiter:
         self, place: Place, seconds: float | None, tokens: float | None, headers: Mapping[str, str] | None
     ) -> None:
         now = asyncio.get_running_loop().time()
+        self._stalls.watch(now)
+        self._rates.tempo.heard(now)
         if place._epoch == self._epoch:
             self._streak = 0
         if tokens is not None:
@@ -239,7 +240,9 @@ class Limiter:
         if headers:
             self._rates.listen(headers, place._mark, now)
         taken = now - place._admitted_at if seconds is None else seconds
-        if reason := self._concurrency.succeeded(now, taken, place._found, not self._waiting):
+        ending = not self._waiting and self.in_flight < 0.9 * place._found  # the slow ones of those before
+        silent = ending or self._stalls.within(place._admitted_at, taken)
+        if reason := self._concurrency.succeeded(now, taken, place._found, silent):
             self._note(now, reason)
 
     def _throttled(self, place: Place, retry_after: float | None, headers: Mapping[str, str] | None) -> None:
@@ -250,7 +253,8 @@ class Limiter:
         if place._epoch == self._epoch:
             self._begin_episode(now)
         elif self._episode and place._epoch == self._epoch - 1:
-            self._episode = self._episode._replace(accepted=self._episode.accepted - 1)
+            episode = self._episode
+            self._episode = episode._replace(in_flight=episode.in_flight - 1, accepted=episode.accepted - 1)
         until = now + (min(LONGEST_PAUSE, PAUSE * 2.0 ** (self._streak - 1)) if retry_after is None else retry_after)
         if until > self._paused_until:
             self.counts.seconds_paused += until - max(now, self._paused_until)
@@ -259,12 +263,12 @@ class Limiter:
     def _begin_episode(self, now: float) -> None:
         """The first refusal of a request that was sent after the last cut: everybody else's belongs to it."""
         held_back = self._rates.tempo.rate(now) * (now - self._cut_at) < 4 * self._sent
-        full = self.in_flight >= 0.9 * self.limit and not held_back
-        first = self.counts.episodes == 0
-        learns = not first and not full
-        if not learns:  # too many at once, or we cannot know yet; while the tempo holds us back, it is the rate
+        full = self.in_flight >= FEW and (
+            self.counts.episodes == 0 or (self.in_flight >= 0.9 * self.limit and not held_back)
+        )
+        if full:  # too many at once; while the tempo holds us back, it is the rate
             self._note(now, self._concurrency.throttled(now, self.in_flight))
-        self._episode = Episode(now, full, learns, self._sent - 1, now - self._cut_at)
+        self._episode = Episode(now, full, self.in_flight - 1, self._sent - 1, now - self._cut_at)
         self.counts.episodes += 1
         self._streak += 1
         self._epoch += 1
@@ -273,11 +277,13 @@ class Limiter:
     def _resume(self, episode: Episode, now: float) -> None:
         """The pause is over: go on at the rate the provider accepted, or feel the way up to it."""
         self._episode = None
-        tempo = self._rates.tempo
-        if episode.learns and episode.accepted > 0:
-            tempo.learn(now, episode.accepted, episode.seconds, episode.at)
-        elif not episode.learns or tempo.learned is None:
-            tempo.resume(now, self.limit if episode.full else 0.0)
+        tempo, first = self._rates.tempo, self.counts.episodes == 1
+        if first and episode.full and FEW <= episode.in_flight < self.limit:  # by now we know how many were refused
+            self._note(now, self._concurrency.throttled(now, episode.in_flight))
+        if episode.accepted > 0 and not first and not episode.full:
+            tempo.learn(now, episode.accepted, episode.seconds, episode.at, episode.in_flight < FEW)
+        elif first or episode.full or tempo.learned is None:
+            tempo.resume(now, episode.accepted, 0.0 if first else episode.seconds)
 
     def _failed(self) -> None:
         self.counts.failed += 1
@@ -293,21 +299,18 @@ _limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, Limiter]]
 
 
 def limiter_of(
-    key: Hashable,
-    *,
-    most: int = 500,
-    start: int | None = None,
-    rpm: float | None = None,
-    tpm: float | None = None,
+    key: Hashable, *, most: int = 500, start: int | None = None, rpm: float | None = None, tpm: float | None = None
 ) -> Limiter:
     """The limiter of this key with these settings on the running loop, made on first use and shared from then on.
 
     Raises:
         RuntimeError: If no event loop is running.
     """
-    for loop in [loop for loop in _limiters if loop.is_closed()]:  # a timer or a waiter may hold on to its loop
-        del _limiters[loop]
-    limiters = _limiters.setdefault(asyncio.get_running_loop(), {})
+    running = asyncio.get_running_loop()
+    if (limiters := _limiters.get(running)) is None:
+        for loop in [loop for loop in _limiters if loop.is_closed()]:  # a timer or a waiter may hold on to its loop
+            del _limiters[loop]
+        limiters = _limiters[running] = {}
     key = (key, most, start, rpm, tpm)
     if key not in limiters:
         limiters[key] = Limiter(most, start=start, rpm=rpm, tpm=tpm)

@@ -8,12 +8,15 @@ import atexit
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+HEARTBEAT = 1.0
+"""Seconds after which whoever waits looks up: a signal that comes just before it falls asleep does not wake it."""
 
 
 class _Loop:
@@ -60,14 +63,16 @@ def cancellable() -> Iterator[Callable[[], None]]:
     waiting = set[Future[Any]]()
     outer = _scope.set(waiting)
 
-    def cancel() -> None:
-        for each in list(waiting):
-            each.cancel()
-
     try:
-        yield cancel
+        yield give_up
     finally:
         _scope.reset(outer)
+
+
+def give_up() -> None:
+    """Give up everything that is run in the `cancellable` the caller is in."""
+    for each in list(_scope.get() or ()):
+        each.cancel()
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -76,16 +81,25 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     if threading.current_thread() is running.thread:
         coroutine.close()
         raise RuntimeError("`generate` was called on the models' own event loop: there, await `agenerate`.")
-    future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, running.loop)
+    future: Future[T] = asyncio.run_coroutine_threadsafe(_heard(coroutine), running.loop)
     scope = _scope.get()
     if scope is not None:
         scope.add(future)
         future.add_done_callback(scope.discard)
     try:
+        while not wait([future], HEARTBEAT).done:
+            pass
         return future.result()
     except BaseException:
         future.cancel()  # the caller gave up (Ctrl-C): nothing it started goes on
         raise
+
+
+async def _heard(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The coroutine; how it ends is known even if whoever waited for it has gone."""
+    task: Any = asyncio.current_task()
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await coroutine
 
 
 async def hop(coroutine: Coroutine[Any, Any, T]) -> T:

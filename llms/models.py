@@ -3,13 +3,21 @@
 import json
 import shlex
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any
 
 from prefect.blocks.core import Block
 from prefect.utilities.dispatch import get_registry_for_type
-from pydantic import BeforeValidator, GetJsonSchemaHandler, SerializeAsAny, ValidationError
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    SerializeAsAny,
+    ValidationError,
+    create_model,
+)
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, core_schema
 
 from llms.base import LLM
 from llms.errors import Fatal
@@ -65,6 +73,13 @@ def _saved(slug: str | dict[str, Any]) -> LLM:
         raise ValueError(
             f"there is no saved block `{name}`: save one in the UI, or with `OpenAILLM(model=…).save(…)` ({error})"
         ) from None
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, ValidationError):
+            raise
+        raise ValueError(
+            f"the block `{name}` was saved when its model had other fields: {explain(error.__cause__)} Saving it again "
+            f"would keep them: `prefect block delete {name}`, and save it anew."
+        ) from None
     if not isinstance(block, LLM):
         raise ValueError(f"the block `{name}` is a `{type(block).__name__}`, not a model")
     return block
@@ -113,15 +128,31 @@ def _words(text: str) -> list[str]:
         raise ValueError(f"{error} in what names the model: {NAMED_LIKE}") from None
 
 
-class _Form:
-    """Shows the parameter in Prefect's UI as one tab per model, each with a picker of saved blocks and *Add*."""
+class Form:
+    """Shows the parameter in Prefect's UI: a name, or one tab per model with a picker of saved blocks and *Add*.
+
+    Prefect holds what it is given to the same schema. It leaves the values of a model's fields to `model`, which turns
+    texts into numbers and says what is wrong; their names it knows, and those of secrets are none of them.
+    """
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        tabs = [
-            handler(cls.__pydantic_core_schema__) for cls in models().values() if cls.__module__.startswith("llms.")
-        ]
-        return {"anyOf": tabs, "title": "Model"}
+        shipped = [cls for cls in models().values() if cls.__module__.startswith("llms.")]
+        tabs = handler(core_schema.union_schema([_tab(cls) for cls in shipped]))  # a union refers to what has a `ref`
+        return {"title": "Model", "anyOf": [{"title": "By name", "type": "string"}, *tabs["anyOf"]]}
 
 
-AnyLLM = Annotated[SerializeAsAny[LLM], BeforeValidator(model), _Form()]
+@cache
+def _tab(cls: type[LLM]) -> CoreSchema:
+    """A model as Prefect's UI knows a block, under its own name among the schema's definitions."""
+    slug, fields = cls.get_block_type_slug(), cls.model_fields.keys() - secrets(cls)
+    form = {
+        "block_type_slug": slug,
+        "properties": {"block_type_slug": {"enum": [slug, cls.__name__]}} | {name: {} for name in sorted(fields)},
+        "required": ["block_type_slug"],
+    }
+    tab = create_model(cls.__name__, __config__=ConfigDict(extra="forbid", json_schema_extra=form))
+    return {**tab.__pydantic_core_schema__, "ref": f"{cls.__module__}.{cls.__qualname__}:{id(cls)}"}  # type: ignore
+
+
+AnyLLM = Annotated[SerializeAsAny[LLM], BeforeValidator(model), Form()]
 """A flow parameter or field that takes any model, however it is named: see `model`."""

@@ -1,4 +1,10 @@
-"""How fast requests may follow each other: the user's rates, the provider's headers, and what refusals teach."""
+"""How fast requests may follow each other: the user's rates, the provider's headers, and what refusals teach.
+
+Where nobody tells the rate, a few requests go first, and the others wait for as long as a refusal would take: then they
+go, but never so fast that many are on their way when a bucket runs dry. After a refusal and its pause we feel the way
+up to the next one. What was accepted between two refusals is the rate; it is kept, what the provider's bucket saved
+during a pause is used, and more is tried ever more rarely, by going a little faster for a while.
+"""
 
 import math
 import re
@@ -6,15 +12,21 @@ import time
 from collections.abc import Mapping
 from datetime import datetime
 
-OPENING = (300.0, 0.05)
-"""The first requests: so many a second, and the seconds in which that doubles. 500 are out after 0.2 s, yet a provider
-that refuses is heard, because a refusal takes no generation, before more than a handful has been sent in vain."""
+FIRST = 16
+"""The first requests, sent before anything is known; most buckets that are small refuse one of them."""
+
+APART = 0.002
+"""Seconds between the first, so that a provider close by is heard before all of them are out."""
+
+HEARD = 0.18
+"""Seconds after the first in which a refusal, which takes no generation, would have come; the others wait for that."""
+
+RUSH = 4000.0
+"""Requests per second after that, or what lets all go in an eighth of one: what is on its way when a bucket runs dry is
+refused, so answers that came together are not followed by requests that go together."""
 
 RESUMING = (10.0, 0.5)
-"""The same after a pause: the provider has just said that there were too many."""
-
-FREE = 10_000.0
-"""Requests per second from which on nothing is held back."""
+"""After a pause: so many a second, and the seconds in which that doubles."""
 
 CAUTION = 0.03
 """How far under a learned rate we start."""
@@ -27,6 +39,22 @@ TOLD = (
     ("anthropic-ratelimit-{}-limit", "anthropic-ratelimit-{}-remaining", "anthropic-ratelimit-{}-reset"),
 )
 """The headers in which providers say what is left of a limit, and when it is whole again."""
+
+LIMITS = {
+    "requests": (
+        ("x-ratelimit-limit-req-minute", 60.0),  # Mistral
+        ("x-trial-endpoint-call-limit", 60.0),  # Cohere
+        ("x-ratelimit-limit-dynamic", 1.0),  # Together, where it is above the next
+        ("x-ratelimit-limit", 1.0),
+    ),
+    "tokens": (
+        ("x-ratelimit-limit-tokens-minute", 60.0),
+        ("x-tokenlimit-limit-dynamic", 1.0),
+        ("x-tokenlimit-limit", 1.0),
+    ),
+}
+"""The headers in which they say no more than a limit, and the seconds that it is for. The last ones may be for longer
+elsewhere: then they hold back too little, and refusals teach the rest."""
 
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
@@ -55,55 +83,121 @@ class Pace:
 
     def mirror(self, rate: float, left: float, whole: float, now: float) -> None:
         """Do as the provider's own bucket does: `left` of `whole` may go at once, the rest as it is refilled."""
-        self.rate, self.tolerance = rate, whole / rate
+        self.rate = rate * (1 - min(0.05, 0.5 / (whole - left)))  # what is left was rounded down
+        self.tolerance = whole / rate
         self.ready_at = now - (left - 1) / rate
+
+    def spread(self, rate: float, window: float) -> None:
+        """Keep to a limit on so many seconds: none of these holds more, whenever they begin."""
+        self.rate, self.tolerance = rate, min(0.25, 0.02 * window)
 
 
 class Tempo:
-    """The pace nobody told us: a ramp at first and after a pause, then what the provider turned out to accept."""
+    """The pace nobody told us: a few at first, then a rush, and after refusals what the provider turned out to accept.
 
-    def __init__(self, now: float) -> None:
+    Args:
+        now: The time.
+        most: Requests in flight, at most.
+    """
+
+    def __init__(self, now: float, most: int) -> None:
         self.learned: float | None = None
-        self._accepted = self._seconds = 0.0
-        self._ramp(now, *OPENING)
-
-    def resume(self, now: float, rate: float = 0.0) -> None:
-        """After a pause: feel the way up, from `rate` when it is known to be harmless."""
-        first, doubling = RESUMING
-        self._ramp(now, max(first, rate), doubling)
-
-    def _ramp(self, now: float, rate: float, doubling: float) -> None:
-        self._first, self._doubling, self._began = rate, doubling, now
         self.ready_at = now
+        self._rush = max(RUSH, 8.0 * most)
+        self._first = FIRST  # of them are left
+        self._ramp = 0.0  # requests per second right after the pause, while nothing is learned
+        self._began = now  # the ramp, or what was learned
+        self._doubling = RESUMING[1]
+        self._bucket: float | None = None
+        self._saved = 0.0  # what the provider's bucket gathered while we paused, and is safe to use
+        self._accepted = self._seconds = 0.0
+
+    def heard(self, now: float) -> None:
+        """An answer came: a refusal would have come before it."""
+        if self._first == 0 and not self._ramp:
+            self._first = -1
+            self.ready_at = min(self.ready_at, now)
+
+    def resume(self, now: float, accepted: float, seconds: float = 0.0) -> None:
+        """After a pause: feel the way up, from what was accepted where it is known in how many seconds.
+
+        Args:
+            now: The time.
+            accepted: What went before the refusal, which is all that was in the bucket if it was the first.
+            seconds: In which it went.
+        """
+        if self._bucket is None:
+            self._bucket = accepted
+        self._ramp, self._doubling = RESUMING
+        if seconds:
+            self._ramp, self._doubling = max(self._ramp, accepted / seconds), min(max(0.5, seconds / 2), 10.0)
+        self._began = self.ready_at = now
         self.learned = None
 
-    def learn(self, now: float, accepted: float, seconds: float, refused_at: float) -> None:
-        """Between two refusals the provider accepted this much: that is its rate, whatever its window is.
+    def learn(self, now: float, accepted: float, seconds: float, refused_at: float, few: bool) -> None:
+        """So much was accepted between two refusals: that is the provider's rate, whatever its window is.
 
-        Where it does not save up what is not used during a pause, it is more: towards what was refused last. The rate
-        rises slowly while it is close to what was learned, then faster and faster (like TCP's CUBIC).
+        What was refilled during the pause is in it, but for what the bucket does not hold. The rate then rises slowly
+        while it is close to what was learned, then faster and faster (like TCP's CUBIC).
+
+        Args:
+            now: The time.
+            accepted: How many.
+            seconds: From one refusal to the other, a pause included.
+            refused_at: When the last one was.
+            few: Were in flight: no limit on that is taken for a bucket.
         """
-        kept = math.exp(-seconds / 60)
-        self._accepted = self._accepted * kept + accepted
+        known = self.learned is not None
+        seconds, active, bucket = max(seconds, 1e-3), max(refused_at - self._began, 1e-3), self._bucket or 0.0
+        rate = max(accepted / seconds, (accepted - bucket) / active, SLOWEST)
+        reached, slope, nominal = self._curve(active)
+        if accepted > 0.8 * nominal:  # we went as fast as the curve, and what was above the rate emptied the bucket
+            rate = max(rate, reached - math.sqrt(2 * slope * (bucket + 1)))
+        rate = min(rate, max(accepted / seconds, reached))
+        if self._seconds and abs(rate - self._accepted / self._seconds) * seconds > 2 + 0.15 * accepted:
+            self._accepted = self._seconds = 0.0  # not what it was
+        kept = math.exp(-seconds / 120)
+        self._accepted = self._accepted * kept + rate * seconds
         self._seconds = self._seconds * kept + seconds
-        refused = 0.0 if self.learned is None else 0.8 * min(self.rate(refused_at), 3 * self.learned)
-        self.learned = max(self._accepted / max(self._seconds, 1e-3), refused, SLOWEST)
-        self._doubling = min(max(seconds, 2.0), 15.0)
+        self.learned = self._accepted / self._seconds
+        patience = 0.7 * self._doubling if known else 2.0  # one bad moment does not make us hasty
+        self._doubling = min(max(patience, 1.2 * seconds), max(30.0, 100 / self.learned))
+        self._saved = 0.6 * min(bucket - 2, self.learned * (now - refused_at)) if few else 0.0
         self._began = self.ready_at = now
 
     def rate(self, now: float) -> float:
         """Requests per second at this moment."""
-        age = (now - self._began) / self._doubling
-        if self.learned is None:
-            return self._first * 2.0 ** min(age, 60.0)
-        return self.learned * (1 - CAUTION * (1 - age) ** 3)
+        return self._curve(now - self._began)[0]
+
+    def _curve(self, active: float) -> tuple[float, float, float]:
+        """Requests per second, how fast that rises, and how many have gone, so many seconds after the pause."""
+        age = active / self._doubling
+        if self.learned is not None:
+            off = age - 1
+            rise = CAUTION * self.learned
+            return (
+                self.learned + rise * off**3,
+                3 * rise * off**2 / self._doubling,
+                self.learned * active + rise * self._doubling * (off**4 - 1) / 4,
+            )
+        if not self._ramp:
+            return self._rush, 0.0, self._rush * active
+        rate, fold = self._ramp * 2.0 ** min(age, 60.0), math.log(2) / self._doubling
+        return min(self._rush, rate), rate * fold, (rate - self._ramp) / fold
 
     def take(self, now: float) -> None:
         """A request goes."""
         if self.ready_at == -math.inf:
             return
-        rate = self.rate(now)
-        self.ready_at = -math.inf if rate >= FREE else max(self.ready_at, now - 0.02) + 1 / rate
+        if self._first > 0 and not self._ramp:
+            self._first -= 1
+            self.ready_at = now + (APART if self._first else HEARD)
+        else:
+            rate = self.rate(now)
+            if self._saved > 0 and self.learned is not None:
+                self._saved -= 0.5
+                rate *= 2
+            self.ready_at = max(self.ready_at, now - (0.02 if self.learned is None else 0.1)) + 1 / rate
 
 
 class Rates:
@@ -113,10 +207,11 @@ class Rates:
         rpm: Requests per minute, if there is a limit.
         tpm: Tokens per minute, if there is a limit.
         now: The time.
+        most: Requests in flight, at most.
     """
 
-    def __init__(self, rpm: float | None, tpm: float | None, now: float) -> None:
-        self.tempo = Tempo(now)
+    def __init__(self, rpm: float | None, tpm: float | None, now: float, most: int) -> None:
+        self.tempo = Tempo(now, most)
         self._requests = [Pace(rpm / 60, now)] if rpm else []
         self._tokens = [Pace(tpm / 60, now)] if tpm else []
         self._told: dict[str, tuple[float, Pace]] = {}
@@ -150,13 +245,19 @@ class Rates:
         """Mirror the provider's own buckets, less what went out after the request (`mark`) that is answered here."""
         for index, (kind, paces) in enumerate((("requests", self._requests), ("tokens", self._tokens))):
             newest, pace = self._told.get(kind, (0, None))
-            if mark[0] < newest or not (said := told(headers, kind)):  # an older request's reply knows less
+            if mark[0] < newest:  # an older request's reply knows less
                 continue
-            rate, left, whole = said
+            said = told(headers, kind) or limit(headers, kind)
+            if not said[0]:
+                continue
             if pace is None:
-                pace = Pace(rate, now)
+                pace = Pace(said[0], now)
                 paces.append(pace)
-            pace.mirror(rate, left - (self._taken[index] - mark[index]), whole, now)
+            match said:
+                case rate, left, whole:
+                    pace.mirror(rate, left - (self._taken[index] - mark[index]), whole, now)
+                case rate, window:
+                    pace.spread(rate, window)
             self._told[kind] = (mark[0], pace)
 
 
@@ -175,6 +276,18 @@ def told(headers: Mapping[str, str], kind: str) -> tuple[float, float, float] | 
         if whole > left >= 0 and 0 < seconds < math.inf:
             return (whole - left) / seconds, left, whole
     return None
+
+
+def limit(headers: Mapping[str, str], kind: str) -> tuple[float, float]:
+    """What the headers allow per second, and the seconds of the window they count it in; zeros when they do not say."""
+    for name, window in LIMITS[kind]:
+        try:
+            whole = float(headers[name])
+        except (KeyError, ValueError):
+            continue
+        if 0 < whole < math.inf:
+            return whole / window, window
+    return 0.0, 0.0
 
 
 def _seconds(reset: str) -> float:

@@ -6,8 +6,13 @@ from typing import Any
 from llms.errors import Fatal
 
 
-def package(name: str, llm: object) -> Any:
+def package(name: str, llm: object, extra: str | None = None) -> Any:
     """Import `name` for a model.
+
+    Args:
+        name: Of the package, or of a module in it.
+        llm: The model, for the message.
+        extra: Brings the package; the one named like the model's module, when not told.
 
     Raises:
         Fatal: If it is not installed; the message holds the command that installs it.
@@ -15,7 +20,7 @@ def package(name: str, llm: object) -> Any:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        extra = type(llm).__module__.rpartition(".")[2]
+        extra = extra or type(llm).__module__.rpartition(".")[2]
         raise Fatal(
             f"`{type(llm).__name__}` needs the `{error.name}` package: `pip install 'distilflow[{extra}]'`."
         ) from None

@@ -18,11 +18,14 @@ class Price(Strict):
     output: float = Field(ge=0, description="Of output, reasoning included.")
     cache_read: float | None = Field(default=None, ge=0, description="Of input read from a cache; as input when empty.")
 
+    cache_write: float | None = Field(default=None, ge=0, description="Of input kept in a cache; as input when empty.")
+
     def of(self, usage: Usage) -> float:
-        """Dollars for this usage; its input includes what was read from a cache."""
-        cached = self.input if self.cache_read is None else self.cache_read
-        fresh = usage.input_tokens - usage.cache_read_input_tokens
-        dollars = fresh * self.input + usage.cache_read_input_tokens * cached + usage.output_tokens * self.output
+        """Dollars for this usage; its input includes what was read from a cache, or kept in one."""
+        read, kept = usage.cache_read_input_tokens, usage.cache_creation_input_tokens
+        dollars = (usage.input_tokens - read - kept) * self.input + usage.output_tokens * self.output
+        dollars += read * (self.input if self.cache_read is None else self.cache_read)
+        dollars += kept * (self.input if self.cache_write is None else self.cache_write)
         return dollars / MILLION
 
 
@@ -45,6 +48,7 @@ def listed(provider: str, model: str) -> Price | None:
             input=dollars(input_tokens=FEW),
             output=dollars(output_tokens=FEW),
             cache_read=dollars(input_tokens=FEW, cache_read_tokens=FEW),
+            cache_write=dollars(input_tokens=FEW, cache_write_tokens=FEW),
         )
     except LookupError:
         return None

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,25 @@ class Message(TypedDict):
 ChatType = list[Message]
 """A conversation, oldest message first."""
 
+FormattedInput: TypeAlias = "ChatType | tuple[ChatType, Any]"
+"""A chat, or a chat with the `structured_output` its answer is held to."""
+
 HiddenState = NDArray[np.floating[Any]]
 """The last hidden state of one chat: `[num_tokens, hidden_size]`."""
 
 FinishReason = Literal["stop", "length", "content_filter", "refusal", "tool_calls", "error"]
 """Why a generation ended; `length` means it was cut at `max_new_tokens`."""
+
+
+class TokenLogprob(TypedDict):
+    """A token that was chosen or could have been, and the logarithm of its probability."""
+
+    token: str
+    logprob: float
+
+
+Logprobs = list[list[TokenLogprob]]
+"""For every token of a text, the one chosen first and then the likeliest others, as many as were asked for."""
 
 
 class StructuredOutputType(TypedDict):
@@ -44,12 +58,16 @@ class StructuredOutputType(TypedDict):
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens as the provider counted them, under OpenTelemetry's GenAI names. Input includes cache reads."""
+    """Tokens as the provider counted them, under OpenTelemetry's GenAI names.
+
+    Input includes what was read from a cache and written to one; output includes reasoning.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     cache_read_input_tokens: int = 0
     reasoning_output_tokens: int = 0
+    cache_creation_input_tokens: int = 0
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -57,6 +75,7 @@ class Usage:
             self.output_tokens + other.output_tokens,
             self.cache_read_input_tokens + other.cache_read_input_tokens,
             self.reasoning_output_tokens + other.reasoning_output_tokens,
+            self.cache_creation_input_tokens + other.cache_creation_input_tokens,
         )
 
 
@@ -66,6 +85,7 @@ class GenerateOutput(list[str | None]):
     Attributes:
         finish_reasons: Why each generation ended; `None` where the model does not say.
         reasoning: What each generation thought first, where the provider keeps that apart.
+        logprobs: How likely each token of each generation was, where that was asked for.
         usage: Tokens of the whole request, counted once however many generations it has.
         cost: Dollars for the whole request; `None` when the price is not known.
         seconds: How long the last attempt took.
@@ -81,6 +101,7 @@ class GenerateOutput(list[str | None]):
         *,
         finish_reasons: list[FinishReason | None] | None = None,
         reasoning: list[str | None] | None = None,
+        logprobs: list[Logprobs | None] | None = None,
         usage: Usage | None = None,
         cost: float | None = None,
         seconds: float = 0.0,
@@ -90,8 +111,9 @@ class GenerateOutput(list[str | None]):
         error: LLMError | None = None,
     ) -> None:
         super().__init__(texts)
-        self.finish_reasons = finish_reasons or [None] * len(self)
-        self.reasoning = reasoning or [None] * len(self)
+        self.finish_reasons: list[FinishReason | None] = finish_reasons or [None] * len(self)
+        self.reasoning: list[str | None] = reasoning or [None] * len(self)
+        self.logprobs: list[Logprobs | None] = logprobs or [None] * len(self)
         self.usage = usage or Usage()
         self.cost = cost
         self.seconds = seconds
@@ -110,19 +132,47 @@ class GenerateOutput(list[str | None]):
     @classmethod
     def joined(cls, outputs: "list[GenerateOutput]") -> "GenerateOutput":
         """The generations of several requests for the same chat as if one had brought them all."""
+        costs = [output.cost for output in outputs]
         return cls(
             [text for output in outputs for text in output],
             finish_reasons=[reason for output in outputs for reason in output.finish_reasons],
             reasoning=[thought for output in outputs for thought in output.reasoning],
+            logprobs=[logprobs for output in outputs for logprobs in output.logprobs],
             usage=sum((output.usage for output in outputs), Usage()),
+            cost=None if None in costs else sum(cost or 0.0 for cost in costs),
             seconds=max((output.seconds for output in outputs), default=0.0),
+            attempts=max((output.attempts for output in outputs), default=1),
+            error=next((output.error for output in outputs if output.error), None),
         )
 
     @classmethod
     def failed(cls, error: LLMError, num_generations: int) -> "GenerateOutput":
         """No text at all, and why."""
         reasons: list[FinishReason | None] = ["error"] * num_generations
-        return cls([None] * num_generations, finish_reasons=reasons, attempts=error.attempts, error=error)
+        return cls([None] * num_generations, finish_reasons=reasons, cost=0.0, attempts=error.attempts, error=error)
+
+    def each(self) -> "list[GenerateOutput]":
+        """Every generation by itself; what the request took is with none of them."""
+        parts = zip(self, self.finish_reasons, self.reasoning, self.logprobs, strict=True)
+        return [
+            GenerateOutput([text], finish_reasons=[reason], reasoning=[thought], logprobs=[logprobs])
+            for text, reason, thought, logprobs in parts
+        ]
+
+    def take(self, at: int, other: "GenerateOutput") -> None:
+        """Put the one generation of another request in place `at`; what that took comes on top."""
+        self[at], self.finish_reasons[at] = other[0], other.finish_reasons[0]
+        self.reasoning[at], self.logprobs[at] = other.reasoning[0], other.logprobs[0]
+        self.usage = self.usage + other.usage
+        self.cost = None if self.cost is None or other.cost is None else self.cost + other.cost
+        self.seconds += other.seconds
+        self.attempts += other.attempts
+
+    def again(self) -> "GenerateOutput":
+        """The same generations for an equal chat: nothing was asked for it, and nothing paid."""
+        copy = GenerateOutput.joined(self.each())
+        copy.error, copy.cached, copy.cost = self.error, self.error is None, 0.0
+        return copy
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -25,24 +25,34 @@ for _name in ("PREFECT_API_KEY", "PREFECT_API_URL", "PREFECT_PROFILE"):
 
 import pytest  # noqa: E402
 import xllamacpp  # noqa: E402
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings  # noqa: E402
 from prefect.testing.utilities import prefect_test_harness  # noqa: E402
 
 from llms import demo  # noqa: E402
+
+PROVIDERS = ("ANTHROPIC_", "AZURE_OPENAI_", "GOOGLE_", "HF_TOKEN", "OLLAMA_", "OPENAI_")
+"""How variables begin that a provider's SDK reads."""
 
 
 @pytest.fixture(autouse=True)
 def no_keys_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
     """No key, address or proxy from the environment reaches a test."""
     for name in os.environ:
-        if name.upper().endswith(("_API_KEY", "_BASE_URL", "_PROXY")) or name.startswith(("OPENAI_", "HF_TOKEN")):
+        ending = name.upper().endswith(("_API_KEY", "_API_URL", "_BASE_URL", "_PROXY"))
+        if (ending and not name.startswith("PREFECT_")) or name.startswith(PROVIDERS):
             monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", os.devnull)
+    monkeypatch.setenv("HF_TOKEN_PATH", os.devnull)
 
 
 @pytest.fixture(autouse=True)
-def an_empty_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No answer of one test is another's."""
-    monkeypatch.setenv("DISTILFLOW_HOME", str(tmp_path_factory.mktemp("home")))
+def an_empty_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No answer of one test is another's, and no result."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("DISTILFLOW_HOME", str(home))
+    monkeypatch.setenv("PREFECT_LOCAL_STORAGE_PATH", str(home / "results"))  # for processes that are started
+    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: home / "results"}):
+        yield
 
 
 @pytest.fixture(scope="session")

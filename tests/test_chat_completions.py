@@ -18,8 +18,9 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from llms import Fatal, LLMError, OpenAILLM, Rejected, Throttled, Transient, engine, loop
+from llms import Fatal, LLMError, OpenAILLM, Rejected, Throttled, Transient, loop, request
 from llms.chat_completions import complete
+from llms.strict_schema import strict
 from llms.typing import ChatType, GenerateOutput, Usage
 
 KEY = "sk-secret"
@@ -79,12 +80,14 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         asked.append(seconds)
         await asyncio.sleep(min(seconds, 0.005))
 
-    monkeypatch.setattr(engine, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": shortly}))
+    monkeypatch.setattr(request, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": shortly}))
     return asked
 
 
 # ------------------------------------------------------------------------------------------------ the SDK as the oracle
 
+
+STRICT = {"name": "User_profile", "strict": True, "schema": strict(SCHEMA)}
 
 SAME_CALLS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     # what it is about: (fields of the model, runtime parameters, what the SDK calls all that)
@@ -121,7 +124,7 @@ SAME_CALLS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "structured output": (
         {"structured_output": {"format": "json", "schema": SCHEMA}},
         {},
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "User_profile", "schema": SCHEMA}}},
+        {"response_format": {"type": "json_schema", "json_schema": STRICT}},
     ),
 }
 
@@ -146,11 +149,13 @@ def assert_same(ours: Any, theirs: Any) -> None:
 @pytest.mark.parametrize("call", SAME_CALLS)
 def test_sends_what_the_sdk_sends(call, chat, n, wire):
     fields, parameters, theirs = SAME_CALLS[call]
+    text = json.dumps({"name": "Ada", "nickname": None, "id": 1}) if "structured_output" in fields else "Madrid."
+    wire.answer = lambda request: wire.Reply(wire.completion(*[text] * n))
     expected = sent_by_sdk(wire, chat, **theirs, **({"n": n} if n > 1 else {}))
     (output,) = openai_llm(wire, **fields).generate([chat], n, **parameters)
     (request,) = wire.requests
     assert_same(request, expected)
-    assert output == ["Madrid."] * n
+    assert output == [text] * n
 
 
 def test_reads_what_the_sdk_reads(wire):
@@ -200,6 +205,7 @@ def test_address_and_key_come_from_the_sdks_own_variables(wire, monkeypatch):
 
 def test_names_of_schemas_are_such_as_the_api_takes(wire):
     schema = {"title": "Benutzerübersicht für " + "x" * 80, "type": "object"}
+    wire.answer = lambda request: wire.Reply(wire.completion("{}"))
     openai_llm(wire, structured_output={"schema": schema}).generate([CHAT])
     openai_llm(wire, structured_output={"schema": {"title": "", "type": "object"}}).generate([CHAT])
     names = [request.body["response_format"]["json_schema"]["name"] for request in wire.requests]
@@ -264,7 +270,7 @@ def test_errors_are_told_apart_by_status_and_code(status, body, kind, code, wire
     assert (error.status, error.code, error.request_id) == (status, code, "req-1")
     assert str(status) in str(error) and wire.url in str(error)
     assert (body["error"]["message"] if code and isinstance(body.get("error"), dict) else "") in str(error)
-    assert len(wire.requests) == error.attempts == (engine.ATTEMPTS if kind is Transient else 1)
+    assert len(wire.requests) == error.attempts == (request.ATTEMPTS if kind is Transient else 1)
     harmless(error)
 
 
@@ -331,7 +337,7 @@ def test_all_wait_when_one_is_refused(wire):
 
 
 def test_patience_ends(wire, monkeypatch):
-    monkeypatch.setattr(engine, "REFUSALS", 3)
+    monkeypatch.setattr(request, "REFUSALS", 3)
     wire.answer = lambda request: wire.Reply(said("slow down", None), status=429, headers={"Retry-After": "0.02"})
     error = failure(wire)
     assert isinstance(error, Throttled) and (error.status, error.attempts, error.retry_after) == (429, 3, 0.02)
@@ -346,9 +352,9 @@ def test_patience_ends_with_a_broken_server_too(wire, pauses):
 
 def test_being_throttled_costs_no_attempt(wire):
     throttled = wire.Reply(said("slow down", None), status=429, headers={"Retry-After": "0.02"})
-    wire.script(*[throttled] * engine.ATTEMPTS, *[wire.Reply("", status=500)] * (engine.ATTEMPTS - 1))
+    wire.script(*[throttled] * request.ATTEMPTS, *[wire.Reply("", status=500)] * (request.ATTEMPTS - 1))
     (output,) = openai_llm(wire).generate([CHAT])
-    assert output == ["Madrid."] and output.attempts == 2 * engine.ATTEMPTS
+    assert output == ["Madrid."] and output.attempts == 2 * request.ATTEMPTS
 
 
 def test_bad_weather_passes(wire, pauses):
@@ -361,7 +367,7 @@ def test_bad_weather_passes(wire, pauses):
 def test_a_server_that_takes_too_long(wire):
     wire.answer = lambda request: wire.Reply(delay=0.5)
     error = failure(wire, timeout=0.05)
-    assert type(error) is Transient and "within 0.05 s" in str(error) and error.attempts == engine.ATTEMPTS
+    assert type(error) is Transient and "within 0.05 s" in str(error) and error.attempts == request.ATTEMPTS
     harmless(error)
 
 
@@ -369,14 +375,14 @@ def test_a_server_that_is_not_there(wire):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound but not listening: refused, and nobody else gets the port
         error = failure(wire, base_url=f"http://127.0.0.1:{unused.getsockname()[1]}/v1")
-    assert type(error) is Transient and error.attempts == engine.ATTEMPTS
+    assert type(error) is Transient and error.attempts == request.ATTEMPTS
     harmless(error)
 
 
 def test_a_server_that_hangs_up(wire):
     wire.answer = lambda request: wire.Reply(drop=True)
     error = failure(wire)
-    assert type(error) is Transient and error.attempts == engine.ATTEMPTS <= len(wire.requests)
+    assert type(error) is Transient and error.attempts == request.ATTEMPTS <= len(wire.requests)
     harmless(error)
 
 
@@ -395,7 +401,7 @@ def test_an_answer_that_is_none(body, wire):
     wire.answer = lambda request: wire.Reply(body, headers={"X-Request-Id": "req-1"})
     error = failure(wire)
     assert type(error) is Transient and (error.status, error.request_id) == (200, "req-1")
-    assert wire.url in str(error) and error.attempts == engine.ATTEMPTS
+    assert wire.url in str(error) and error.attempts == request.ATTEMPTS
     if "overloaded" in body:
         assert error.code == "overloaded" and "overloaded" in str(error)
     harmless(error)

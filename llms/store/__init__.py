@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from llms.store.file import StoreError, connect, explained, path
 from llms.store.key import IRRELEVANT, key_of
-from llms.typing import FinishReason, GenerateOutput, Usage
+from llms.typing import FinishReason, GenerateOutput, Logprobs, Usage
 
 if TYPE_CHECKING:
     from llms.base import LLM
@@ -31,13 +31,13 @@ LINGER = 0.005
 
 COLUMNS = (
     "key, text, finish_reason, reasoning, input_tokens, output_tokens, cache_read_input_tokens, "
-    "reasoning_output_tokens, seconds, model, provider, created"
+    "reasoning_output_tokens, cache_creation_input_tokens, logprobs, seconds, model, provider, created"
 )
 # The newest answer wins: a run that was told not to read the store still writes it. Texts come as bytes, because
 # half of an emoji, which models do write, is no UTF-8.
 _INSERT = f"""
     REPLACE INTO answers ({COLUMNS})
-    VALUES (?, CAST(? AS TEXT), ?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?)
+    VALUES (?, CAST(? AS TEXT), ?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _SELECT = f"SELECT {COLUMNS} FROM answers WHERE key IN (SELECT value FROM json_each(?))"
 
@@ -50,6 +50,7 @@ class StoredAnswer:
         text: The raw text; `None` where the model gave none.
         finish_reason: Why it ended.
         reasoning: What the model thought first.
+        logprobs: How likely its tokens were, where that was asked for.
         usage: Tokens of the whole request on the first of its generations, none on the others.
         seconds: How long the request took.
         model: The model's name.
@@ -60,6 +61,7 @@ class StoredAnswer:
     text: str | None
     finish_reason: FinishReason | None = None
     reasoning: str | None = None
+    logprobs: Logprobs | None = None
     usage: Usage = field(default_factory=Usage)
     seconds: float = 0.0
     model: str = ""
@@ -72,10 +74,8 @@ class StoredAnswer:
         usages = [output.usage, *(Usage() for _ in output[1:])]
         model, provider, now = llm.model_name, type(llm).__name__, time.time()
         return [
-            cls(text, reason, thought, usage, output.seconds, model, provider, now)
-            for text, reason, thought, usage in zip(
-                output, output.finish_reasons, output.reasoning, usages, strict=True
-            )
+            cls(*generation, output.seconds, model, provider, now)
+            for generation in zip(output, output.finish_reasons, output.reasoning, output.logprobs, usages, strict=True)
         ]
 
     def output(self) -> GenerateOutput:
@@ -84,6 +84,7 @@ class StoredAnswer:
             [self.text],
             finish_reasons=[self.finish_reason],
             reasoning=[self.reasoning],
+            logprobs=[self.logprobs],
             usage=self.usage,
             seconds=self.seconds,
         )
@@ -132,6 +133,8 @@ def _row(key: str, answer: StoredAnswer) -> tuple[Any, ...]:
         usage.output_tokens,
         usage.cache_read_input_tokens,
         usage.reasoning_output_tokens,
+        usage.cache_creation_input_tokens,
+        answer.logprobs and json.dumps(answer.logprobs),
         answer.seconds,
         answer.model,
         answer.provider,
@@ -140,8 +143,9 @@ def _row(key: str, answer: StoredAnswer) -> tuple[Any, ...]:
 
 
 def _entry(row: tuple[Any, ...]) -> tuple[str, StoredAnswer]:
-    key, text, finish_reason, reasoning, *usage, seconds, model, provider, created = row
-    return key, StoredAnswer(text, finish_reason, reasoning, Usage(*usage), seconds, model, provider, created)
+    key, text, finish_reason, reasoning, *usage, logprobs, seconds, model, provider, created = row
+    likely = logprobs and json.loads(logprobs)
+    return key, StoredAnswer(text, finish_reason, reasoning, likely, Usage(*usage), seconds, model, provider, created)
 
 
 def _encoded(text: str | None) -> bytes | None:

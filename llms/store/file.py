@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-VERSION = 1
+VERSION = 2
 """The format of the file, in its `user_version`."""
 
 PATIENCE = 30.0
@@ -21,6 +21,10 @@ _CREATE = """
         seconds REAL NOT NULL, model TEXT NOT NULL, provider TEXT NOT NULL, created REAL NOT NULL
     )
 """
+_ADDED = {
+    2: ("cache_creation_input_tokens INTEGER NOT NULL DEFAULT 0", "logprobs TEXT"),
+}
+"""Columns by the version that brought them: a file of an older one gets them when it is opened."""
 
 _TROUBLES = {
     sqlite3.SQLITE_BUSY: ("is locked by another program", "end that program"),
@@ -91,7 +95,10 @@ def _prepare(connection: sqlite3.Connection, file: Path) -> None:
     connection.execute("PRAGMA synchronous = NORMAL")
     if version < VERSION:
         connection.execute("BEGIN IMMEDIATE")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()  # another process may have been first
         connection.execute(_CREATE)
+        for column in (column for added, columns in _ADDED.items() if version < added for column in columns):
+            connection.execute(f"ALTER TABLE answers ADD COLUMN {column}")
         connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("COMMIT")
 

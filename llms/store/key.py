@@ -1,6 +1,7 @@
 """The name of an answer: a hash of all that it depends on, and of no secret."""
 
 import json
+import os
 from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import blake2b
@@ -20,15 +21,23 @@ if TYPE_CHECKING:
 
 IRRELEVANT: dict[str, str] = {
     "api_key": "who pays, not what is answered",
+    "azure_identity": "who pays, not what is answered",
+    "batch_size": "how many at once",
+    "cuda_devices": "where it is computed",
+    "deadline": "how long to wait",
+    "device": "where it is computed",
+    "device_map": "where it is computed",
     "generation_kwargs": "part of the options already",
     "max_concurrency": "how many at once",
+    "max_schema_retries": "how often to ask again",
     "n_gpu_layers": "where it is computed",
     "n_parallel": "how many at once",
     "n_threads": "how fast",
-    "requests_per_minute": "how fast",
-    "tokens_per_minute": "how fast",
     "price": "what it costs",
+    "requests_per_minute": "how fast",
+    "shared_limit": "how many at once",
     "timeout": "how long to wait",
+    "tokens_per_minute": "how fast",
     "use_cache": "whether it is looked up",
 }
 """Fields of models that do not change an answer, and why; every other field is part of the key. Secrets never are."""
@@ -55,6 +64,8 @@ def key_of(llm: "LLM", chat: ChatType, options: Mapping[str, Any], generation: i
     fields = {name: getattr(llm, name) for name in type(llm).model_fields if name not in IRRELEVANT}
     if url := getattr(llm, "_url", None):
         fields["base_url"] = url()
+    else:  # it computes here: a text that names a file or a folder means what is in it
+        fields |= {name: Path(value).expanduser() for name, value in fields.items() if _on_disk(value)}
     try:
         request = _canonical([REVISION, _identity(cls), llm.model_name, fields, chat, options, generation])
     except (TypeError, ValueError) as error:
@@ -74,9 +85,15 @@ def _plain(value: Any) -> Any:
         case set() | frozenset():
             return sorted(map(_canonical, value))
         case Path() if value.exists():  # weights are trained again under the same name
-            return [str(value.absolute()), value.stat().st_size, value.stat().st_mtime_ns]
+            files = sorted(each for each in value.iterdir() if each.is_file()) if value.is_dir() else [value]
+            stamps = [[each.name, each.stat().st_size, each.stat().st_mtime_ns] for each in files]
+            return [str(value.absolute()), stamps]
         case _:
             return to_jsonable_python(value)
+
+
+def _on_disk(value: Any) -> bool:
+    return isinstance(value, str) and os.path.exists(os.path.expanduser(value))
 
 
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_plain).encode

@@ -1,0 +1,107 @@
+"""What a run may spend: requests wait when those in flight might take the rest, and end when it is spent."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from llms.errors import Drained
+from llms.typing import GenerateOutput
+
+FIRST = 8
+"""Requests in flight while nobody knows yet what one costs."""
+
+
+class Budget:
+    """A limit on dollars or tokens, over all the models and batches of a run; on the shared loop only.
+
+    A request begins when it fits in with those in flight, each taken to cost what they did on average so far. So the
+    limit is passed by no more than the last requests differ from that.
+
+    Args:
+        max_cost: Dollars to spend at most; answers whose price is not known count as free.
+        max_tokens: Tokens to spend at most, input and output together.
+    """
+
+    def __init__(self, max_cost: float | None = None, max_tokens: int | None = None) -> None:
+        self.most = {"max_cost": max_cost, "max_tokens_total": max_tokens}
+        self.spent = dict.fromkeys(self.most, 0.0)
+        self._in_flight = self._answered = 0
+        self._waiting: deque[asyncio.Future[bool]] = deque()
+
+    @contextmanager
+    def enforced(self) -> Iterator[None]:
+        """Everything asked inside, in whatever thread that inherits this context, is under this budget."""
+        limited = any(most is not None for most in self.most.values())
+        outer = _enforced.set(self if limited else None)
+        try:
+            yield
+        finally:
+            _enforced.reset(outer)
+
+    async def admit(self) -> None:
+        """Wait until another request may begin; `leave` must follow.
+
+        Raises:
+            Drained: If there is not enough left for it.
+        """
+        if not await self._admitted():
+            raise Drained(self._sentence())
+
+    async def leave(self, outputs: Sequence[GenerateOutput] = ()) -> None:
+        """The request is over, and this is what it came to."""
+        for output in outputs:
+            self._answered += 1
+            self.spent["max_cost"] += output.cost or 0.0
+            self.spent["max_tokens_total"] += output.usage.input_tokens + output.usage.output_tokens
+        self._in_flight -= 1
+        self._dispatch()
+
+    async def _admitted(self) -> bool:
+        if not self._waiting and self._fits():
+            self._in_flight += 1
+            return True
+        if not self._in_flight:
+            return False
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.result():  # its turn came meanwhile: on to the next
+                self._in_flight -= 1
+                self._dispatch()
+            raise
+
+    def _dispatch(self) -> None:
+        while self._waiting and (self._waiting[0].done() or self._fits() or not self._in_flight):
+            turn = self._waiting.popleft()
+            if not turn.done():  # else it was cancelled
+                fits = self._fits()
+                self._in_flight += fits
+                turn.set_result(fits)
+
+    def _fits(self) -> bool:
+        if not self._answered:
+            return self._in_flight < FIRST
+        return all(
+            most is None or self.spent[name] * (1 + (self._in_flight + 1) / self._answered) <= most
+            for name, most in self.most.items()
+        )
+
+    def _sentence(self) -> str:
+        near = [
+            f"`{name}={most:g}` ({self.spent[name]:,.6g} spent, the next request would pass it)"
+            for name, most in self.most.items()
+            if most is not None and self.spent[name] * (1 + 1 / max(1, self._answered)) > most
+        ]
+        return f"The run stopped at {' and '.join(near)}. The same command with more goes on from here."
+
+
+_enforced: ContextVar[Budget | None] = ContextVar("budget", default=None)
+
+
+def enforced() -> Budget | None:
+    """The budget the caller is under, if there is one."""
+    return _enforced.get()

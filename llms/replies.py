@@ -1,0 +1,120 @@
+"""What a reply that brought no answer means, and what an SDK's exception does: one of our own errors."""
+
+import json
+import math
+import re
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from llms.errors import Fatal, LLMError, Rejected, Transient, from_status
+
+WEATHER = re.compile(
+    "timeout|connect|protocol|disconnect|network|payload|readerror|writeerror|jsondecode|incomplete", re.I
+)
+"""Names of exceptions that tell of a bad line, in whatever HTTP library an SDK stands on."""
+
+
+def failure(status: int, headers: Mapping[str, str], text: str, url: str) -> LLMError:
+    """What a reply that is not 200 means."""
+    message, code = said(text)
+    folded = {name.lower(): value for name, value in headers.items()}
+    wait = _retry_after(folded)
+    return from_status(
+        status,
+        f"`{url}` answered {status}: {message}",
+        code=code,
+        request_id=folded.get("x-request-id") or folded.get("request-id"),
+        retry_after=_retry_delay(text) if wait is None else wait,
+        headers=rates(folded),
+    )
+
+
+def from_sdk(error: Exception, url: str, *, text: str | None = None) -> LLMError:
+    """What an exception of a provider's SDK means: by its HTTP status first, by its class second.
+
+    Args:
+        error: Whatever the SDK raised.
+        url: What was asked, for the message.
+        text: The reply's body, where the SDK keeps it in a place of its own.
+    """
+    if isinstance(error, LLMError):
+        return error
+    response = getattr(error, "response", None)
+    statuses = [getattr(error, name, None) for name in ("status_code", "code", "status")]
+    statuses += [getattr(response, name, None) for name in ("status_code", "status")]
+    status = next((each for each in statuses if isinstance(each, int)), None)
+    if status and status != 200:
+        headers = getattr(error, "headers", None) or getattr(response, "headers", None) or {}
+        return failure(status, dict(headers), _body(error, response) if text is None else text, url)
+    names = " ".join(cls.__name__ for cls in type(error).__mro__[:-2])
+    if "InvalidURL" in names or "UnsupportedProtocol" in names:
+        return Fatal(f"`{url}` is not an address: `base_url` is one, `https://` included.")
+    if isinstance(error, TimeoutError) or "Timeout" in names and not f"{error}":
+        return Transient(f"`{url}` gave no answer in time (`timeout`).")
+    cause = f" ({error.__cause__})" if error.__cause__ else ""  # some SDKs say only "Connection error."
+    words = said(_body(error, response))[0] if status == 200 else error
+    message = f"`{url}`: {type(error).__name__}: {words}{cause}"
+    if isinstance(error, OSError | TimeoutError) or status == 200 or WEATHER.search(names):
+        return Transient(message, status=status)
+    return Rejected(message)
+
+
+def rates(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that tell of rate limits, names in lower case."""
+    return {name.lower(): value for name, value in headers.items() if "limit" in name.lower()}
+
+
+def said(text: str) -> tuple[str, str | None]:
+    """The message and the code in an error's body, whatever shape it has."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return text[:500].strip() or "nothing", None
+    if not isinstance(body, dict):
+        return str(body)[:500], None
+    error = body.get("error") or body
+    if not isinstance(error, dict):
+        return str(error)[:500], body.get("error_type")
+    details = error.get("details") or []
+    details = [details] if isinstance(details, dict) else details
+    reasons = [each.get("reason") or each.get("error_code") for each in details if isinstance(each, dict)]
+    codes = [error.get(name) for name in ("error_code", "code", "type", "status")] + [body.get("error_type")]
+    codes[1:1] = reasons
+    code = next((each for each in codes if each and isinstance(each, str)), None)
+    message = error.get("message") or error.get("detail") or error
+    return str(message)[:500], code
+
+
+def _body(error: Exception, response: Any) -> str:
+    """The body of the reply, as a text, wherever the SDK keeps it."""
+    for body in (getattr(error, "details", None), getattr(error, "body", None), getattr(error, "error", None)):
+        if body and isinstance(body, str | dict | list):
+            return body if isinstance(body, str) else json.dumps(body, default=str)
+    try:
+        text = response.text
+    except Exception:  # a stream that was not read, or no response at all: the exception's own words remain
+        text = None
+    return text if text and isinstance(text, str) else str(error)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds a reply asks us to wait: milliseconds, seconds or a date; `None` when it does not, or makes no sense."""
+    for name, seconds in (
+        ("retry-after-ms", lambda value: float(value) / 1000),
+        ("retry-after", float),
+        ("retry-after", lambda value: parsedate_to_datetime(value).timestamp() - time.time()),
+    ):
+        try:
+            wait = seconds(headers[name])
+        except (KeyError, OverflowError, ValueError):
+            continue
+        return max(0.0, wait) if math.isfinite(wait) else None
+    return None
+
+
+def _retry_delay(text: str) -> float | None:
+    """Seconds that Google asks us to wait, which it says in the body."""
+    delay = re.search(r'"retryDelay":\s*"([\d.]+)s"', text)
+    return float(delay[1]) if delay else None

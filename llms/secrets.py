@@ -1,0 +1,49 @@
+"""Keys stay out of what is said: some providers repeat, in what they refuse, the key they were given."""
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from pydantic import SecretStr
+
+from llms.errors import LLMError
+
+if TYPE_CHECKING:
+    from llms.base import LLM
+
+SHORTEST = 8
+"""Characters of the shortest secret that is looked for: a shorter one is part of many words."""
+
+
+def hide(error: LLMError, llm: "LLM") -> None:
+    """Take the model's secrets out of an error, wherever it holds them, and the SDK's own error from behind it.
+
+    That one holds the request, key and all, and goes along where whole chains of errors are pickled, as Dask does.
+    """
+    error.__cause__ = error.__context__ = None
+    secrets = of(llm)
+
+    def without(value: Any) -> Any:
+        return hidden(value, secrets) if isinstance(value, str) else value
+
+    for name in ("message", "code", "request_id"):
+        setattr(error, name, without(getattr(error, name)))
+    if error.headers:
+        error.headers = {without(name): without(value) for name, value in error.headers.items()}
+    error.args = (error.message,)
+
+
+def hidden(text: str, secrets: Iterable[str]) -> str:
+    """A text without these secrets."""
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be part of another
+        text = text.replace(secret, "***")
+    return text
+
+
+def of(llm: "LLM") -> set[str]:
+    """The secrets in a model's fields, and those it would read from the environment."""
+    fields = [getattr(llm, name) for name in type(llm).model_fields]
+    held = [each for value in fields for each in (value.values() if isinstance(value, dict) else [value])]
+    names = [getattr(llm, "_api_key_env", ""), *getattr(llm, "_other_api_key_envs", ())]
+    secrets = [each.get_secret_value() for each in held if isinstance(each, SecretStr)]
+    return {each for each in [*secrets, *(os.getenv(name, "") for name in names if name)] if len(each) >= SHORTEST}

@@ -1,0 +1,381 @@
+"""A limit shared by processes: against real servers of Prefect, which count."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from llms import loop, shared_limit
+from llms.errors import Fatal
+from llms.shared_limit import SharedLimit, shared
+
+ROOT = Path(__file__).parent.parent
+
+
+def api(method: str, path: str, **body: Any) -> Any:
+    """What Prefect's API says."""
+    url = f"{PREFECT_API_URL.value()}/v2/concurrency_limits/{path}"
+    reply = httpx.request(method, url, json=body or None, timeout=30)
+    while reply.status_code == 503:  # SQLite is busy
+        time.sleep(0.2)
+        reply = httpx.request(method, url, json=body or None, timeout=30)
+    reply.raise_for_status()
+    return reply.json() if reply.content else None
+
+
+def create(name: str, limit: int, per_second: float = 0.0, **facts: Any) -> str:
+    """Make a limit; its name."""
+    return api("POST", "", name=name, limit=limit, slot_decay_per_second=per_second, **facts)["name"]
+
+
+def active_slots(name: str) -> int:
+    return api("GET", name)["active_slots"]
+
+
+def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for it."""
+    late = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < late
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def trips(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str, int]]:
+    """What went over the wire to Prefect: method, last part of the path, status."""
+    counts = Counter[tuple[str, str, int]]()
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def count(self: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        reply = await send(self, request)
+        counts[request.method, request.url.path.rsplit("/", 1)[-1], reply.status_code] += 1
+        return reply
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", count)
+    return counts
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Every test has clients of its own."""
+    loop.close()
+    yield
+    loop.close()
+
+
+async def granted(name: str, requests: int, seconds: float) -> list[float]:
+    """When each of so many requests was admitted, in so many seconds."""
+    times: list[float] = []
+
+    async def one() -> None:
+        async with shared(name):
+            times.append(time.time())
+
+    tasks = [asyncio.create_task(one()) for _ in range(requests)]
+    await asyncio.wait(tasks, timeout=seconds)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return times
+
+
+def within(times: list[float], rate: float, start: float, end: float) -> None:
+    """Assert that the rate was held, within 5 % and a request at either end."""
+    count, due = sum(start <= at < end for at in times), rate * (end - start)
+    assert 0.95 * due - 1 <= count <= 1.05 * due + 1, f"{count} instead of {due:.1f} in {end - start:.1f} s"
+
+
+PREAMBLE = """
+import asyncio, json, sys, time
+from llms import loop, shared_limit
+from llms.shared_limit import shared
+name, arguments = sys.argv[1], sys.argv[2:]
+"""
+
+GRANTED = """
+from tests.test_shared_limit import granted
+print(json.dumps(loop.run(granted(name, 1000, float(arguments[0])))))
+"""
+
+
+def process(script: str, *arguments: object) -> "subprocess.Popen[str]":
+    """Run it in a process of its own, against the same Prefect."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PREAMBLE + script, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value() or ""},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_rate_is_held_with_few_trips_and_without_bursts(trips: Counter[Any]) -> None:
+    name = create("rate", 30, 30.0)
+    times = loop.run(granted(name, 1000, 11.0))
+    within(times, 30.0, times[0] + 3, times[0] + 10)
+    assert trips["POST", "increment", 423] == 0
+    assert sum(trips.values()) < len(times) / 3
+    most = max(sum(at <= each < at + 1 for each in times) for at in times)
+    assert most <= 2 * 30, "two seconds' worth in one"
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize(("rate", "seconds"), [(2.0, 24.0), (10.0, 14.0)])
+def test_two_processes_share_a_rate(rate: float, seconds: float) -> None:
+    name = create(f"rate of {rate}", int(rate), rate)
+    both = [process(GRANTED, name, seconds) for _ in range(2)]
+    first, second = [json.loads(each.communicate()[0]) for each in both]
+    start, end = max(first[0], second[0]) + 2, min(first[-1], second[-1])
+    assert end - start > seconds / 2
+    within(first + second, rate, start, end)
+    for times in (first, second):
+        assert sum(start <= at < end for at in times) > 0.2 * rate * (end - start), "starved"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_two_processes_share_slots(wire: Any) -> None:
+    """The one that comes later gets its turn, and there are never more in flight than slots."""
+    wire.answer = lambda request: wire.Reply(delay=0.2)
+    name = create("slots", 5)
+    script = """
+import aiohttp
+shared_limit.KEEP = 1.0
+url, who, requests = arguments
+async def main():
+    async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
+        async def one():
+            async with shared(name), session.post(url, json={"who": who}) as reply:
+                assert reply.status == 200
+        for _ in range(int(requests)):
+            group.create_task(one())
+loop.run(main())
+"""
+    first = process(script, name, wire.url, "first", 250)
+    until(lambda: len(wire.requests) > 10)
+    second = process(script, name, wire.url, "second", 50)
+    assert [first.wait(), second.wait()] == [0, 0]
+    who = [request.body["who"] for request in wire.requests]
+    assert Counter(who) == {"first": 250, "second": 50}
+    assert wire.peak == 5
+    assert who[-1] == "first" or who.index("second") < 240
+    assert active_slots(name) == 0, "not given back at the end"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_slots_nobody_uses_go_back(trips: Counter[Any]) -> None:
+    name = create("idle", 20)
+
+    async def busy(requests: int) -> int:
+        async def one() -> None:
+            async with shared(name):
+                await asyncio.sleep(0.01)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(requests):
+                group.create_task(one())
+        return await asyncio.to_thread(active_slots, name)
+
+    assert 0 < loop.run(busy(2000)) <= 20
+    assert sum(trips.values()) < 100
+    until(lambda: active_slots(name) == 0, 15)
+    asked = sum(trips.values())
+    time.sleep(2)
+    assert sum(trips.values()) == asked, "an idle process asks nothing"
+    assert loop.run(busy(20)) > 0
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_limit_is_edited_while_it_is_used() -> None:
+    async def main(name: str, **edit: float) -> list[float]:
+        work = asyncio.create_task(granted(name, 2000, 10.0))
+        await asyncio.sleep(4)
+        await asyncio.to_thread(api, "PATCH", name, **edit)
+        return await work
+
+    times = loop.run(main(create("edited rate", 10, 10.0), limit=40, slot_decay_per_second=40.0))
+    assert sum(at < times[0] + 3.5 for at in times) < 60
+    assert 90 < sum(times[0] + 6 <= at < times[0] + 9 for at in times) < 150
+    times = loop.run(main(create("rate no more", 2, 2.0), limit=40, slot_decay_per_second=0))
+    assert len(times) == 2000
+
+
+def test_what_is_missing_is_said_with_its_cure(prefect_server: None) -> None:
+    async def use(name: str) -> None:
+        async with shared(name):
+            raise AssertionError
+
+    with pytest.raises(Fatal, match="`prefect gcl create missing --limit 2 --slot-decay-per-second 2`"):
+        loop.run(use("missing"))
+    with pytest.raises(Fatal, match="`prefect gcl update off --enable`"):
+        loop.run(use(create("off", 2, active=False)))
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), pytest.raises(Fatal, match="server start"):
+        loop.run(use("unreachable"))
+    with temporary_settings({PREFECT_API_URL: None}), pytest.raises(Fatal, match="PREFECT_API_URL=http"):
+        loop.run(use("unreachable"))
+
+    async def twice() -> None:
+        results = await asyncio.gather(use("later"), use("later"), return_exceptions=True)
+        assert [type(each) for each in results] == [Fatal, Fatal]
+        create("later", 1)
+        async with shared("later"):
+            pass
+
+    loop.run(twice())
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("per_second", [0.0, 5.0])
+def test_a_cancelled_waiter_leaves_its_turn_to_the_next(per_second: float) -> None:
+    name = create(f"cancelled {per_second}", 2, per_second)
+
+    async def main() -> None:
+        order: list[int] = []
+
+        async def one(at: int) -> None:
+            async with shared(name):
+                order.append(at)
+                await asyncio.sleep(0.05)
+
+        tasks = [asyncio.create_task(one(at)) for at in range(50)]
+        while len(order) < 3:
+            await asyncio.sleep(0.01)
+        for task in tasks[10:40]:
+            task.cancel()
+        await asyncio.wait(tasks)
+        limit: SharedLimit = loop.shared(("shared limit", name), lambda: SharedLimit(name), SharedLimit.close)
+        assert order == [*range(10), *range(40, 50)]
+        assert limit.in_flight == 0 and not limit._waiting
+
+        # the turn comes in the same moment as the end
+        slots, limit._slots, limit._permits = max(1, limit._slots), 0, 0
+        task = asyncio.create_task(one(50))
+        await asyncio.sleep(0)
+        limit._slots = slots
+        limit._hand_out(bool(per_second))
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() and limit.in_flight == 0
+        await asyncio.wait_for(one(51), 10)
+        assert order[-1] == 51
+
+    loop.run(main())
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_it_works_in_a_forked_process() -> None:
+    script = """
+import os
+async def use():
+    async with shared(name):
+        await asyncio.sleep(0.1)
+loop.run(use())
+if child := os.fork():
+    assert os.waitpid(child, 0)[1] == 0
+    loop.run(use())
+else:
+    loop.run(use())
+    loop.close()
+    os._exit(0)
+"""
+    name = create("forked", 2)
+    assert process(script, name).wait() == 0
+    assert active_slots(name) == 0
+
+
+class Server:
+    """A server of Prefect with all its services, which can be stopped and started."""
+
+    def __init__(self, home: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url, self.home = f"http://127.0.0.1:{self.port}/api", home
+
+    def start(self) -> None:
+        services = {"PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "2", "PREFECT_HOME": str(self.home)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--port", str(self.port)],
+            cwd=ROOT,
+            env=os.environ | services,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        until(self.answers, 120)
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health").is_success
+        except httpx.HTTPError:
+            return False
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("prefect"))
+    server.start()
+    yield server
+    server.stop()
+
+
+async def in_turn(name: str, requests: int, meanwhile: Callable[[], Awaitable[None]]) -> None:
+    """Hold a slot while something happens, then make so many requests."""
+    async with shared(name):
+        await meanwhile()
+    for _ in range(requests):
+        async with shared(name):
+            pass
+
+
+def test_a_restart_of_the_server_is_weather(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shared_limit, "KEEP", 1.0)
+
+    async def restart() -> None:
+        await asyncio.to_thread(server.stop)
+        await asyncio.sleep(4)
+        await asyncio.to_thread(server.start)
+
+    with temporary_settings({PREFECT_API_URL: server.url}):
+        name = create("restarted", 1)
+        loop.run(in_turn(name, 3, restart))
+        assert len([each for each in caplog.records if each.name == shared_limit.__name__]) <= 1
+        loop.close()
+        assert active_slots(name) == 0, "the server forgot the lease, and kept its slot"
+
+
+def test_slots_of_a_killed_process_come_back(server: Server) -> None:
+    script = """
+async def hold():
+    async with shared(name):
+        print("in", flush=True)
+        await asyncio.sleep(600)
+loop.run(hold())
+"""
+    with temporary_settings({PREFECT_API_URL: server.url}):
+        name = create("killed", 1)
+        holder = process(script, name)
+        assert holder.stdout and holder.stdout.readline() == "in\n"
+        assert active_slots(name) == 1
+        holder.kill()
+        holder.wait()
+        assert loop.run(asyncio.wait_for(granted(name, 1, 150.0), 160))
