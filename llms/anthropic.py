@@ -1,0 +1,256 @@
+"""Anthropic: Claude, over the Messages API."""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Callable
+from itertools import takewhile
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, Field, HttpUrl
+
+from llms import loop
+from llms.chat_completions import StopTexts
+from llms.errors import Transient
+from llms.images import inline
+from llms.packages import package
+from llms.remote import RemoteLLM, StructuredMode
+from llms.replies import from_sdk, rates, said
+from llms.strict import Strict
+from llms.typing import ChatType, FinishReason, GenerateOutput, Usage
+
+MAX_TOKENS = 4096
+"""Tokens to generate at most when nobody says: the API wants a number, and this is one that every Claude takes."""
+
+SAMPLING = ("temperature", "top_p", "top_k")
+"""What the API takes under its old version only, and the SDK no longer knows."""
+
+OLD_VERSION = {"anthropic-version": "2023-06-01"}
+
+FINISH_REASONS: dict[str, FinishReason] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "pause_turn": "tool_calls",
+    "refusal": "refusal",
+}
+
+TOOL = "answer"
+"""The tool a model is made to call where the API's own mode does not take the schema."""
+
+
+class AnthropicLLM(RemoteLLM):
+    """Claude models served by Anthropic, or by a gateway that speaks its Messages API (set `base_url`).
+
+    Example:
+        ```python
+        from llms import AnthropicLLM
+
+        llm = AnthropicLLM.load("BLOCK_NAME")
+        llm.generate([[{"role": "user", "content": "What's the capital of Spain?"}]])
+        ```
+    """
+
+    _block_type_name = "Anthropic LLM"
+    _documentation_url = HttpUrl("https://platform.claude.com/docs/en/api/messages")
+    _logo_url = HttpUrl("https://cdn.simpleicons.org/anthropic")
+    _provider: ClassVar[str | None] = "anthropic"
+    _api_key_env: ClassVar[str] = "ANTHROPIC_API_KEY"
+    _other_api_key_envs: ClassVar[tuple[str, ...]] = ("ANTHROPIC_AUTH_TOKEN",)
+    _base_url_env: ClassVar[str | None] = "ANTHROPIC_BASE_URL"
+    _default_base_url: ClassVar[str | None] = "https://api.anthropic.com"
+    _structured_modes: ClassVar[tuple[StructuredMode, ...]] = ("json_schema", "tool", "prompt")
+
+    generations_at_once: ClassVar[int | None] = 1
+
+    class Options(Strict):
+        """Runtime parameters; what is unset is not sent."""
+
+        max_new_tokens: int | None = Field(
+            default=None,
+            gt=0,
+            serialization_alias="max_tokens",
+            description=f"Tokens to generate at most, thinking included; {MAX_TOKENS} when empty.",
+        )
+        temperature: float | None = Field(
+            default=None,
+            ge=0,
+            description="How freely to sample; 0 is greedy. Like `top_p` and `top_k` it is sent under the API's old "
+            "version, the only one that has it; the newest models refuse it.",
+        )
+        top_p: float | None = Field(default=None, gt=0, le=1, description="Sample from this much probability mass.")
+        top_k: int | None = Field(default=None, gt=0, description="Sample from this many likeliest tokens.")
+        stop: StopTexts = Field(default=None, serialization_alias="stop_sequences")
+        reasoning_effort: str | None = Field(
+            default=None,
+            serialization_alias="effort",
+            description="How much a model puts into its answer: `low`, `medium`, `high`, `xhigh`, `max`.",
+        )
+        thinking: dict[str, Any] | None = Field(
+            default=None,
+            description='Whether to think first: `{"type": "adaptive"}`, `{"type": "disabled"}`, or '
+            '`{"type": "enabled", "budget_tokens": 2048}`, with fewer of them than `max_new_tokens`.',
+        )
+        cache_control: dict[str, Any] | None = Field(
+            default=None,
+            description='Keeps the prompt for requests that begin alike: `{"type": "ephemeral", "ttl": "1h"}`; a '
+            "content part may have its own.",
+        )
+        service_tier: str | None = Field(default=None, description="`auto` or `standard_only`.")
+        speed: str | None = Field(default=None, description="`standard` or `fast`, for models that have both.")
+        inference_geo: str | None = Field(default=None, description="Where in the world the model is to run.")
+        metadata: dict[str, Any] | None = Field(default=None, description="`user_id`: an opaque name of the end user.")
+        extra_body: dict[str, Any] | None = Field(
+            default=None, description="More members for the request's body, for what has no name here."
+        )
+        extra_headers: dict[str, str] | None = Field(
+            default=None, description="More headers for the request, such as `anthropic-beta`; no secrets."
+        )
+
+    def ready(self) -> None:
+        """Check for the package too."""
+        super().ready()
+        package("anthropic", self)
+
+    async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
+        """Answer one chat with one generation: the API gives no more at once."""
+        return await loop.hop(self._complete(self._request(input, self.options(kwargs))))
+
+    async def _complete(self, request: dict[str, Any]) -> GenerateOutput:
+        url = f"{self._url()}/v1/messages"
+        create = self._client().messages.with_raw_response.create
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(self.timeout):
+                reply = (await create(**request)).http_response
+        except TimeoutError:
+            raise Transient(f"`{url}` gave no answer within {self.timeout:g} s.") from None
+        except Exception as error:
+            raise from_sdk(error, url) from None
+        try:
+            output = decode(reply.json())
+        except (AttributeError, LookupError, TypeError, ValueError):
+            message, code = said(reply.text)
+            request_id = reply.headers.get("request-id")
+            raise Transient(
+                f"`{url}` answered no message: {message}", status=200, code=code, request_id=request_id
+            ) from None
+        output.seconds, output.headers = time.perf_counter() - started, rates(reply.headers)
+        return output
+
+    def _request(self, chat: ChatType, options: BaseModel) -> dict[str, Any]:
+        """What the SDK is called with."""
+        given = options.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)
+        request = {"model": self.model, "max_tokens": MAX_TOKENS, **encode(self._told(chat)), **self._held_to()}
+        if effort := given.pop("effort", None):
+            request["output_config"] = request.get("output_config", {}) | {"effort": effort}
+        if sampling := {name: given.pop(name) for name in SAMPLING if name in given}:
+            given["extra_body"] = sampling | given.get("extra_body", {})
+            given["extra_headers"] = OLD_VERSION | given.get("extra_headers", {})
+        return request | given
+
+    def _held_to(self) -> dict[str, Any]:
+        """The members that hold the answer to a schema: the API's own mode, or a tool that must be called."""
+        mode = self._mode()
+        if mode not in ("json_schema", "tool"):
+            return {}
+        narrowed = native(self._schema(), package("anthropic", self).transform_schema)
+        if narrowed and mode == "json_schema":
+            return {"output_config": {"format": {"type": mode, "schema": narrowed}}}
+        tool = {"name": TOOL, "input_schema": narrowed or self._schema()} | ({"strict": True} if narrowed else {})
+        return {"tools": [tool], "tool_choice": {"type": "tool", "name": TOOL, "disable_parallel_tool_use": True}}
+
+    def _client(self) -> Any:
+        """The one SDK client of this process for this address and key."""
+        sdk, url, key = package("anthropic", self), self._url(), self._key()
+
+        def build() -> Any:
+            # 0 is no limit to aiohttp: admission is the engine's, and a queue for connections spends the time-out.
+            # Retries and the time-out are ours too.
+            limits = package("httpx2", self).Limits(max_connections=0)
+            http_client = sdk.DefaultAioHttpClient(timeout=None, limits=limits)
+            return sdk.AsyncAnthropic(api_key=key, base_url=url, timeout=None, max_retries=0, http_client=http_client)
+
+        return loop.shared((type(self).__name__, url, key), build, lambda client: client.close())
+
+
+def encode(chat: ChatType) -> dict[str, Any]:
+    """A chat as the API wants it: what the system says at first apart, images in its own shape, no empty message."""
+    leading = list(takewhile(lambda message: message["role"] == "system", chat))
+    messages = [
+        {"role": message["role"], "content": _content(message["content"])}
+        for message in chat[len(leading) :]
+        if message["content"]
+    ]
+    system = [_content(message["content"]) for message in leading if message["content"]]
+    if len(system) > 1:  # as one
+        system = [[block for content in system for block in _blocks(content)]]
+    return {"system": system[0], "messages": messages} if system else {"messages": messages}
+
+
+def _content(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    return content if isinstance(content, str) else [_block(part) for part in content]
+
+
+def _blocks(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _block(part: dict[str, Any]) -> dict[str, Any]:
+    """A content part; texts, and what is in the API's own shape already, stay as they are."""
+    if part.get("type") != "image_url":
+        return part
+    url: str = part["image_url"]["url"]
+    if not (image := inline(url)):
+        return {"type": "image", "source": {"type": "url", "url": url}}
+    kind, data = image
+    return {"type": "image", "source": {"type": "base64", "media_type": kind, "data": data}}
+
+
+def decode(reply: dict[str, Any]) -> GenerateOutput:
+    """A reply's text, with what was thought first, why it ended and what it cost."""
+    blocks: list[dict[str, Any]] = reply["content"] or []
+    texts = [block["text"] for block in blocks if block["type"] == "text"]
+    thoughts = [block["thinking"] for block in blocks if block["type"] == "thinking"]
+    arguments = [json.dumps(block["input"], ensure_ascii=False) for block in blocks if block["type"] == "tool_use"]
+    usage = reply["usage"]
+    read, written = usage.get("cache_read_input_tokens") or 0, usage.get("cache_creation_input_tokens") or 0
+    return GenerateOutput(
+        ["".join(texts) or next(iter(arguments), None)],
+        finish_reasons=[FINISH_REASONS.get(reply.get("stop_reason") or "")],
+        reasoning=["".join(thoughts) or None],
+        usage=Usage(
+            input_tokens=usage["input_tokens"] + read + written,  # theirs is without the cache
+            output_tokens=usage["output_tokens"],
+            cache_read_input_tokens=read,
+            reasoning_output_tokens=(usage.get("output_tokens_details") or {}).get("thinking_tokens") or 0,
+            cache_creation_input_tokens=written,
+        ),
+    )
+
+
+def native(schema: dict[str, Any], transform: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any] | None:
+    """A schema for the API's own mode, whose texts may break a bound but no type; `None` when there is none such.
+
+    Args:
+        transform: The SDK's, which moves what the API cannot enforce into descriptions. It fails on a list of types or
+            none, closes an object of anything, and passes what the API refuses: circles, references but to `$defs`.
+    """
+    try:
+        narrowed = transform(schema)
+    except (AssertionError, AttributeError, TypeError, ValueError):
+        return None
+    text = json.dumps(narrowed)
+    if '"properties": {}' in text or re.search(r'"\$ref": "(?!#/\$defs/)', text):
+        return None
+    return None if _circular(narrowed.get("$defs", {})) else narrowed
+
+
+def _circular(defs: dict[str, Any]) -> bool:
+    within = {name: set(re.findall(r'"#/\$defs/([^"]+)"', json.dumps(each))) for name, each in defs.items()}
+    for _ in defs:
+        within = {name: names.union(*(within.get(each, ()) for each in names)) for name, names in within.items()}
+    return any(name in names for name, names in within.items())

@@ -1,0 +1,111 @@
+"""Azure OpenAI, in both its forms, with a key or an Entra token."""
+
+import asyncio
+import os
+import time
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import Field, HttpUrl, SecretStr
+
+from llms import loop
+from llms.errors import Fatal
+from llms.openai import OpenAILLM
+from llms.packages import package
+
+SCOPE = "https://cognitiveservices.azure.com/.default"
+"""What a token of Entra must be good for."""
+
+MARGIN = 300.0
+"""Seconds before its end from which on a token is replaced."""
+
+
+class AzureOpenAILLM(OpenAILLM):
+    """OpenAI's models on Azure: `model` is the name of the deployment, `base_url` the endpoint of the resource.
+
+    With an `api_version` the address is the deployment's, without one (or with `v1`) it is that of Azure's v1 API.
+
+    Example:
+        ```python
+        from llms import AzureOpenAILLM
+
+        llm = AzureOpenAILLM.load("BLOCK_NAME")
+        llm.generate([[{"role": "user", "content": "What's the capital of Spain?"}]])
+        ```
+    """
+
+    _block_type_name = "Azure OpenAI LLM"
+    _documentation_url = HttpUrl("https://learn.microsoft.com/azure/ai-foundry/openai/reference")
+    _logo_url = HttpUrl("https://azure.microsoft.com/favicon.ico")
+    _provider = None  # a deployment may bear any name: there is no looking up what it costs
+    _api_key_env = "AZURE_OPENAI_API_KEY"
+    _base_url_env = "AZURE_OPENAI_ENDPOINT"
+    _default_base_url = None
+    _path = "/openai/v1"
+
+    api_version: str | None = Field(
+        default=None, description="Version of the API, such as `2024-10-21`; `OPENAI_API_VERSION` when empty, else v1."
+    )
+    azure_ad_token: SecretStr | None = Field(
+        default=None, description="Entra token, instead of a key; `AZURE_OPENAI_AD_TOKEN` when both are empty."
+    )
+    azure_identity: bool = Field(
+        default=False,
+        description="Sign in as whoever `azure-identity` finds: a managed identity, who did `az login`, and so on.",
+    )
+
+    def ready(self) -> None:
+        """Check that there is an address, and a key, a token or a way to sign in.
+
+        Raises:
+            Fatal: Naming what is missing.
+        """
+        super().ready()
+        if self.azure_identity:
+            package("azure.identity.aio", self)
+
+    def _endpoint(self) -> str:
+        version = self.api_version or os.getenv("OPENAI_API_VERSION") or "v1"
+        if version == "v1":
+            return super()._endpoint()
+        deployment = quote(self.model, safe="")
+        return f"{self._url()}/openai/deployments/{deployment}/chat/completions?api-version={quote(version)}"
+
+    def _key(self) -> str:
+        return "" if self.azure_identity else self._token() or super()._key()
+
+    def _token(self) -> str | None:
+        """The token given; like Azure's SDK, what is passed goes before the environment, and there it before a key."""
+        if self.azure_ad_token:
+            return self.azure_ad_token.get_secret_value()
+        return None if self.api_key else os.getenv("AZURE_OPENAI_AD_TOKEN")
+
+    async def _authorization(self) -> dict[str, str]:
+        token = await loop.hop(_signed_in(self)) if self.azure_identity else self._token()
+        return {"Authorization": f"Bearer {token}"} if token else {"api-key": self._key()}
+
+
+class _Identity:
+    """Who this process is to Azure, and the token that proves it for a while."""
+
+    def __init__(self, identity: Any) -> None:
+        self._credential = identity.DefaultAzureCredential()
+        self._token: Any = None
+        self._lock = asyncio.Lock()
+
+    async def token(self) -> str:
+        async with self._lock:
+            if not self._token or self._token.expires_on < time.time() + MARGIN:
+                self._token = await self._credential.get_token(SCOPE)
+            return self._token.token
+
+    async def close(self) -> None:
+        await self._credential.close()
+
+
+async def _signed_in(llm: AzureOpenAILLM) -> str:
+    identity = loop.shared("azure-identity", lambda: _Identity(package("azure.identity.aio", llm)), _Identity.close)
+    try:
+        return await identity.token()
+    except package("azure.core.exceptions", llm).ClientAuthenticationError as error:
+        raise Fatal(f"`azure-identity` cannot sign in to Azure: {error.message}") from None

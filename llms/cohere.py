@@ -1,0 +1,231 @@
+"""Cohere: the Command models, over the second version of its Chat API."""
+
+import asyncio
+import time
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, Field, HttpUrl
+
+from llms import loop
+from llms.chat_completions import ResponseFormat, StopTexts
+from llms.errors import Fatal, LLMError, Throttled, Transient
+from llms.packages import package
+from llms.remote import RemoteLLM, StructuredMode
+from llms.replies import from_sdk, rates
+from llms.strict import Strict
+from llms.structured import instructed
+from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, Usage
+
+FINISH_REASONS: dict[str, FinishReason] = {
+    "COMPLETE": "stop",
+    "STOP_SEQUENCE": "stop",
+    "MAX_TOKENS": "length",
+    "TOOL_CALL": "tool_calls",
+    "ERROR": "error",
+    "TIMEOUT": "error",
+}
+
+ENFORCED = {"type", "properties", "required", "items", "enum", "const", "anyOf", "$ref", "$defs"}
+PASSED_OVER = {"title", "description"}
+"""Keywords of a JSON schema that the API keeps a text to, and that say nothing to it; it may refuse others."""
+
+FORMATS = {"date-time", "date", "time", "uuid"}
+"""Formats of texts that the API knows."""
+
+
+class CohereLLM(RemoteLLM):
+    """Chat models served by Cohere.
+
+    Example:
+        ```python
+        from llms import CohereLLM
+
+        llm = CohereLLM.load("BLOCK_NAME")
+        llm.generate([[{"role": "user", "content": "What's the capital of Spain?"}]])
+        ```
+    """
+
+    _block_type_name = "Cohere LLM"
+    _documentation_url = HttpUrl("https://docs.cohere.com/v2/reference/chat")
+    _logo_url = HttpUrl("https://cdn.simpleicons.org/cohere")
+    _provider: ClassVar[str | None] = "cohere"
+    _api_key_env: ClassVar[str] = "COHERE_API_KEY"
+    _other_api_key_envs: ClassVar[tuple[str, ...]] = ("CO_API_KEY",)
+    _base_url_env: ClassVar[str | None] = "CO_API_URL"
+    _default_base_url: ClassVar[str | None] = "https://api.cohere.com"
+    _structured_modes: ClassVar[tuple[StructuredMode, ...]] = ("json_schema", "json_object", "prompt")
+
+    generations_at_once: ClassVar[int | None] = 1
+
+    class Options(Strict):
+        """Runtime parameters; what is unset is not sent."""
+
+        max_new_tokens: int | None = Field(
+            default=None,
+            gt=0,
+            serialization_alias="max_tokens",
+            description="Tokens to generate at most, thinking included.",
+        )
+        temperature: float | None = Field(default=None, ge=0, description="How freely to sample; 0 is greedy.")
+        top_p: float | None = Field(
+            default=None,
+            gt=0,
+            le=1,
+            serialization_alias="p",
+            description="Sample from this much probability mass; 0.99 at most.",
+        )
+        top_k: int | None = Field(
+            default=None,
+            ge=0,
+            serialization_alias="k",
+            description="Sample from this many likeliest tokens; from all when 0.",
+        )
+        stop: StopTexts = Field(default=None, serialization_alias="stop_sequences")
+        seed: int | None = Field(default=None, description="Makes sampling repeatable, as far as the provider can.")
+        frequency_penalty: float | None = Field(default=None, description="Against words already used often.")
+        presence_penalty: float | None = Field(default=None, description="Against words already used at all.")
+        response_format: ResponseFormat | None = Field(
+            default=None,
+            description='`"json"` for any JSON object (say so in the prompt too), or the API\'s own dictionary.',
+        )
+        logprobs: bool | None = Field(default=None, description="Whether to say how likely each token was.")
+        thinking: dict[str, Any] | None = Field(
+            default=None,
+            description='Whether a reasoning model thinks first: `{"type": "disabled"}`, or '
+            '`{"type": "enabled", "token_budget": 500}`.',
+        )
+        safety_mode: str | None = Field(default=None, description="`CONTEXTUAL`, `STRICT` or `OFF`.")
+        priority: int | None = Field(default=None, description="How early it is handled under load; 0 is earliest.")
+        extra_body: dict[str, Any] | None = Field(
+            default=None, description="More members for the request's body, for what has no name here."
+        )
+        extra_headers: dict[str, str] | None = Field(
+            default=None, description="More headers for the request; no secrets."
+        )
+
+    def ready(self) -> None:
+        """Check for the package too."""
+        super().ready()
+        self._sdk()
+
+    async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
+        """Answer one chat with one generation: the API gives no more at once."""
+        return await loop.hop(self._complete(self._request(input, self.options(kwargs))))
+
+    async def _complete(self, request: dict[str, Any]) -> GenerateOutput:
+        url = f"{self._url()}/v2/chat"
+        chat = self._client().with_raw_response.chat
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(self.timeout):
+                reply = await chat(**request)
+            output = decode(reply.data)
+        except TimeoutError:
+            raise Transient(f"`{url}` gave no answer within {self.timeout:g} s.") from None
+        except (AttributeError, LookupError, TypeError) as error:  # the SDK checks no reply, and trips over some
+            raise Transient(f"`{url}` answered no message: {error}", status=200) from None
+        except Exception as error:
+            raise _lasting(from_sdk(error, url)) from None
+        output.seconds, output.headers = time.perf_counter() - started, rates(reply.headers)
+        return output
+
+    def _request(self, chat: ChatType, options: BaseModel) -> dict[str, Any]:
+        """What the SDK is called with."""
+        given = options.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)
+        names = {"extra_body": "additional_body_parameters", "extra_headers": "additional_headers"}
+        more = {names[name]: given.pop(name) for name in names if name in given}
+        messages = [message for message in self._told(chat) if message["content"]]  # the API takes no empty ones
+        request = {"model": self.model, "messages": messages, **self._held_to(), **given}
+        return request | {"request_options": more} if more else request
+
+    def _told(self, chat: ChatType) -> ChatType:
+        """The chat, with the schema said in it always: a model held to JSON may not stop when it does not know."""
+        return instructed(chat, self._schema()) if self._mode() else chat
+
+    def _held_to(self) -> dict[str, Any]:
+        """The member that holds the answer to a schema, or to JSON of whatever kind."""
+        mode = self._mode()
+        if mode not in ("json_schema", "json_object"):
+            return {}
+        schema = enforced(self._schema()) if mode == "json_schema" else None
+        return {"response_format": {"type": "json_object"} | ({"json_schema": schema} if schema else {})}
+
+    def _client(self) -> Any:
+        """The one SDK client of this process for this address and key."""
+        sdk, url, key = self._sdk(), self._url(), self._key()
+
+        def build() -> Any:
+            # 0 is no limit to aiohttp: admission is the engine's, and a queue for connections spends the time-out.
+            # Retries and the time-out are ours too.
+            limits = package("httpx", self).Limits(max_connections=0)
+            http_client = sdk.DefaultAioHttpClient(timeout=None, limits=limits)
+            return sdk.AsyncClientV2(key, base_url=url, max_retries=0, httpx_client=http_client)
+
+        return loop.shared((type(self).__name__, url, key), build, lambda client: client.__aexit__(None, None, None))
+
+    def _sdk(self) -> Any:
+        package("httpx_aiohttp", self)  # the faster transport, an extra of the SDK's own
+        package("cohere.client_v2", self)  # which `cohere` itself puts off: it takes long, and not on the event loop
+        return package("cohere", self)
+
+
+def _lasting(failure: LLMError) -> LLMError:
+    """The failure; a trial key's monthly allowance, once spent, looks like any other 429, yet no waiting mends it."""
+    if isinstance(failure, Throttled) and "/ month" in failure.message:
+        message = f"{failure.message} A production key has no such limit."
+        return Fatal(message, status=failure.status, request_id=failure.request_id)
+    return failure
+
+
+def decode(reply: Any) -> GenerateOutput:
+    """A reply's text, with what was thought first, why it ended and what it cost."""
+    parts = reply.message.content or []
+    texts = [part.text for part in parts if part.type == "text"]
+    thoughts = [part.thinking for part in parts if part.type == "thinking"]
+    usage = reply.usage
+    charged = usage and (usage.billed_units or usage.tokens)  # `tokens` counts what the API adds to a chat, too
+    counts = (charged.input_tokens, charged.output_tokens, usage.cached_tokens) if charged else ()
+    read, written, cached = [int(count or 0) for count in counts] or (0, 0, 0)
+    return GenerateOutput(
+        ["".join(texts) or None],
+        finish_reasons=[FINISH_REASONS.get(reply.finish_reason)],
+        reasoning=["".join(thoughts) or None],
+        logprobs=[_logprobs(reply.logprobs)],
+        usage=Usage(read, written, min(read, cached)),
+    )
+
+
+def _logprobs(chunks: Any) -> Logprobs | None:
+    """How likely each piece of the text was: a token, or a few that make one character."""
+    return [[{"token": each.text or "", "logprob": sum(each.logprobs or ())}] for each in chunks] if chunks else None
+
+
+def enforced(schema: dict[str, Any]) -> dict[str, Any] | None:
+    """What the API can enforce of a schema; `None` when it takes none such: the rest is said, and checked.
+
+    It wants an object whose every object has something that is required.
+    """
+    try:
+        narrowed = _enforced(schema)
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return narrowed if narrowed.get("type") == "object" else None
+
+
+def _enforced(schema: dict[str, Any]) -> dict[str, Any]:
+    kept = {("anyOf" if key == "oneOf" else key): value for key, value in schema.items()}
+    narrowed = {key: value for key, value in kept.items() if key in ENFORCED | PASSED_OVER}
+    if not narrowed.keys() & {"type", "anyOf", "$ref", "enum", "const"} or isinstance(kept.get("type"), list):
+        raise ValueError("no type, or several")
+    if not kept.get("$ref", "#/$defs/").startswith("#/$defs/"):
+        raise ValueError("a reference to elsewhere")
+    if kept.get("type") == "object" and not kept.get("required"):
+        raise ValueError("an object of nothing in particular")
+    for key in ("properties", "$defs"):
+        if key in kept:
+            narrowed[key] = {name: _enforced(each) for name, each in kept[key].items()}
+    if "items" in kept:
+        narrowed["items"] = _enforced(kept["items"])
+    if "anyOf" in kept:
+        narrowed["anyOf"] = [_enforced(each) for each in kept["anyOf"]]
+    return narrowed | ({"format": kept["format"]} if kept.get("format") in FORMATS else {})

@@ -1,0 +1,46 @@
+"""Groq."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, HttpUrl
+
+from llms.chat_completions import CommonOptions, ExtraBody, ReasoningEffort, ResponseFormat
+from llms.openai import ChatCompletionsLLM
+
+
+class GroqLLM(ChatCompletionsLLM):
+    """Open models on Groq's inference hardware.
+
+    Example:
+        ```python
+        from llms import GroqLLM
+
+        llm = GroqLLM.load("BLOCK_NAME")
+        llm.generate([[{"role": "user", "content": "What's the capital of Spain?"}]])
+        ```
+    """
+
+    _block_type_name = "Groq LLM"
+    _documentation_url = HttpUrl("https://console.groq.com/docs/api-reference#chat-create")
+    _logo_url = HttpUrl("https://console.groq.com/favicon.ico")
+    _provider = "groq"
+    _api_key_env = "GROQ_API_KEY"
+    _base_url_env = "GROQ_BASE_URL"
+    _default_base_url = "https://api.groq.com"
+    _path = "/openai/v1"
+
+    generations_at_once: ClassVar[int | None] = 1
+
+    class Options(CommonOptions):
+        """Runtime parameters."""
+
+        response_format: ResponseFormat = None
+        reasoning_effort: ReasoningEffort = None
+        reasoning_format: Literal["hidden", "raw", "parsed"] | None = Field(
+            default=None, description="Where its thinking goes: nowhere, into the text, or apart as `reasoning`."
+        )
+        include_reasoning: bool | None = Field(
+            default=None, description="Whether its thinking is part of the answer; not with `reasoning_format`."
+        )
+        service_tier: str | None = Field(default=None, description="`auto`, `on_demand`, `flex`, `performance` …")
+        extra_body: ExtraBody = None

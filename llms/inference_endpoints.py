@@ -1,0 +1,209 @@
+"""Hugging Face: models behind its router, and endpoints of one's own."""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable, Hashable, Mapping
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, Field, HttpUrl, ValidationError, model_validator
+
+from llms import chat_completions, tgi
+from llms.chat_completions import ChatOptions, ExtraBody, MaxTokens, StopTexts, TopLogprobs, WithLogprobs
+from llms.chat_template import spelled_out
+from llms.errors import Fatal, LLMError, Throttled, Transient
+from llms.openai import ChatCompletionsLLM
+from llms.packages import package
+from llms.remote import StructuredMode
+from llms.replies import from_sdk
+from llms.strict import Strict, explain
+from llms.typing import ChatType, GenerateOutput
+
+WAKING = 15.0
+"""Seconds after which an endpoint that is not up is asked again; the engine does so for a good while."""
+
+
+class InferenceEndpointsLLM(ChatCompletionsLLM):
+    """Models on Hugging Face: any that the router knows, or an endpoint of yours by its name or its URL.
+
+    An endpoint that scaled to zero wakes by being asked, and is waited for. One that is paused stays so: to resume it
+    costs money. Endpoints take chats, and regular expressions where vLLM serves them. With a `tokenizer_id` they are
+    sent raw text, made by that tokenizer's chat template; there text-generation-inference keeps to any structure.
+
+    Example:
+        ```python
+        from llms import InferenceEndpointsLLM
+
+        llm = InferenceEndpointsLLM.load("BLOCK_NAME")
+        llm.generate([[{"role": "user", "content": "What's the capital of Spain?"}]])
+        ```
+    """
+
+    _block_type_name = "Inference Endpoints LLM"
+    _documentation_url = HttpUrl("https://huggingface.co/docs/inference-providers/tasks/chat-completion")
+    _logo_url = HttpUrl("https://cdn.simpleicons.org/huggingface")
+    _api_key_env = "HF_TOKEN"
+    _default_base_url = "https://router.huggingface.co"
+    _path = "/v1"
+    _takes_patterns = True
+
+    generations_at_once: ClassVar[int | None] = 1  # text-generation-inference ignores `n`, as do some behind the router
+
+    model_id: str | None = Field(
+        default=None, description="Model to ask through the router, such as `openai/gpt-oss-20b`."
+    )
+    endpoint_name: str | None = Field(default=None, description="Name of your endpoint.")
+    endpoint_namespace: str | None = Field(
+        default=None, description="User or organization the endpoint belongs to; the token's own when empty."
+    )
+    base_url: str | None = Field(default=None, description="URL of your endpoint.")
+    model: str = Field(
+        default="", description="What the endpoint's server calls its model, where it wants to be told; most do not."
+    )
+    tokenizer_id: str | None = Field(
+        default=None,
+        description="Model on the Hub, or folder, whose chat template makes a text of a chat for raw text generation.",
+    )
+
+    class Options(ChatOptions):
+        """Runtime parameters of chats."""
+
+        max_new_tokens: MaxTokens = None
+        stop: StopTexts = None
+        logprobs: WithLogprobs = None
+        top_logprobs: TopLogprobs = None
+        extra_body: ExtraBody = None
+
+    @model_validator(mode="after")
+    def _is_in_one_place(self) -> Self:
+        given = [f"`{name}`" for name in ("model_id", "endpoint_name", "base_url") if getattr(self, name)]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise ValueError(f"give exactly one of `model_id`, `endpoint_name` and `base_url`, not {found}.")
+        if self.model_id and self.tokenizer_id:
+            raise ValueError("the router of a `model_id` takes chats only: leave `tokenizer_id` empty.")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """The model where it is known, else its endpoint."""
+        return self.model_id or self.model or self.endpoint_name or self.base_url or ""
+
+    def ready(self) -> None:
+        """Check that there is a key and a way to hold texts to the `structured_output`; find endpoint and tokenizer.
+
+        Raises:
+            Fatal: Naming what is missing.
+        """
+        super().ready()
+        with contextlib.suppress(Throttled, Transient):  # the requests wait, and find out
+            for key, find in self._unknown():
+                _known[key] = find()
+
+    def options(self, kwargs: Mapping[str, Any]) -> Strict:
+        """Those of chats, or those of raw text generation.
+
+        Raises:
+            Fatal: If a name is unknown or a value has the wrong type.
+        """
+        if not self.tokenizer_id:
+            return super().options(kwargs)
+        try:
+            return tgi.TextOptions(**{**self.generation_kwargs, **kwargs})
+        except ValidationError as error:
+            raise Fatal(f"Runtime parameters of `{type(self).__name__}`: {explain(error)}") from None
+
+    async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
+        """Answer one chat, with one request."""
+        options, headers = self.options(kwargs), await self._headers()
+        for key, find in self._unknown():
+            _known[key] = await asyncio.to_thread(find)
+        try:
+            if not self.tokenizer_id:
+                body = self._body(input, num_generations, options)
+                return await chat_completions.complete(self._endpoint(), headers, body, self.timeout)
+            template, special = _known[self.tokenizer_id]
+            text = spelled_out(template, self._told(input), **special)
+            body = tgi.encode(text, options, None if self._mode() == "prompt" else self.structured_output)
+            return await chat_completions.complete(self._server(), headers, body, self.timeout, tgi.decode)
+        except Transient as error:
+            if error.status != 503 or self.model_id:
+                raise
+            raise _asleep(error.message, **_facts(error)) from None
+
+    def _url(self) -> str:
+        if self.endpoint_name:  # its page: where it runs is asked for when that is needed
+            return f"https://endpoints.huggingface.co/{self.endpoint_namespace or '~'}/endpoints/{self.endpoint_name}"
+        return super()._url()
+
+    def _server(self) -> str:
+        return _known[self._place()] if self.endpoint_name else self._url()
+
+    def _endpoint(self) -> str:
+        return f"{self._server()}{self._path}/chat/completions"
+
+    def _key(self) -> str:
+        """The key in force, or the token that `hf auth login` has left here."""
+        if self.api_key or os.getenv(self._api_key_env):
+            return super()._key()
+        return _left_here(package("huggingface_hub", self), int(time.monotonic() // 60)) or super()._key()
+
+    def _mode(self) -> StructuredMode | Literal["regex"] | None:
+        mode = super()._mode()
+        if mode == "regex" and self.model_id:
+            raise Fatal("The router of a `model_id` takes no regular expression: use a JSON schema with a `pattern`.")
+        if mode in ("tool", "json_object") and self.tokenizer_id:
+            raise Fatal(f"Raw text generation has no `structured_mode={mode}`: leave it empty, or use `prompt`.")
+        return mode
+
+    def _body(self, chat: ChatType, num_generations: int, options: BaseModel) -> dict[str, Any]:
+        body = super()._body(chat, num_generations, options) | {"model": self.model_id or self.model}
+        return body if body["model"] else {name: value for name, value in body.items() if name != "model"}
+
+    def _place(self) -> Hashable:
+        return (self._url(), hash(self.api_key))
+
+    def _unknown(self) -> list[tuple[Hashable, Callable[[], Any]]]:
+        """What has to be found before the first request, and how."""
+        needed: dict[Hashable, Callable[[], Any]] = {}
+        if self.endpoint_name:
+            needed[self._place()] = self._found
+        if tokenizer := self.tokenizer_id:
+            needed[tokenizer] = lambda: tgi.template(package("huggingface_hub", self), tokenizer, self._key())
+        return [(key, find) for key, find in needed.items() if key not in _known]
+
+    def _found(self) -> str:
+        """The URL at which the endpoint of this name runs."""
+        hub, name, place = package("huggingface_hub", self), self.endpoint_name, f"endpoint {self.endpoint_name}"
+        try:
+            endpoint = hub.get_inference_endpoint(name, namespace=self.endpoint_namespace, token=self._key())
+        except Exception as error:
+            raise from_sdk(error, place) from None
+        state = endpoint.raw["status"]["state"]
+        cures = {"paused": f"`hf endpoints resume {name}` starts it, and its costs", "failed": "its logs say why"}
+        if state in cures:
+            raise Fatal(f"The {place} is {state}: {cures[state]}.")
+        if not endpoint.url:
+            raise _asleep(f"The {place} is {state}.")
+        return endpoint.url.rstrip("/")
+
+
+_known: dict[Hashable, Any] = {}
+"""Where the endpoints run that were asked for by name, and the templates of the tokenizers."""
+
+
+def _asleep(message: str, retry_after: float | None = None, **facts: Any) -> Throttled:
+    """An endpoint that is not up: the engine waits, and asks again for a good while."""
+    return Throttled(message, status=503, retry_after=retry_after or WAKING, **facts)
+
+
+def _facts(error: LLMError) -> dict[str, Any]:
+    return {name: getattr(error, name) for name in ("code", "request_id", "retry_after", "headers")}
+
+
+@lru_cache(maxsize=1)
+def _left_here(hub: Any, minute: int) -> str | None:
+    """The token of the command line, read once a minute: it is a file's, and may be renewed."""
+    return hub.get_token()

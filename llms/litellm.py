@@ -1,0 +1,189 @@
+"""LiteLLM: any of a hundred providers, by `provider/model`."""
+
+import json
+import os
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from pydantic import Field, HttpUrl
+
+from llms import loop
+from llms.chat_completions import ChatOptions, decode, held_to
+from llms.errors import Fatal, LLMError, Transient
+from llms.packages import package
+from llms.prices import FEW, MILLION, Price
+from llms.remote import RemoteLLM
+from llms.replies import failure, from_sdk, rates
+from llms.strict import Strict
+from llms.strict_schema import strict
+from llms.typing import ChatType, GenerateOutput, Usage
+
+SETTINGS = {
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # or its import asks GitHub for prices
+    "AIOHTTP_CONNECTOR_LIMIT": "1000000",  # admission is the engine's
+    "AIOHTTP_CONNECTOR_LIMIT_PER_HOST": "1000000",
+}
+"""Variables that `litellm` reads when it is imported, and never again."""
+
+
+class LiteLLM(RemoteLLM):
+    """Models of any provider that LiteLLM knows, named like `groq/llama-3.3-70b-versatile`.
+
+    Keys are read from the provider's own variables. LiteLLM does not go together with the current SDKs of other
+    providers: install `distilflow[litellm]` by itself, and prefer a provider's own class where there is one.
+
+    Example:
+        ```python
+        from llms import LiteLLM
+
+        llm = LiteLLM.load("BLOCK_NAME")
+        llm.generate([[{"role": "user", "content": "What's the capital of Spain?"}]])
+        ```
+    """
+
+    _block_type_name = "LiteLLM"
+    _documentation_url = HttpUrl("https://docs.litellm.ai/docs/providers")
+    _logo_url = HttpUrl("https://avatars.githubusercontent.com/u/121462774")
+    _default_base_url: ClassVar[str | None] = None
+    generations_at_once: ClassVar[int | None] = 1
+
+    litellm_params: dict[str, Any] = Field(
+        default_factory=dict,
+        description="More of LiteLLM's arguments: `api_version`, `aws_region_name` …; what is secret belongs in the "
+        "provider's variables.",
+    )
+
+    class Options(ChatOptions):
+        """Runtime parameters."""
+
+        max_new_tokens: int | None = Field(
+            default=None, gt=0, serialization_alias="max_tokens", description="Tokens to generate at most."
+        )
+        top_k: int | None = Field(default=None, gt=0, description="Sample from this many likeliest tokens.")
+        logprobs: bool | None = Field(default=None, description="Whether to say how likely each token was.")
+        top_logprobs: int | None = Field(
+            default=None, ge=0, le=20, description="How many likeliest tokens to name at each place; needs `logprobs`."
+        )
+        logit_bias: dict[str, float] | None = Field(default=None, description="For or against tokens, by their number.")
+        reasoning_effort: str | None = Field(
+            default=None, description="How much a reasoning model thinks first: `minimal`, `low`, `medium`, `high` …"
+        )
+        thinking: dict[str, Any] | None = Field(
+            default=None, description="More on that, as Anthropic says it: `type` and `budget_tokens`."
+        )
+        service_tier: str | None = Field(default=None, description="`auto`, `default`, `flex`, `priority` …")
+        extra_body: dict[str, Any] | None = Field(default=None, description="More members for the request's body.")
+
+    def ready(self) -> None:
+        """Check the package, the name of the provider, and its key where it has one.
+
+        Raises:
+            Fatal: Naming what is missing.
+        """
+        litellm = self._sdk()
+        try:
+            litellm.get_llm_provider(self.model, self.litellm_params.get("custom_llm_provider"), self.base_url)
+        except litellm.BadRequestError:
+            raise Fatal(
+                f"`{self.model}` names no provider: write `provider/model`, as `groq/llama-3.3-70b-versatile`."
+            ) from None
+        missing = litellm.validate_environment(self.model)["missing_keys"]
+        if missing and not self.api_key and all(name.endswith("_API_KEY") for name in missing):
+            variables = " or ".join(f"`{name}`" for name in missing)
+            raise Fatal(
+                f"`{type(self).__name__}` has no API key for `{self.model}`: pass `api_key=` or set {variables}."
+            )
+        super().ready()
+
+    def cost(self, usage: Usage) -> float | None:
+        """Dollars for this usage, at the price given or, at the provider's own address, the one LiteLLM knows."""
+        price = self.price or (None if self.base_url else _listed(self._sdk(), self.model))
+        return price.of(usage) if price else None
+
+    async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
+        """Answer one chat, once: not every provider takes `n`."""
+        return await loop.hop(self._answer(self._request(input, self.options(kwargs))))
+
+    async def _answer(self, request: dict[str, Any]) -> GenerateOutput:
+        litellm = loop.shared("litellm", self._sdk, lambda litellm: litellm.close_litellm_async_clients())
+        try:
+            response = await litellm.acompletion(**request)
+        except litellm.UnsupportedParamsError as error:
+            raise Fatal(f"`{self.model}` cannot be asked so: {error.message.partition(' To drop')[0]}") from None
+        except Exception as error:
+            raise self._failed(error) from None
+        try:
+            reply = response.model_dump()
+            for choice in reply["choices"]:  # where a refusal is kept
+                choice["message"] |= choice["message"].get("provider_specific_fields") or {}
+            output = decode(reply)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise Transient(f"`{self._url()}` answered no completion: {error!r}", status=200) from None
+        headers = response._hidden_params.get("additional_headers") or {}
+        output.headers = rates({name.removeprefix("llm_provider-"): f"{value}" for name, value in headers.items()})
+        return output
+
+    def _request(self, chat: ChatType, options: Strict) -> dict[str, Any]:
+        """What LiteLLM is called with."""
+        request: dict[str, Any] = {
+            "model": self.model,
+            "messages": self._told(chat),
+            "api_base": self.base_url,
+            "api_key": self._key() or None,
+            "timeout": self.timeout,
+            "num_retries": 0,
+            "max_retries": 0,
+            "drop_params": False,  # what the provider lacks is refused by name, never left out
+        }
+        if mode := self._mode():
+            request |= held_to(mode, self._schema(), strict)
+        return request | options.model_dump(by_alias=True, exclude_none=True) | self.litellm_params
+
+    def _failed(self, error: Exception) -> LLMError:
+        """One of our own errors; the headers and the body of the reply are in places of LiteLLM's own."""
+        headers, body = getattr(error, "litellm_response_headers", None), getattr(error, "body", None)
+        status, message = getattr(error, "status_code", None), getattr(error, "message", None) or str(error)
+        if not isinstance(status, int):
+            return from_sdk(error, self._url())
+        return failure(status, headers or {}, json.dumps(body) if isinstance(body, dict) else message, self._url())
+
+    def _sdk(self) -> Any:
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        litellm = package("litellm", self)
+        litellm.suppress_debug_info = True  # it would print advice on every error
+        return litellm
+
+    def _url(self) -> str:
+        """The base URL given, or the name of the provider, whose address LiteLLM knows."""
+        return super()._url() if self.base_url else self.model.partition("/")[0]
+
+    def _key(self) -> str:
+        """The key given; without one, LiteLLM reads the provider's variable."""
+        return self._sound(self.api_key.get_secret_value()) if self.api_key else ""
+
+    def _mode(self) -> Any:
+        """How this model is held to its structure: the strictest way that its provider has, where none is named."""
+        mode = super()._mode()
+        if mode != "json_schema" or self.structured_mode:
+            return mode
+        takes = self._sdk().get_supported_openai_params(self.model) or ()
+        return mode if "response_format" in takes else "tool" if "tool_choice" in takes else "prompt"
+
+
+@lru_cache
+def _listed(litellm: Any, model: str) -> Price | None:
+    """The price in LiteLLM's own table; `None` when it has none."""
+
+    def dollars(**tokens: int) -> float:
+        usage = {"prompt_tokens": 0, "completion_tokens": 0} | tokens
+        return sum(litellm.cost_per_token(model=model, **usage)) * MILLION / FEW
+
+    try:
+        return Price(
+            input=dollars(prompt_tokens=FEW),
+            output=dollars(completion_tokens=FEW),
+            cache_read=dollars(prompt_tokens=FEW, cache_read_input_tokens=FEW),
+        )
+    except Exception:  # it raises whatever the provider's own price function does
+        return None

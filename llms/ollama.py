@@ -1,0 +1,203 @@
+"""Ollama: open models on a machine of one's own, or on ollama.com."""
+
+import os
+from base64 import b64decode
+from typing import Any, ClassVar, Literal
+
+import aiohttp
+from pydantic import Field, HttpUrl
+
+from llms import loop
+from llms.chat_completions import ChatOptions, held_to
+from llms.errors import Fatal, Rejected, Transient
+from llms.images import inline
+from llms.packages import package
+from llms.remote import RemoteLLM, StructuredMode
+from llms.replies import failure, from_sdk
+from llms.strict import Strict
+from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, Message, Usage
+
+FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "load": "error", "unload": "error"}
+"""What the server says, in our one vocabulary; `load` and `unload` answer a chat that asks nothing."""
+
+BESIDE_OPTIONS = ("keep_alive", "logprobs", "think", "top_logprobs")
+"""Runtime parameters that are members of the request; the server wants all others together, as its `options`."""
+
+
+class OllamaLLM(RemoteLLM):
+    """Open models served by Ollama, on this machine or any other (set `base_url` or `OLLAMA_HOST`).
+
+    Example:
+        ```python
+        from llms import OllamaLLM
+
+        llm = OllamaLLM.load("BLOCK_NAME")
+        llm.generate([[{"role": "user", "content": "What's the capital of Spain?"}]])
+        ```
+    """
+
+    _block_type_name = "Ollama LLM"
+    _documentation_url = HttpUrl("https://docs.ollama.com/api/chat")
+    _logo_url = HttpUrl("https://cdn.simpleicons.org/ollama")
+    _api_key_env: ClassVar[str] = "OLLAMA_API_KEY"
+    _base_url_env: ClassVar[str | None] = "OLLAMA_HOST"
+    _default_base_url: ClassVar[str | None] = "http://127.0.0.1:11434"
+    _structured_modes: ClassVar[tuple[StructuredMode, ...]] = ("json_schema", "json_object", "prompt")
+    generations_at_once: ClassVar[int | None] = 1
+
+    class Options(ChatOptions):
+        """Runtime parameters."""
+
+        max_new_tokens: int | None = Field(
+            default=None, gt=0, serialization_alias="num_predict", description="Tokens to generate at most."
+        )
+        top_k: int | None = Field(default=None, ge=0, description="Sample from this many likeliest tokens.")
+        min_p: float | None = Field(
+            default=None, ge=0, le=1, description="Sample from tokens at least this likely, beside the likeliest."
+        )
+        repeat_penalty: float | None = Field(default=None, description="Against repetition; 1 is none.")
+        num_ctx: int | None = Field(
+            default=None,
+            gt=0,
+            description="Tokens the model sees at once; the server cuts longer chats without a word.",
+        )
+        options: dict[str, Any] | None = Field(
+            default=None, description="More of the server's options, as it calls them: `mirostat`, `num_gpu` …"
+        )
+        logprobs: bool | None = Field(default=None, description="Whether to say how likely each token was.")
+        top_logprobs: int | None = Field(
+            default=None, ge=0, le=20, description="How many likeliest tokens to name at each place; needs `logprobs`."
+        )
+        think: bool | Literal["low", "medium", "high"] | None = Field(
+            default=None, description="Whether a reasoning model thinks first, or how much."
+        )
+        keep_alive: float | str | None = Field(
+            default=None, description="How long the model stays in memory afterwards: seconds, or a text like `10m`."
+        )
+
+    def ready(self) -> None:
+        """Check that the packages are there; no key is needed.
+
+        Raises:
+            Fatal: Naming what is missing.
+        """
+        package("ollama", self)
+        package("httpx_aiohttp", self)
+        super().ready()
+
+    def cost(self, usage: Usage) -> float | None:
+        """Dollars for this usage: none on a server of one's own; unknown where ollama.com computes."""
+        if self.price:
+            return self.price.of(usage)
+        return None if "ollama.com" in self._url() or self.model.endswith("cloud") else 0.0
+
+    async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
+        """Answer one chat, once: the API has no way to ask for more in one request."""
+        return await loop.hop(self._answer(self._request(input, self.options(kwargs))))
+
+    async def _answer(self, request: dict[str, Any]) -> GenerateOutput:
+        url = self._url()
+        key = ("ollama", url, hash(self._key()), self.timeout)
+        client = loop.shared(key, self._client, lambda client: client.close())
+        try:
+            return _decode(await client.chat(**request))
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise Transient(f"`{url}` answered no completion: {type(error).__name__}: {error}", status=200) from None
+        except Exception as error:
+            failed = from_sdk(error, url)
+            if isinstance(error.__cause__, aiohttp.ClientConnectorError) and url == self._default_base_url:
+                failed = Fatal(f"No Ollama server at `{url}`: start it with `ollama serve`, or pass `base_url=`.")
+            elif failed.status == 404 and "model" in failed.message:
+                failed = Fatal(f"{failed.message}. Get it with `ollama pull {self.model}`.", status=404)
+            raise failed from None
+
+    def _client(self) -> Any:
+        httpx_aiohttp = package("httpx_aiohttp", self)
+
+        async def refuse(response: Any) -> None:
+            if response.is_error:  # here, because the SDK's exception knows no headers
+                await response.aread()
+                raise failure(response.status_code, response.headers, response.text, self._url())
+
+        # No limit: admission is the engine's, and a request that queues for a connection spends its time-out there.
+        session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        return package("ollama", self).AsyncClient(
+            host=self._url(),
+            timeout=self.timeout,
+            headers={"Authorization": f"Bearer {key}"} if (key := self._key()) else None,
+            transport=httpx_aiohttp.AiohttpTransport(client=session),
+            event_hooks={"response": [refuse]},
+        )
+
+    def _address(self) -> str:
+        """The server in any of the spellings its own programs take: `host`, `host:port`, `:port`, a URL."""
+        address = super()._address()
+        return address if "://" in address else f"http://{address}".replace("http://:", "http://127.0.0.1:")
+
+    def _key(self) -> str:
+        return super()._key() if self.api_key or os.getenv(self._api_key_env) else ""
+
+    def _request(self, chat: ChatType, options: Strict) -> dict[str, Any]:
+        """What the SDK is called with."""
+        ours = held_to(self._mode() or "", self._schema()) | options.model_dump(by_alias=True, exclude_none=True)
+        response_format, more = ours.pop("response_format", {"type": "text"}), ours.pop("options", {})
+        beside = {name: ours.pop(name) for name in BESIDE_OPTIONS if name in ours}
+        return {
+            "model": self.model,
+            "messages": [_message(each) for each in self._told(chat)],
+            "format": _format(response_format),
+            "options": ours | more or None,
+        } | beside
+
+
+def _format(response_format: dict[str, Any]) -> Any:
+    """OpenAI's ways to say it as the server wants them; any other dictionary is a schema."""
+    match response_format:
+        case {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return "json"
+        case {"type": "json_schema", "json_schema": {"schema": schema}}:
+            return schema
+        case _:
+            return response_format
+
+
+def _message(message: Message) -> dict[str, Any]:
+    """A message as the server wants it: its images beside its text."""
+    content = message["content"]
+    if isinstance(content, str):
+        return {"role": message["role"], "content": content}
+    texts = [part["text"] for part in content if part.get("type") == "text"]
+    images = [_image(part) for part in content if part.get("type") != "text"]
+    return {"role": message["role"], "content": "\n".join(texts), "images": images}
+
+
+def _image(part: dict[str, Any]) -> bytes:
+    """The bytes of an image: the SDK takes a text for the path of a file, and would send that."""
+    match part:
+        case {"type": "image_url", "image_url": {"url": str(url)}}:
+            if image := inline(url):
+                return b64decode(image[1])
+            raise Rejected("`OllamaLLM` fetches no images: put them in the chat as `data:image/png;base64,…`.")
+        case _:
+            raise Rejected(f"`OllamaLLM` takes texts and images, not `{part.get('type')}` parts.")
+
+
+def _decode(reply: Any) -> GenerateOutput:
+    message = reply.message
+    return GenerateOutput(
+        [message.content or None],
+        finish_reasons=[FINISH_REASONS.get(reply.done_reason or "")],
+        reasoning=[message.thinking or None],
+        logprobs=[_logprobs(reply.logprobs or []) or None],
+        usage=Usage(input_tokens=reply.prompt_eval_count or 0, output_tokens=reply.eval_count or 0),
+    )
+
+
+def _logprobs(places: Any) -> Logprobs:
+    others = [[each for each in place.top_logprobs or [] if each.token != place.token] for place in places]
+    return [
+        [{"token": each.token, "logprob": each.logprob} for each in (place, *beside)]
+        for place, beside in zip(places, others, strict=True)
+    ]

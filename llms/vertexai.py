@@ -1,0 +1,315 @@
+"""Gemini on Google Cloud's Vertex AI."""
+
+import json
+import os
+from base64 import b64decode
+from collections.abc import Iterable
+from functools import lru_cache
+from mimetypes import guess_type
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from pydantic import Field, HttpUrl, SecretStr
+
+from llms import loop
+from llms.chat_completions import ChatOptions, held_to
+from llms.errors import Fatal, Rejected, Transient
+from llms.images import inline
+from llms.packages import package
+from llms.prices import listed
+from llms.remote import RemoteLLM, StructuredMode
+from llms.replies import from_sdk
+from llms.strict import Strict
+from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, Usage
+
+SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
+
+UNFINISHED = (
+    *("OTHER", "MALFORMED_FUNCTION_CALL", "MALFORMED_RESPONSE"),
+    *("MISSING_THOUGHT_SIGNATURE", "TOO_MANY_TOOL_CALLS", "UNEXPECTED_TOOL_CALL"),
+)
+
+FINISH_REASONS: dict[str, FinishReason | None] = {
+    "STOP": "stop",
+    "MAX_TOKENS": "length",
+    "CONTINUATION": "length",
+    "FINISH_REASON_UNSPECIFIED": None,
+    **dict.fromkeys(UNFINISHED, "error"),
+}
+"""What Gemini says, in our one vocabulary; all else it says (`SAFETY`, `RECITATION`, `SPII` …) names a filter."""
+
+
+class VertexAILLM(RemoteLLM):
+    """Gemini models on Google Cloud's Vertex AI.
+
+    It logs in with the application-default credentials (`gcloud auth application-default login`, a service account's),
+    or with `credentials`, or with the `api_key` of express mode, which needs no project.
+
+    Example:
+        ```python
+        from llms import VertexAILLM
+
+        llm = VertexAILLM.load("BLOCK_NAME")
+        llm.generate([[{"role": "user", "content": "What's the capital of Spain?"}]])
+        ```
+    """
+
+    _block_type_name = "Vertex AI LLM"
+    _documentation_url = HttpUrl("https://docs.cloud.google.com/vertex-ai/generative-ai/docs/model-reference/inference")
+    _logo_url = HttpUrl("https://cdn.simpleicons.org/googlecloud")
+    _provider: ClassVar[str | None] = "google"
+    _api_key_env: ClassVar[str] = "GOOGLE_API_KEY"
+    _base_url_env: ClassVar[str | None] = "GOOGLE_VERTEX_BASE_URL"
+    _default_base_url: ClassVar[str | None] = "https://aiplatform.googleapis.com"
+    _structured_modes: ClassVar[tuple[StructuredMode, ...]] = ("json_schema", "json_object", "prompt")
+    generations_at_once: ClassVar[int | None] = 8
+
+    project: str | None = Field(
+        default=None, description="Google Cloud project; `GOOGLE_CLOUD_PROJECT` or the credentials' own when empty."
+    )
+    location: str | None = Field(
+        default=None, description="Region that computes, as `europe-west4`; `GOOGLE_CLOUD_LOCATION`, or `global`."
+    )
+    credentials: SecretStr | None = Field(
+        default=None,
+        description="An access token, or the JSON of a service account's key; the application-default when empty.",
+    )
+
+    class Options(ChatOptions):
+        """Runtime parameters."""
+
+        max_new_tokens: int | None = Field(
+            default=None,
+            gt=0,
+            serialization_alias="max_output_tokens",
+            description="Tokens to generate at most, thoughts included.",
+        )
+        top_k: int | None = Field(default=None, gt=0, description="Sample from this many likeliest tokens.")
+        logprobs: bool | None = Field(
+            default=None, serialization_alias="response_logprobs", description="Whether to say how likely tokens were."
+        )
+        top_logprobs: int | None = Field(
+            default=None,
+            ge=0,
+            le=20,
+            serialization_alias="logprobs",
+            description="How many likeliest tokens to name at each place; needs `logprobs`.",
+        )
+        reasoning_effort: str | None = Field(
+            default=None, description="How much Gemini 3 and later think first: `minimal`, `low`, `medium`, `high` …"
+        )
+        thinking: dict[str, Any] | None = Field(
+            default=None, description="More on that: `thinking_budget` (tokens, for Gemini 2.5), `include_thoughts`."
+        )
+        safety_settings: dict[str, str] | None = Field(
+            default=None, description='Thresholds of the filters: `{"HARM_CATEGORY_HARASSMENT": "BLOCK_NONE"}` …'
+        )
+        labels: dict[str, str] | None = Field(default=None, description="What the bill names the request by.")
+        service_tier: str | None = Field(default=None, description="`standard`, `flex` or `priority`.")
+        extra_body: dict[str, Any] | None = Field(default=None, description="More members for the request's body.")
+
+    def ready(self) -> None:
+        """Check the packages, the credentials and the project.
+
+        Raises:
+            Fatal: Naming what is missing.
+        """
+        package("google.genai", self)
+        self._login()
+        super().ready()
+
+    def cost(self, usage: Usage) -> float | None:
+        """Dollars for this usage, at the price given or, at Google's own addresses, its list price."""
+        price = self.price or (listed("google", self.model) if self._url().endswith(".googleapis.com") else None)
+        return price.of(usage) if price else None
+
+    async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
+        """Answer one chat `num_generations` times, with one request."""
+        request = self._request(input, num_generations, self.options(kwargs))
+        return await loop.hop(self._answer(request, num_generations))
+
+    async def _answer(self, request: dict[str, Any], num_generations: int) -> GenerateOutput:
+        url = self._url()
+        key = ("vertexai", url, hash(self._key()), self._project(), self._location(), self.timeout)
+        client = loop.shared(key, self._client, lambda client: client.aio.aclose())
+        auth = package("google.auth.exceptions", self)
+        try:
+            response = await client.aio.models.generate_content(**request)
+        except auth.GoogleAuthError as error:
+            if isinstance(error, auth.TransportError) or error.retryable:
+                raise Transient(f"Google's login: {type(error).__name__}: {error}") from None
+            raise Fatal(f"Google's login refuses the credentials: {error}") from None
+        except Exception as error:
+            raise from_sdk(error, url) from None
+        text = response.sdk_http_response.body or ""
+        try:
+            return _decode(json.loads(text), num_generations)
+        except (AttributeError, LookupError, TypeError, ValueError):
+            raise Transient(f"`{url}` answered no completion: {text[:500] or 'nothing'}", status=200) from None
+
+    def _client(self) -> Any:
+        # Without `retry_options`, it sleeps and asks a second time where the line is bad.
+        http = {"base_url": self._url(), "timeout": int(self.timeout * 1000), "retry_options": {"attempts": 1}}
+        return package("google.genai", self).Client(enterprise=True, **self._login(), http_options=http)
+
+    def _login(self) -> dict[str, Any]:
+        """Who asks, as the SDK calls it: the key of express mode, or credentials and a project."""
+        if key := self._express():
+            return {"api_key": key} | ({"project": self.project, "location": self._location()} if self.project else {})
+        credentials, project = self._credentials()
+        if not (project := self._project() or project):
+            raise Fatal(f"`{type(self).__name__}` has no project: pass `project=` or set `GOOGLE_CLOUD_PROJECT`.")
+        return {"credentials": credentials, "project": project, "location": self._location()}
+
+    def _credentials(self) -> tuple[Any, str | None]:
+        """The credentials in force, and the project they belong to."""
+        auth = package("google.auth", self)
+        if not self.credentials:
+            try:
+                return _application_default(auth, os.getenv("GOOGLE_APPLICATION_CREDENTIALS"))
+            except auth.exceptions.DefaultCredentialsError:
+                raise Fatal(
+                    f"`{type(self).__name__}` has no credentials: run `gcloud auth application-default login`, set "
+                    f"`GOOGLE_APPLICATION_CREDENTIALS` or pass `credentials=`; in express mode, pass `api_key=` or set "
+                    f"`{self._api_key_env}`."
+                ) from None
+        secret = self.credentials.get_secret_value()
+        if not secret.lstrip().startswith("{"):
+            return package("google.oauth2.credentials", self).Credentials(token=self._sound(secret)), None
+        try:
+            return auth.load_credentials_from_dict(json.loads(secret), scopes=SCOPES)
+        except (ValueError, auth.exceptions.GoogleAuthError):  # whose messages quote what they cannot read
+            raise Fatal("`credentials` are neither an access token nor the JSON of a key file.") from None
+
+    def _express(self) -> str | None:
+        """The key of express mode, where it is in force: what is passed goes before what the environment says."""
+        key = os.getenv(self._api_key_env) if not (self.credentials or self._project()) else None
+        key = self.api_key.get_secret_value() if self.api_key else key
+        return key and self._sound(key)
+
+    def _key(self) -> str:
+        """The secret in force; the application-default credentials are none of ours."""
+        return self._express() or (self.credentials.get_secret_value() if self.credentials else "")
+
+    def _project(self) -> str | None:
+        return self.project or os.getenv("GOOGLE_CLOUD_PROJECT")
+
+    def _location(self) -> str:
+        return self.location or os.getenv("GOOGLE_CLOUD_LOCATION") or "global"
+
+    def _url(self) -> str:
+        """The base URL in force; that of the location where none is given."""
+        location, url = self._location(), super()._url()
+        if url != self._default_base_url or location == "global" or (self._express() and not self.project):
+            return url
+        if location in ("us", "eu"):
+            return f"https://aiplatform.{location}.rep.googleapis.com"
+        return f"https://{location}-aiplatform.googleapis.com"
+
+    def _request(self, chat: ChatType, num_generations: int, options: Strict) -> dict[str, Any]:
+        """What the SDK is called with."""
+        config: dict[str, Any] = {
+            "automatic_continuation": False,  # each request is one request
+            "automatic_function_calling": {"disable": True},
+            "should_return_http_response": True,  # the SDK's own reading of it costs more than sending it
+        }
+        chat = self._told(chat)
+        if system := [part for message in chat if message["role"] == "system" for part in _parts(message["content"])]:
+            config["system_instruction"] = {"parts": system}
+        if num_generations > 1:
+            config["candidate_count"] = num_generations
+        ours = held_to(self._mode() or "", self._schema()) | options.model_dump(by_alias=True, exclude_none=True)
+        config |= _format(ours.pop("response_format", {}))
+        if stop := ours.pop("stop", None):
+            config["stop_sequences"] = [stop] if isinstance(stop, str) else stop
+        level = {"thinking_level": ours.pop("reasoning_effort").upper()} if "reasoning_effort" in ours else {}
+        if thinking := level | ours.pop("thinking", {}):
+            config["thinking_config"] = thinking
+        if filters := ours.pop("safety_settings", None):
+            config["safety_settings"] = [{"category": name, "threshold": most} for name, most in filters.items()]
+        if more := ours.pop("extra_body", None):
+            config["http_options"] = {"extra_body": more}
+        contents = [
+            {"role": "model" if message["role"] == "assistant" else "user", "parts": _parts(message["content"])}
+            for message in chat
+            if message["role"] != "system"
+        ]
+        return {"model": self.model, "contents": contents, "config": config | ours}
+
+
+@lru_cache
+def _application_default(auth: Any, path: str | None) -> tuple[Any, str | None]:
+    """The credentials of this machine; the search for them may ask the network."""
+    return auth.default(scopes=SCOPES)
+
+
+def _format(response_format: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's ways to say it as Gemini wants them; any other dictionary is Gemini's own."""
+    match response_format:
+        case {"type": "text"}:
+            return {"response_mime_type": "text/plain"}
+        case {"type": "json_object"}:
+            return {"response_mime_type": "application/json"}
+        case {"type": "json_schema", "json_schema": {"schema": schema}}:
+            return {"response_mime_type": "application/json", "response_json_schema": schema}
+        case _:
+            return response_format
+
+
+def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A message's content as Gemini's parts."""
+    return [{"text": content}] if isinstance(content, str) else [_part(part) for part in content]
+
+
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return {"text": text}
+        case {"type": "image_url", "image_url": {"url": str(url)}}:
+            if image := inline(url):
+                return {"inline_data": {"mime_type": image[0], "data": b64decode(image[1])}}
+            return {"file_data": {"file_uri": url, "mime_type": guess_type(urlsplit(url).path)[0]}}
+        case _:
+            raise Rejected(f"`VertexAILLM` takes texts and images, not `{part.get('type')}` parts.")
+
+
+def _decode(reply: dict[str, Any], num_generations: int) -> GenerateOutput:
+    """A reply's texts; each `None` of the filter where the prompt was blocked, which brings no candidates."""
+    blocked = (reply.get("promptFeedback") or {}).get("blockReason")
+    candidates = reply.get("candidates") or []
+    if not candidates and not blocked:
+        raise LookupError("no candidates")
+    candidates = sorted(candidates, key=lambda candidate: candidate.get("index") or 0)
+    candidates += [{"finishReason": "SAFETY" if blocked else "OTHER"}] * (num_generations - len(candidates))
+    parts = [(candidate.get("content") or {}).get("parts") or [] for candidate in candidates]
+    usage = reply.get("usageMetadata") or {}
+    thoughts = usage.get("thoughtsTokenCount") or 0
+    return GenerateOutput(
+        [_text(part for part in each if not part.get("thought")) for each in parts],
+        finish_reasons=[
+            FINISH_REASONS.get(reason, "content_filter") if (reason := candidate.get("finishReason")) else None
+            for candidate in candidates
+        ],
+        reasoning=[_text(part for part in each if part.get("thought")) for each in parts],
+        logprobs=[_logprobs(candidate.get("logprobsResult") or {}) or None for candidate in candidates],
+        usage=Usage(
+            input_tokens=(usage.get("promptTokenCount") or 0) + (usage.get("toolUsePromptTokenCount") or 0),
+            output_tokens=(usage.get("candidatesTokenCount") or 0) + thoughts,
+            cache_read_input_tokens=usage.get("cachedContentTokenCount") or 0,
+            reasoning_output_tokens=thoughts,
+        ),
+    )
+
+
+def _text(parts: Iterable[dict[str, Any]]) -> str | None:
+    return "".join(texts) if (texts := [part["text"] for part in parts if "text" in part]) else None
+
+
+def _logprobs(result: dict[str, Any]) -> Logprobs:
+    chosen = result.get("chosenCandidates") or []
+    likeliest = [place.get("candidates") or [] for place in result.get("topCandidates") or [{}] * len(chosen)]
+    places = [
+        [token, *(other for other in others if other["token"] != token["token"])]
+        for token, others in zip(chosen, likeliest, strict=False)
+    ]
+    return [[{"token": each["token"], "logprob": each["logProbability"]} for each in place] for place in places]
