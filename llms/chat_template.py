@@ -28,14 +28,19 @@ def spelled_out(template: str | None, chat: ChatType, **special: str) -> str:
     Raises:
         Rejected: If the template refuses the chat, or there is more in it than text.
     """
-    messages = [{**message, "content": _text(message)} for message in chat]
+    messages = [{**message, "content": text_of(message)} for message in chat]
     try:
         return _compiled(template or CHATML).render(messages=messages, add_generation_prompt=True, **special)
     except TemplateError as error:
         raise Rejected(f"The model's chat template refuses this chat: {error}") from None
 
 
-def _text(message: Message) -> str:
+def text_of(message: Message) -> str:
+    """The text of a message.
+
+    Raises:
+        Rejected: If there is more in it than text.
+    """
     content = message["content"]
     if isinstance(content, str):
         return content

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llms.errors import Fatal
+from llms.errors import Fatal, Rejected
 from llms.guide import Compiler, Guide
 from llms.sampling import Sampler
 from llms.typing import FinishReason, HiddenState
@@ -39,6 +39,7 @@ class Text:
     tokens: list[int] = field(default_factory=list)
     written: bytearray = field(default_factory=bytearray)
     finish_reason: FinishReason | None = None
+    error: Rejected | None = None
     read: int = 0
 
     def __str__(self) -> str:

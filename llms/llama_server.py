@@ -1,20 +1,31 @@
 """llama.cpp's own server in this process: the model that needs no key, GPU, compiler or download."""
 
 import asyncio
+import json
 import logging
 import secrets
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, Request, build_opener
 
+import numpy as np
 from pydantic import Field, HttpUrl
 
 from llms import chat_completions, demo, local
-from llms.base import AsyncLLM, StructuredLLM
+from llms.base import AsyncLLM
 from llms.chat_completions import ChatOptions
-from llms.errors import Fatal
+from llms.errors import Fatal, Rejected
+from llms.gbnf import Way, grammar_of
+from llms.local import LocalLLM
 from llms.packages import package
-from llms.typing import ChatType, GenerateOutput
+from llms.patterns import mistake
+from llms.replies import said
+from llms.strict import Strict
+from llms.typing import ChatType, GenerateOutput, HiddenState
 
 logger = logging.getLogger(__name__)
 
@@ -25,17 +36,60 @@ class _Server:
 
     server: Any
     key: str
+    ways: dict[str, Way] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
         return f"{self.server.listening_address}/v1"
 
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """Ask one of the server's own questions; no proxy stands in between.
 
-class LlamaServerLLM(AsyncLLM, StructuredLLM):
+        Raises:
+            Rejected: If it refuses.
+        """
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+        request = Request(f"{self.server.listening_address}{path}", json.dumps(body).encode(), headers)
+        try:
+            with build_opener(ProxyHandler({})).open(request) as reply:
+                return json.load(reply)
+        except HTTPError as error:
+            message, _ = said(error.read().decode(errors="replace"))
+            raise Rejected(f"llama.cpp refuses this chat: {message}", status=error.code) from None
+
+    def way(self, text: str) -> Way:
+        """The tokens by which the model surely writes a text, where nothing else is allowed and the longest come first.
+
+        They are found once.
+        """
+        if text not in self.ways:
+            self.ways[text] = self._way(text.encode())
+        return self.ways[text]
+
+    def _way(self, text: bytes) -> Way:
+        known: dict[bytes, int] = {}
+        at = steps = 0
+        while at < len(text):
+            longest = max((piece for piece in known if text.startswith(piece, at)), key=len, default=b"")
+            if not longest and (new := self._tokens(text[at:]).items() - known.items()):
+                known |= dict(new)
+                at = steps = 0  # what came before may go differently now
+                continue
+            at, steps = at + max(1, len(longest)), steps + 1
+        return Way(steps, {token: len(piece) for piece, token in known.items()})
+
+    def _tokens(self, text: bytes) -> dict[bytes, int]:
+        """The tokens that the model reads a text as, by what they spell."""
+        body = {"content": text.decode(errors="ignore"), "add_special": False, "with_pieces": True}
+        pieces = [(each["piece"], each["id"]) for each in self.post("/tokenize", body)["tokens"]]
+        return {piece.encode() if isinstance(piece, str) else bytes(piece): token for piece, token in pieces if piece}
+
+
+class LlamaServerLLM(AsyncLLM, LocalLLM):
     """Any GGUF model, served by llama.cpp inside this process; a small demo model when none is named.
 
-    The server starts on first use (a tenth of a second), batches continuously, holds answers to JSON schemas and ends
-    with the process. Equal blocks share one.
+    The server starts on first use (a tenth of a second), batches continuously, holds answers to JSON schemas and
+    patterns, and ends with the process. Equal blocks share one.
 
     Example:
         ```python
@@ -66,6 +120,8 @@ class LlamaServerLLM(AsyncLLM, StructuredLLM):
     )
     timeout: float = Field(default=600.0, gt=0, description="Seconds to wait for one answer, its turn included.")
 
+    generations_at_once: ClassVar[int | None] = 1
+
     class Options(ChatOptions):
         """Runtime parameters."""
 
@@ -84,34 +140,78 @@ class LlamaServerLLM(AsyncLLM, StructuredLLM):
         return self.model_path.stem if self.model_path else demo.NAME
 
     def ready(self) -> None:
-        """Start the server, if it is not up yet."""
+        """Start the server, if it is not up yet.
+
+        Raises:
+            Fatal: If there is no such file, or texts cannot be held to the `structured_output`.
+        """
+        if self.structured_output:
+            grammar_of(self.structured_output)
         self._server()
+
+    async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
+        """Answer one chat `num_generations` times.
+
+        The server holds a text to a structure, but does not close it within `max_new_tokens`: one that was cut is
+        asked for once more, with only those texts allowed that are surely short enough.
+
+        Raises:
+            Fatal: If `max_new_tokens` is too small for the `structured_output`.
+        """
+        server = await asyncio.to_thread(self._server)
+        options = self.options(kwargs)
+        ask = partial(self._ask, server, input, num_generations, options)
+        if not self.structured_output:
+            return await ask({})
+        grammar, limit = grammar_of(self.structured_output), options.model_dump()["max_new_tokens"]
+        if not limit:
+            return await ask({"grammar": str(grammar)})
+        way = await asyncio.to_thread(server.way, grammar.shortest)
+        if limit < way.steps:
+            raise Fatal(f"`structured_output` needs `max_new_tokens` of {way.steps} or more: {limit} is too small.")
+        output = await ask({"grammar": str(grammar)})
+        room = min(limit, self.n_ctx - output.usage.input_tokens)
+        if self._cut(output) and room >= way.steps:
+            again = await ask(grammar.closed(room, way))
+            again.usage, again.seconds = output.usage + again.usage, output.seconds + again.seconds
+            return again
+        return output
+
+    async def _ask(
+        self, server: _Server, chat: ChatType, num_generations: int, options: Strict, held_to: dict[str, Any]
+    ) -> GenerateOutput:
+        body = chat_completions.encode(self.model_name, chat, num_generations, options, {}) | held_to
+        if held_to:  # the server takes one of them
+            body.pop("response_format", None)
+        headers = {"Authorization": f"Bearer {server.key}"}
+        return await chat_completions.complete(f"{server.url}/chat/completions", headers, body, self.timeout)
+
+    def _cut(self, output: GenerateOutput) -> bool:
+        """Whether a text was cut before it kept to the structure."""
+        structure = self.structured_output
+        texts = zip(output, output.finish_reasons, strict=True)
+        return any(reason == "length" and structure and mistake(structure, text or "") for text, reason in texts)
+
+    def get_last_hidden_state(self, inputs: list[ChatType]) -> list[HiddenState]:
+        """The last hidden state of every chat, as its template spells it out: `[num_tokens, hidden_size]` each.
+
+        Raises:
+            Rejected: If a chat does not fit in the context.
+        """
+        server = local.engine((*self._key(), "hidden states"), partial(self._start, hidden_states=True))
+
+        def state(chat: ChatType) -> HiddenState:
+            spelled_out = server.post("/apply-template", {"messages": chat})["prompt"]
+            (reply,) = server.post("/embeddings", {"content": spelled_out})
+            return np.asarray(reply["embedding"], dtype=np.float32)
+
+        with ThreadPoolExecutor(self.n_parallel) as threads:
+            return list(threads.map(state, inputs))
 
     def unload(self) -> None:
         """Stop the server and free its memory."""
-        local.free(self._key())
-
-    async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
-        """Answer one chat `num_generations` times, each with a seed of its own when one is given."""
-        options = self.options(kwargs)
-        seed = getattr(options, "seed", None)
-        seeds = [None if seed is None else seed + each for each in range(num_generations)]
-        server = await asyncio.to_thread(self._server)
-        return GenerateOutput.joined(
-            await asyncio.gather(
-                *(
-                    chat_completions.complete(
-                        server.url,
-                        {"Authorization": f"Bearer {server.key}"},
-                        chat_completions.encode(
-                            self, self.model_name, input, 1, options.model_copy(update={"seed": seed})
-                        ),
-                        self.timeout,
-                    )
-                    for seed in seeds
-                )
-            )
-        )
+        super().unload()
+        local.free((*self._key(), "hidden states"))
 
     def _key(self) -> tuple[object, ...]:
         return (type(self), self.model_path, self.n_ctx, self.n_parallel, self.n_gpu_layers, self.n_threads)
@@ -119,7 +219,7 @@ class LlamaServerLLM(AsyncLLM, StructuredLLM):
     def _server(self) -> _Server:
         return local.engine(self._key(), self._start)
 
-    def _start(self) -> _Server:
+    def _start(self, hidden_states: bool = False) -> _Server:
         xllamacpp = package("xllamacpp", self)
         path = self.model_path or demo.GGUF
         if not path.is_file():
@@ -135,6 +235,10 @@ class LlamaServerLLM(AsyncLLM, StructuredLLM):
         params.cpuparams.n_threads = self.n_threads or (-1 if self.model_path else 1)
         params.verbosity = 0
         params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key]
+        if hidden_states:  # of every token, as they are
+            params.embedding, params.embd_normalize = True, -1
+            params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_NONE
+            params.n_batch = params.n_ubatch = self.n_ctx
         try:
             return _Server(xllamacpp.Server(params), key)
         except (RuntimeError, ValueError) as error:

@@ -2,29 +2,26 @@
 
 import os
 import time
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, HttpUrl
 
 from llms import local
-from llms.base import StructuredLLM
+from llms.answers import Answer, answered
 from llms.chat_template import spelled_out
 from llms.errors import Fatal, Rejected
 from llms.guide import Automaton, Guide
 from llms.llama_engine import LlamaEngine, Text, quiet
+from llms.local import LocalLLM
 from llms.packages import package
-from llms.patterns import mistake
 from llms.sampling import Sampler
 from llms.strict import Strict
-from llms.typing import ChatType, GenerateOutput, HiddenState, StructuredOutputType, Usage
-
-ATTEMPTS = 5
-"""How often a text is asked for that misses what its schema says beyond the reach of an automaton."""
+from llms.typing import ChatType, GenerateOutput, HiddenState
 
 
-class LlamaCppLLM(StructuredLLM):
+class LlamaCppLLM(LocalLLM):
     """Any GGUF model, run by llama.cpp inside this process.
 
     Chats are answered together, as many at once as `n_parallel` says. With a `structured_output` every token is chosen
@@ -50,6 +47,9 @@ class LlamaCppLLM(StructuredLLM):
     n_parallel: int = Field(default=8, gt=0, le=256, description="Chats answered at the same time.")
     n_threads: int | None = Field(default=None, gt=0, description="Threads to compute with; half the cores when empty.")
     seed: int | None = Field(default=None, ge=0, description="Makes sampling repeatable, unless a call has its own.")
+    max_schema_retries: int = Field(
+        default=4, ge=0, description="How often a text is written again that misses what no automaton can say."
+    )
     verbose: bool = Field(default=False, description="Whether llama.cpp says what it does, on the error stream.")
 
     class Options(Strict):
@@ -77,10 +77,6 @@ class LlamaCppLLM(StructuredLLM):
         """Load the model, and compile what its texts are held to."""
         self._automaton(self._engine())
 
-    def unload(self) -> None:
-        """Free the model's memory, once nobody uses it any more."""
-        local.free(self._key())
-
     def generate(self, inputs: list[ChatType], num_generations: int = 1, **kwargs: Any) -> list[GenerateOutput]:
         """Answer every chat, many at once and in order.
 
@@ -102,11 +98,7 @@ class LlamaCppLLM(StructuredLLM):
             raise Fatal("`stop` and `structured_output` exclude each other: a structure has an end of its own.")
         started = time.perf_counter()
         answers = [self._answer(engine, automaton, chat, num_generations, options) for chat in inputs]
-        for attempt in range(ATTEMPTS):
-            engine.write([text for answer in answers for text in answer.begin(attempt)])
-            for answer in answers:
-                answer.check()
-        return [answer.output(time.perf_counter() - started) for answer in answers]
+        return answered(answers, lambda texts, _: engine.write(texts), 1 + self.max_schema_retries, started)
 
     def get_last_hidden_state(self, inputs: list[ChatType]) -> list[HiddenState]:
         """The last hidden state of every chat, as its template spells it out: `[num_tokens, hidden_size]` each.
@@ -152,20 +144,21 @@ class LlamaCppLLM(StructuredLLM):
         chat: ChatType,
         num_generations: int,
         options: dict[str, Any],
-    ) -> "_Answer":
+    ) -> Answer[Text]:
         """An answer that is still to be written; one without texts, and why, to a chat that cannot have any."""
-        answer = _Answer(self.structured_output, automaton, {"seed": self.seed, **options}, num_generations)
+        error, prompt, limit = None, list[int](), 0
         try:
-            answer.prompt = self._prompt(engine, chat)
-            answer.limit = min(options.get("max_new_tokens", self.n_ctx), self.n_ctx - len(answer.prompt))
-            if automaton and answer.limit < automaton.least:
+            prompt = self._prompt(engine, chat)
+            limit = min(options.get("max_new_tokens", self.n_ctx), self.n_ctx - len(prompt))
+            if automaton and limit < automaton.least:
                 raise Rejected(
-                    f"The chat has {len(answer.prompt)} tokens, `n_ctx={self.n_ctx}` leaves {answer.limit} for an "
-                    f"answer, and `structured_output` needs {automaton.least}."
+                    f"The chat has {len(prompt)} tokens, `n_ctx={self.n_ctx}` leaves {limit} for an answer, and "
+                    f"`structured_output` needs {automaton.least}."
                 )
-        except Rejected as error:
-            answer.error = error.with_traceback(None)  # which would hold on to the engine
-        return answer
+        except Rejected as rejected:
+            error = rejected.with_traceback(None)  # which would hold on to the engine
+        new = partial(_text, prompt, limit, automaton, {"seed": self.seed, **options})
+        return Answer(self.structured_output, num_generations, new, len(prompt), error)
 
     def _prompt(self, engine: LlamaEngine, chat: ChatType) -> list[int]:
         """The tokens of a chat that leaves room for an answer."""
@@ -176,69 +169,20 @@ class LlamaCppLLM(StructuredLLM):
         return tokens
 
 
-@dataclass
-class _Answer:
-    """The generations of one chat: those that are written, and those that are asked for again."""
-
-    structure: StructuredOutputType | None
-    automaton: Automaton | None
-    options: dict[str, Any]
-    num_generations: int
-    prompt: list[int] = field(default_factory=list)
-    limit: int = 0
-    error: Rejected | None = None
-    texts: dict[int, Text] = field(default_factory=dict)
-    mistakes: dict[int, str] = field(default_factory=dict)
-    attempts: int = 0
-    output_tokens: int = 0
-
-    def begin(self, attempt: int) -> list[Text]:
-        """New texts: for all generations at first, then for those with a mistake."""
-        due = [] if self.error else list(self.mistakes) if attempt else list(range(self.num_generations))
-        self.attempts += bool(due)
-        self.texts |= {number: self._text(number, attempt) for number in due}
-        self.mistakes = dict.fromkeys(due, "")
-        return [self.texts[number] for number in due]
-
-    def check(self) -> None:
-        """Count and judge the texts that were begun, now that they are written."""
-        written = {number: self.texts[number] for number in self.mistakes}
-        self.output_tokens += sum(len(text.tokens) for text in written.values())
-        found = {number: self.structure and mistake(self.structure, str(text)) for number, text in written.items()}
-        self.mistakes = {number: what for number, what in found.items() if what}
-
-    def output(self, seconds: float) -> GenerateOutput:
-        """What came of it; a generation that no attempt got right is `None`."""
-        if self.error:
-            return GenerateOutput.failed(self.error, self.num_generations)
-        for number, what in self.mistakes.items():
-            text = str(self.texts[number])
-            self.error = Rejected(
-                f"None of {self.attempts} texts keeps to the `structured_output`, the last one `{text[:200]}`: {what}.",
-                attempts=self.attempts,
-            )
-            self.texts[number].finish_reason = "error"
-        texts = [self.texts[number] for number in range(self.num_generations)]
-        return GenerateOutput(
-            [None if number in self.mistakes else str(text) for number, text in enumerate(texts)],
-            finish_reasons=[text.finish_reason for text in texts],
-            usage=Usage(len(self.prompt), self.output_tokens),
-            seconds=seconds,
-            attempts=self.attempts,
-            error=self.error,
-        )
-
-    def _text(self, number: int, attempt: int) -> Text:
-        options = dict(self.options)
-        seed, stop = options.pop("seed"), options.pop("stop", [])
-        options.pop("max_new_tokens", None)
-        if attempt and options.get("temperature") == 0:  # the likeliest text had the mistake: take another
-            del options["temperature"]
-            seed = seed or 0
-        return Text(
-            self.prompt,
-            self.limit,
-            Sampler(None if seed is None else [seed, number, attempt], **options),
-            Guide(self.automaton, self.limit) if self.automaton else None,
-            tuple(each.encode() for each in ([stop] if isinstance(stop, str) else stop) if each),
-        )
+def _text(
+    prompt: list[int], limit: int, automaton: Automaton | None, options: dict[str, Any], number: int, attempt: int
+) -> Text:
+    """A text to be written: this generation of an answer, this often begun."""
+    options = dict(options)
+    seed, stop = options.pop("seed"), options.pop("stop", [])
+    options.pop("max_new_tokens", None)
+    if attempt and options.get("temperature") == 0:  # the likeliest text had the mistake: take another
+        del options["temperature"]
+        seed = seed or 0
+    return Text(
+        prompt,
+        limit,
+        Sampler(None if seed is None else [seed, number, attempt], **options),
+        Guide(automaton, limit) if automaton else None,
+        tuple(each.encode() for each in ([stop] if isinstance(stop, str) else stop) if each),
+    )

@@ -2,10 +2,31 @@
 
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
+from llms.base import StructuredLLM
+from llms.typing import Usage
+
 T = TypeVar("T")
+
+
+class LocalLLM(StructuredLLM, ABC):
+    """A model whose engine is in this process. Blocks with the same `_key` share one."""
+
+    @abstractmethod
+    def _key(self) -> Hashable:
+        """What tells one engine from another."""
+
+    def unload(self) -> None:
+        """Free the model's memory, once nobody uses it any more."""
+        free(self._key())
+
+    def cost(self, usage: Usage) -> float | None:
+        """Nothing: it runs here."""
+        return 0.0
+
 
 _engines: dict[Hashable, Any] = {}
 _building = threading.Lock()

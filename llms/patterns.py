@@ -1,63 +1,42 @@
-"""What a text is held to, as a regular expression that compiles to an automaton; and whether a text keeps to it."""
+"""What a text is held to, as a tree of shapes; and whether a text keeps to it."""
 
 import json
-import math
 import re
+import warnings
+from functools import cache
+from re import _constants as op  # type: ignore[attr-defined]
+from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
 from jsonschema.validators import validator_for
 
 from llms.errors import Fatal
+from llms.shapes import Chars, Shape, among, choice, repeat, sequence, union
 from llms.typing import StructuredOutputType
 
-PIECE = re.compile(
-    r"(?P<escape>\\(?:\d+|.))|(?P<group>\(\?(?:<?[=!]|P=\w+|\())|\[(?P<not>\^?)(?P<set>\]?(?:\\.|[^\\\]])*)\]|(?P<dot>\.)",
-    re.DOTALL,
-)
-"""The parts of a regular expression that we read; whatever is between them stays."""
-
 CANNOT = {
-    "(?=": "look-ahead",
-    "(?!": "look-ahead",
-    "(?<=": "look-behind",
-    "(?<!": "look-behind",
-    "(?P=": "a backreference",
-    "(?(": "a condition",
-    r"\b": r"a word boundary (`\b`)",
-    r"\B": r"a word boundary (`\B`)",
+    "GROUPREF": "a backreference",
+    "GROUPREF_EXISTS": "a condition",
+    "AT_BOUNDARY": r"a word boundary (`\b`)",
+    "AT_NON_BOUNDARY": r"a word boundary (`\B`)",
 }
-"""What no automaton can do, by how it starts."""
+"""What no automaton can do, by the names of Python's parser."""
 
-DIGITS = {r"\d": "[0-9]", r"\D": "[^0-9]"}
-"""Python and JSON Schema mean the ten digits; the compiler means those of every script."""
-
-INSIDE_A_STRING = r'[^"\\\x00-\x1F\x7F-\x9F]'
-"""What may stand between the quotes of a JSON string without an escape."""
-
-MOST_NUMBERS = 1000
-"""A range of at most so many integers is compiled number by number; of a wider one the text is checked afterwards."""
-
-CONSTANTS = ("const", "default", "enum", "examples")
-"""Keywords of a JSON schema that hold values, not schemas."""
+FOLDED = 1000
+"""A set of at most so many characters is widened to both cases where case is to be ignored."""
 
 
-def to_regex(structure: StructuredOutputType) -> str:
-    """The regular expression of all texts that keep to the structure, as far as one can say it.
+def shape_of(structure: StructuredOutputType) -> Shape:
+    """All texts that keep to the structure, as far as a tree of shapes can say it.
 
     Raises:
-        Fatal: If the schema or the pattern has something that cannot be compiled; the message names it.
+        Fatal: If the schema or the pattern has something that cannot be said, or contradicts itself; the message names
+            it.
     """
-    schema = structure["schema"]
-    if isinstance(schema, str):
-        return _portable(schema)
-    from outlines_core.json_schema import build_regex_from_schema
+    from llms.json_shapes import of_schema
 
-    try:
-        regex = build_regex_from_schema(json.dumps(_compilable(schema)))
-    except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0].strip()
-        raise Fatal(f"`structured_output` cannot be compiled: {reason}.") from None
-    return re.sub(r"\\.", lambda escape: DIGITS.get(escape[0], escape[0]), regex, flags=re.DOTALL)
+    schema = structure["schema"]
+    return of_pattern(schema) if isinstance(schema, str) else of_schema(schema)
 
 
 def mistake(structure: StructuredOutputType, text: str) -> str | None:
@@ -69,87 +48,137 @@ def mistake(structure: StructuredOutputType, text: str) -> str | None:
         value = json.loads(text)
     except ValueError as error:
         return f"it is not JSON: {error}"
+    except RecursionError:
+        return "it is nested too deeply"
     cls = validator_for(schema)
     error = next(iter(cls(schema, format_checker=cls.FORMAT_CHECKER).iter_errors(value)), None)
     return f"at `{error.json_path}`: {error.message}" if error else None
 
 
-def _portable(pattern: str, within: str | None = None) -> str:
-    """A user's pattern in the compiler's dialect, without its outer anchors.
+def of_pattern(pattern: str) -> Shape:
+    """All texts that match a regular expression from their start to their end, whether it has anchors there or not.
 
-    Args:
-        pattern: As Python and JSON Schema write it.
-        within: The class that every single character must belong to as well.
+    How greedy a repetition is makes no difference to which texts match.
     """
     try:
-        re.compile(pattern)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # about sets that may mean something else one day
+            parsed = _parser.parse(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise Fatal(f"`structured_output`: `{pattern}` is not a regular expression: {error}.") from None
-    pattern = re.sub(r"^(?:\^|\\A)", "", pattern)
-    pattern = re.sub(r"(?<!\\)((?:\\\\)*)(?:\$|\\Z)$", r"\1", pattern)
-    return _translated(pattern, within)
+    return _Reader(pattern).sequence(list(parsed), parsed.state.flags, True, True)
 
 
-def _translated(pattern: str, within: str | None = None) -> str:
-    def piece(match: re.Match[str]) -> str:
-        text = match[0]
-        if (impossible := CANNOT.get(match["group"] or text)) or text.startswith("(?P="):
-            _refuse(pattern, impossible or CANNOT["(?P="])
-        if match["escape"]:
-            if text[1] in "123456789":
-                _refuse(pattern, f"a backreference (`{text}`)")
-            text = DIGITS.get(text, text)
-            return f"[{text}&&{within}]" if within and text in NEGATIVE else text
-        if match["dot"]:
-            return within or "."
-        if match["set"] is not None:
-            members = re.sub(r"\\.|[\[&~]", _member, match["set"], flags=re.DOTALL)
-            text = f"[{match['not']}{members}]"
-            return f"[{text}&&{within}]" if within else text
-        return text
+class _Reader:
+    """Turns what Python's parser makes of one pattern into shapes."""
 
-    return PIECE.sub(piece, pattern)
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+
+    def sequence(self, nodes: list[Any], flags: int, first: bool, last: bool) -> Shape:
+        """What stands one after another.
+
+        Args:
+            first: Whether it begins the text.
+            last: Whether it ends it.
+        """
+        least, most = 0, len(nodes)
+        while first and least < most and nodes[least] in ((op.AT, op.AT_BEGINNING), (op.AT, op.AT_BEGINNING_STRING)):
+            least += 1
+        while last and least < most and nodes[most - 1] in ((op.AT, op.AT_END), (op.AT, op.AT_END_STRING)):
+            most -= 1
+        inner = nodes[least:most]
+        return sequence(
+            *(
+                self._node(node, flags, first and at == 0, last and at == len(inner) - 1)
+                for at, node in enumerate(inner)
+            )
+        )
+
+    def _node(self, node: tuple[Any, Any], flags: int, first: bool, last: bool) -> Shape:
+        kind, what = node
+        match str(kind):
+            case "LITERAL" | "NOT_LITERAL" | "IN" | "ANY" | "RANGE":
+                return _chars(kind, what, flags)
+            case "BRANCH":
+                return choice(*(self.sequence(list(each), flags, first, last) for each in what[1]))
+            case "SUBPATTERN":
+                _, add, drop, inner = what
+                return self.sequence(list(inner), (flags | add) & ~drop, first, last)
+            case "MAX_REPEAT" | "MIN_REPEAT":
+                least, most, inner = what
+                once = most == 1
+                part = self.sequence(list(inner), flags, first and once, last and once)
+                return repeat(part, least, None if most is op.MAXREPEAT else int(most))
+            case "AT" if str(what) in CANNOT:
+                raise self._refused(CANNOT[str(what)])
+            case "AT":
+                raise self._refused("an anchor in its midst")
+            case "ASSERT" | "ASSERT_NOT":
+                raise self._refused("look-ahead" if what[0] > 0 else "look-behind")
+            case name:
+                raise self._refused(CANNOT.get(name, f"something ({name})"))
+
+    def _refused(self, what: str) -> Fatal:
+        return Fatal(
+            f"`structured_output`: `{self._pattern}` has {what}, which generation cannot be held to: write the pattern "
+            "without."
+        )
 
 
-NEGATIVE = {"[^0-9]", r"\W", r"\S", r"\s"}
-"""Escapes that a quote, a backslash or a line break belongs to."""
+def _chars(kind: Any, what: Any, flags: int) -> Chars:
+    match str(kind):
+        case "ANY":
+            return Chars(()).others if flags & re.DOTALL else among("\n").others
+        case "LITERAL":
+            return _folded(Chars(((what, what),)), flags)
+        case "NOT_LITERAL":
+            return _folded(Chars(((what, what),)), flags).others
+    (negated, *_), members = what[0], what
+    found = _folded(union(_member(*each) for each in members if each[0] is not op.NEGATE), flags)
+    if negated is not op.NEGATE:
+        return found
+    # What is excluded with a category, is excluded as widely as somebody may understand it.
+    wide = [_widely(str(inner)) for outer, inner in members if outer is op.CATEGORY]
+    return union([found, *wide]).others
 
 
-def _member(match: re.Match[str]) -> str:
-    """A member of a class: some that are plain in Python are operators in the compiler's dialect."""
-    text = match[0]
-    return DIGITS.get(text, text) if text.startswith("\\") else f"\\{text}"
+def _member(kind: Any, what: Any) -> Chars:
+    match str(kind):
+        case "LITERAL":
+            return Chars(((what, what),))
+        case "RANGE":
+            return Chars((what,))
+    name = str(what)
+    return _widely(name.replace("_NOT", "")).others if "_NOT" in name else _narrowly(name)
 
 
-def _refuse(pattern: str, what: str) -> None:
-    raise Fatal(
-        f"`structured_output`: `{pattern}` has {what}, which generation cannot be held to: write the pattern without."
-    )
+def _narrowly(category: str) -> Chars:
+    """What `\\d`, `\\w` or `\\s` is for everybody: JSON Schema means fewer characters than Python."""
+    return {"CATEGORY_DIGIT": among("0123456789"), "CATEGORY_SPACE": among(" \t\n\r\f\v")}.get(category) or _word()
 
 
-def _compilable(schema: Any) -> Any:
-    """The schema with what the compiler passes over said in words it knows."""
-    if isinstance(schema, list):
-        return [_compilable(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    schema = {key: value if key in CONSTANTS else _compilable(value) for key, value in schema.items()}
-    if isinstance(pattern := schema.get("pattern"), str):
-        only = {key: value for key, value in schema.items() if key not in ("minLength", "maxLength", "format")}
-        return only | {"pattern": f"(?:{_portable(pattern, INSIDE_A_STRING)})"}
-    numbers = _numbers(schema) if schema.get("type") == "integer" else None
-    return {"enum": numbers} if numbers and "enum" not in schema else schema
+@cache
+def _widely(category: str) -> Chars:
+    """What it is for anybody."""
+    if "_NOT" in category:
+        return _narrowly(category.replace("_NOT", "")).others
+    belongs = {"CATEGORY_DIGIT": str.isdecimal, "CATEGORY_SPACE": str.isspace}.get(category)
+    if not belongs:
+        return _word()
+    return Chars.of((point, point) for point in range(0x20000) if belongs(chr(point)))
 
 
-def _numbers(schema: dict[str, Any]) -> list[int] | None:
-    """Every integer in the schema's range, if it has one that is short enough."""
-    if any(isinstance(schema.get(bound), bool) for bound in ("exclusiveMinimum", "exclusiveMaximum")):
-        return None  # as the fourth draft had them
-    least = [math.ceil(schema["minimum"])] if "minimum" in schema else []
-    least += [math.floor(schema["exclusiveMinimum"]) + 1] if "exclusiveMinimum" in schema else []
-    most = [math.floor(schema["maximum"])] if "maximum" in schema else []
-    most += [math.ceil(schema["exclusiveMaximum"]) - 1] if "exclusiveMaximum" in schema else []
-    if not least or not most or min(most) - max(least) >= MOST_NUMBERS:
-        return None
-    step = schema.get("multipleOf", 1)
-    return [number for number in range(max(least), min(most) + 1) if number % step == 0]
+@cache
+def _word() -> Chars:
+    """Letters and digits of every script, and the underscore."""
+    return Chars.of((point, point) for point in range(0x30000) if chr(point).isalnum() or point == ord("_"))
+
+
+def _folded(chars: Chars, flags: int) -> Chars:
+    """The same characters in both cases, where case is to be ignored."""
+    if not flags & re.IGNORECASE or len(chars) > FOLDED:
+        return chars
+    points = [point for first, last in chars.ranges for point in range(first, last + 1)]
+    cases = {case for point in points for case in (chr(point).lower(), chr(point).upper(), chr(point))}
+    return among("".join(case for case in cases if len(case) == 1))

@@ -8,7 +8,7 @@ from jsonschema import SchemaError
 from jsonschema.validators import validator_for
 from pydantic import BaseModel, BeforeValidator
 
-from llms.typing import StructuredOutputType
+from llms.typing import ChatType, StructuredOutputType
 
 
 def _normalized(value: Any) -> Any:
@@ -48,3 +48,16 @@ def _parsed(text: str, must: bool) -> Any:
 
 StructuredOutput = Annotated[StructuredOutputType, BeforeValidator(_normalized)]
 """A `StructuredOutputType` however it was written."""
+
+
+def instructed(chat: ChatType, schema: dict[str, Any]) -> ChatType:
+    """The chat with a JSON schema said to the model, for an API that cannot hold it to one."""
+    words = (
+        "Answer with one JSON value and nothing else: no explanation, no code fence. "
+        f"It must be valid against this JSON schema:\n{json.dumps(schema, ensure_ascii=False)}"
+    )
+    match chat:
+        case [{"role": "system", "content": str(content)}, *rest]:
+            return [{"role": "system", "content": f"{content}\n\n{words}"}, *rest]
+        case _:
+            return [{"role": "system", "content": words}, *chat]

@@ -20,7 +20,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]  # not `llms.transformers`
 
 from llms.demo import CHECKPOINT, GGUF, NAME
 from llms.demo.corpus import Message, conversation
