@@ -15,13 +15,21 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from flows import server
+from flows import server, views
+from flows.approval import Declined
 from flows.distiset import Distiset
 from flows.errors import Refused, RunFailed
+from flows.preview import Estimate, counted
 from llms import Fatal
 from llms.strict import explain
 
-MISTAKES = (Refused, RunFailed, Fatal, ParameterTypeError, ValidationError)
+VIEW = "how it is shown"
+"""What the choice between `--quiet` and `--json` is called among the parameters of a flow, which have no such name."""
+
+FEW = "3"
+"""Rows of a dry run that does not say how many."""
+
+MISTAKES = (Declined, Refused, RunFailed, Fatal, ParameterTypeError, ValidationError)
 """What a person can mend: told as a sentence, not as a stack trace."""
 
 
@@ -29,8 +37,14 @@ def main(flow: "Flow[..., Distiset]", arguments: list[str] | None = None) -> Non
     """Run the flow with the command line's options, show how it goes, and exit with its status.
 
     Exit status: 0 when the run completed, 1 when it failed, 2 when it was refused, 130 when it was interrupted.
+
+    With `--json`, standard output is lines of JSON. Those with `"event": "progress"`, every two seconds, have what
+    `flows.progress.Now` has; the last one, `"event": "summary"`, has what `flows.Summary` has, a `state` (`completed`,
+    `failed`, `drained`, `interrupted` or `refused`), the `folder`, and the `error` if there is one.
     """
     given = _given(parser_of(flow), arguments)
+    view = views.View(given.pop(VIEW, "live"))
+    shown = views.view.set(view)
     _hush_prefect()
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     interrupted = _interruptions()
@@ -39,6 +53,9 @@ def main(flow: "Flow[..., Distiset]", arguments: list[str] | None = None) -> Non
         with server.available():
             dataset = flow(**flow.validate_parameters(given))  # Prefect keeps what it is given: by now, no secrets
     except BaseException as error:
+        if view.kind == "json":
+            usual = "interrupted" if interrupted else "refused" if _status(error) == 2 else "failed"
+            views.line(**{"event": "summary", "state": usual} | view.ended, error=_sentence(error))
         if interrupted:  # whatever Prefect made of it
             errors.print("interrupted")
             sys.exit(130)
@@ -47,8 +64,22 @@ def main(flow: "Flow[..., Distiset]", arguments: list[str] | None = None) -> Non
         errors.print(Text.assemble(("error: ", "bold red"), _sentence(error)))
         for note in getattr(error, "__notes__", []):
             errors.print(Text(note))
-        sys.exit(1 if isinstance(error, RunFailed | Fatal) else 2)
-    show(dataset)
+        sys.exit(_status(error))
+    finally:
+        views.view.reset(shown)
+    if view.kind == "json":
+        told = {"estimate": dataset.estimate.model_dump()} if dataset.estimate else {}
+        views.line(**{"event": "summary", "state": "completed"} | view.ended | told)
+    elif dataset.estimate:
+        show_preview(dataset, dataset.estimate)
+        sys.exit(1 if dataset.summary.failures and not dataset.summary.rows else 0)
+    else:
+        show(dataset, brief=view.kind == "quiet")
+
+
+def _status(error: BaseException) -> int:
+    """What the process ends with: whether rows were asked for before it broke."""
+    return 2 if isinstance(error, MISTAKES) and not isinstance(error, RunFailed | Fatal) else 1
 
 
 def _interruptions() -> list[int]:
@@ -70,9 +101,11 @@ def parser_of(flow: "Flow[..., Any]") -> argparse.ArgumentParser:
         description=(flow.description or "").split("Args:")[0].strip(),
         argument_default=argparse.SUPPRESS,  # what is not given is the flow's to fill in
     )
+    known = flow.parameters.definitions.items()
+    blocks = {f"#/definitions/{name}" for name, schema in known if "block_type_slug" in schema}
     for name, schema in flow.parameters.properties.items():
         about = " ".join(str(schema.get("description", "")).split()).replace("%", "%%")
-        if isinstance(default := schema.get("default"), str | int | float) and default != "":
+        if isinstance(default := schema.get("default"), str | int | float) and default is not False and default != "":
             about += f" (default: {default})"
         if name == "parameters":
             option = parser.add_argument(
@@ -83,10 +116,19 @@ def parser_of(flow: "Flow[..., Any]") -> argparse.ArgumentParser:
             # `use_cache`: `--no-cache` turns it off
             switch = f"--no-{name.removeprefix('use_').replace('_', '-')}"
             parser.add_argument(switch, dest=name, action="store_false", help=f"Off: {about}")
+        elif schema.get("type") == "boolean":
+            parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=about)
         else:
-            is_model = any("block_type_slug" in each for each in schema.get("anyOf", []))
-            words = "+" if is_model else None  # `--llm OpenAILLM model=gpt-5`: a class and its fields
-            parser.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), nargs=words, help=about)
+            is_model = any(each.get("$ref") in blocks for each in schema.get("anyOf", []))
+            words: dict[str, Any] = {"nargs": "+"} if is_model else {}  # `--llm OpenAILLM model=gpt-5`
+            words = {"nargs": "?", "const": FEW} if name == "dry_run" else words
+            parser.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help=about, **words)
+    shown = parser.add_mutually_exclusive_group()
+    for kind, about in (
+        ("quiet", "Show the result and errors only."),
+        ("json", "Show all of it in lines of JSON."),
+    ):
+        shown.add_argument(f"--{kind}", dest=VIEW, action="store_const", const=kind, help=about)
     return parser
 
 
@@ -109,20 +151,22 @@ def _nested(parser: argparse.ArgumentParser, assignments: list[str]) -> dict[str
         *groups, name = path.split(".")
         if not equals or not groups:
             parser.error(f"`--param {assignment}`: write it like `--param text_generation.num_generations=2`")
-        group = nested
+        group: Any = nested
         for each in groups:
-            group = group.setdefault(each, {})
+            group = group.setdefault(each, {}) if isinstance(group, dict) else group
+        if not isinstance(group, dict) or isinstance(group.get(name), dict):
+            parser.error(f"`--param {assignment}`: another `--param` gives a part of the same; leave one of them out")
         group[name] = json.loads(value) if value.startswith(("{", "[")) else value
     return nested
 
 
-def _sentence(mistake: Exception) -> str:
+def _sentence(mistake: BaseException) -> str:
     if isinstance(mistake, ValidationError):
         return explain(mistake)
     if isinstance(mistake, ParameterTypeError):  # "Flow run received invalid parameters:\n - name: why"
         lines = [line.removeprefix(" - ").partition(": ") for line in str(mistake).splitlines()[1:]]
         return "\n".join(f"`{name}`: {why.removeprefix('Value error, ')}" for name, _, why in lines)
-    return str(mistake)
+    return str(mistake) if isinstance(mistake, MISTAKES) else f"{type(mistake).__name__}: {mistake}"
 
 
 def _hush_prefect() -> None:
@@ -136,39 +180,50 @@ def _hush_prefect() -> None:
             handler.addFilter(unless_prefect)
 
 
-def show(dataset: Distiset) -> None:
-    """Print what was made, what it took, a row of each leaf and where the files are."""
+def show(dataset: Distiset, brief: bool = False) -> None:
+    """Print what was made, what it took, a row of each leaf and where the files are; the first and last when brief."""
     out, summary = Console(soft_wrap=True, highlight=False), dataset.summary
     rate = summary.rows / summary.seconds if summary.seconds else 0
     made = f"[bold]{summary.rows:,} rows[/] in {summary.seconds:,.1f} s ({rate:,.0f} rows/s)"
     out.print(f"{made}, {_failures(summary.failures)}")
-    for step in summary.steps.values():
+    for step in () if brief else summary.steps.values():
         for model, spent in step.models.items():
             known = (
-                f"{_counted(spent.requests, 'request')}, {spent.input_tokens:,} tokens in, {spent.output_tokens:,} out"
+                f"{counted(spent.requests, 'request')}, {spent.input_tokens:,} tokens in, {spent.output_tokens:,} out"
             )
             cached = f", {spent.cached:,} from the store" if spent.cached else ""
             cost = f", ${spent.cost:,.4f}" if spent.cost else ""
             out.print(f"{model}: {known}{cached}{cost}")
-    for leaf in dataset:
+    for leaf in () if brief else dataset:
         for row in dataset.head(leaf):
             out.print()
             for column, value in row.items():
                 if not column.endswith("_metadata") and column != "model_name":
                     out.print(Text.assemble((f"{column}: ", "cyan"), _short(value)))
-    out.print()
+    if not brief:
+        out.print()
     for leaf in dataset:
-        out.print(Text(f"{dataset.folder}/{leaf}/*.parquet"))
+        out.print(Text(f"{dataset.folder}/{leaf}/*.{dataset.output_format}"))
     if summary.failures:
         out.print(Text(f"{dataset.folder}/errors.parquet"))
 
 
+def show_preview(dataset: Distiset, estimate: Estimate) -> None:
+    """Print what was asked for each row of a dry run, what came, a row of each leaf, and the estimate."""
+    out = Console(soft_wrap=True, highlight=False)
+    for row in dataset.preview:
+        out.print(Text(f"{row.markdown()}\n"))
+    for leaf in dataset:
+        for made in dataset.head(leaf, 1):
+            out.print(Text(f"## a row of {leaf}\n"))
+            for column in (each for each in made if not each.endswith("_metadata")):
+                out.print(Text.assemble((f"{column}: ", "cyan"), _short(made[column])))
+            out.print()
+    out.print(Text(estimate.markdown()))
+
+
 def _failures(count: int) -> str:
-    return f"[red]{_counted(count, 'failure')}[/]" if count else "no failures"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"[red]{counted(count, 'failure')}[/]" if count else "no failures"
 
 
 def _short(value: Any) -> str:

@@ -3,6 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from itertools import islice
 
@@ -10,24 +11,24 @@ import prefect
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectException
 from prefect.futures import PrefectFuture
-from prefect.utilities.annotations import opaque
 
-from tasks import GeneratorStep, GlobalStep, Step
-from tasks.typing import Outcome, Row
+from flows import results
+from flows.graph import Graph
+from flows.work import Brake, Stopped, Work
+from llms import Drained
+from tasks import GeneratorStep, Step
+from tasks.typing import Origin, Outcome, Row
 
-ROWS_IN_FLIGHT = 5_000
+ROWS_IN_FLIGHT = 10_000
 """Rows that may be anywhere between a source and the disk: what memory follows. Many, because one that takes ten
 seconds holds back all behind it, which keep their order, and a provider answers thousands meanwhile."""
 
 BATCHES_IN_FLIGHT = 64
 """Batches that may be unfinished: each holds a thread per step."""
 
-SMALLEST, LARGEST = 8, 1_000
-"""Rows per batch when nobody says: few at first, so that rows show soon, then a twentieth of all before them."""
-
-
-class Stopped(Exception):
-    """The run is ending: this batch is not begun."""
+SMALLEST, COMMON, LARGEST = 8, 200, 1_000
+"""Rows per batch when nobody says: few at first, so that rows show soon; soon a quarter of all before them, so that a
+provider is busy after a dozen batches; then a twentieth, so that task runs stay hundreds."""
 
 
 @dataclass
@@ -43,51 +44,72 @@ class Executor:
     """Streams rows through connected steps, inside a flow run.
 
     Args:
-        after: The steps that follow each, by name; every step is in it.
+        graph: The steps, checked.
         finished: Told what a step made of a batch as soon as it is known, from whatever thread.
         settled: Told the same once all batches before it are settled, from the thread that called `run`.
     """
 
     def __init__(
-        self,
-        after: dict[str, list[Step]],
-        finished: Callable[[Step, Outcome], None],
-        settled: Callable[[Step, Outcome], None],
+        self, graph: Graph, finished: Callable[[Step, Outcome], None], settled: Callable[[Step, Outcome], None]
     ) -> None:
-        self._after = after
+        self._graph = graph
         self._finished = finished
         self._settled = settled
-        self._stopping = threading.Event()
+        self._brake = Brake()
         self._news = threading.Event()
         self._broken: BaseException | None = None
+        self._in_flight: deque[_Batch] = deque()
         self._tasks: dict[str, prefect.Task[..., Outcome]] = {}
+        self._gathered: dict[str, Outcome] = {}
 
-    def run(self, source: GeneratorStep, limit: int | None = None) -> None:
-        """Bring the rows of a source, `limit` of them at most, through all the steps after it.
+    def run(self, limit: int | None = None) -> None:
+        """Bring the rows of every source, `limit` of each at most, through all the steps after it.
 
         Raises:
             Fatal: If no row can work.
+            Drained: If the run may spend no more; all that was asked for has come by then.
         """
         try:
-            self._stream(source, self._loaded(source, limit))
+            for number, source in enumerate(self._graph.sources):
+                self._stream(source, self._loaded(source, number, limit))
+            waiting = [step for step in self._graph.order if self._graph.waits(step)]
+            while waiting:
+                self._stream(step := waiting.pop(0), self._made_of_all(step, waiting))
+        except (CancelledError, Drained):
+            self._brake.set()
+            for batch in self._in_flight:  # they are ending: one of them may know why
+                for made in batch.made.values():
+                    if not isinstance(made, Outcome):
+                        made.wait()
+            if self._broken:
+                raise self._broken from None
+            raise
         except BaseException:
-            self._stopping.set()
+            self._brake.set()
             raise
 
     def _stream(self, first: Step, outcomes: Iterable[Outcome]) -> None:
-        """Send what `first` made through the steps after it, up to those that need all rows at once."""
-        path = list(self._up_to_global(first))
-        waiting = {step.name: (step, Outcome()) for each in path for step in self._globals(each)}
-        in_flight: deque[_Batch] = deque()
+        """Send what `first` made through the steps after it, up to those that wait for all rows."""
+        path = self._graph.stream(first)
+        in_flight = self._in_flight
+        kept = self._needed([step for step in self._graph.order if self._graph.waits(step)])
 
         def settle() -> None:
             batch = in_flight.popleft()
+            outcomes: list[Outcome] = []
             for step in path:
                 made = batch.made[step.name]
                 outcome = made if isinstance(made, Outcome) else made.result()
-                for each in self._globals(step):
-                    waiting[each.name][1].rows.extend(outcome.rows)
+                outcomes.append(outcome)
+                if step.name in kept:
+                    self._gather(step, outcome)
                 self._settled(step, outcome)
+            while batch.left:  # it is made, but not everybody was told
+                self._news.clear()
+                if batch.left:
+                    self._news.wait()
+            for outcome in outcomes:  # now that no step needs them: Prefect's own objects hold on to them for a while
+                outcome.rows, outcome.failures = [], []
 
         for number, outcome in enumerate(outcomes):
             size = len(outcome.rows)
@@ -105,28 +127,44 @@ class Executor:
                     break
             batch = _Batch(size, {first.name: outcome}, {step.name for step in path[1:]})
             in_flight.append(batch)
-            for before in path:
-                for step in self._after[before.name]:
-                    if not isinstance(step, GlobalStep):
-                        self._submit(step, batch.made[before.name], number, batch)
+            for step in path[1:]:
+                self._submit(step, number, batch)
         while in_flight:
             settle()
-        for step, gathered in waiting.values():
-            alone = _Batch(len(gathered.rows), {}, {step.name})
-            self._submit(step, gathered, 0, alone)
-            whole = alone.made[step.name].result()  # type: ignore[union-attr]
-            self._settled(step, Outcome(failures=whole.failures, spending=whole.spending, seconds=whole.seconds))
-            self._stream(step, (Outcome(rows) for rows in batches(iter(whole.rows))))
 
-    def _loaded(self, source: GeneratorStep, limit: int | None) -> Iterator[Outcome]:
+    def _gather(self, step: Step, outcome: Outcome) -> None:
+        whole = self._gathered.setdefault(step.name, Outcome(digest=""))
+        whole.rows.extend(outcome.rows)
+        whole.digest = results.joined(whole.digest, outcome.digest)
+
+    def _needed(self, waiting: list[Step]) -> set[str]:
+        """The steps whose rows are kept for others that wait for all of them."""
+        before = {each.name for step in waiting for each in self._graph.before[step.name]}
+        return before | {fork.name for step in waiting if (fork := self._graph.fork(step))}
+
+    def _made_of_all(self, step: Step, waiting: list[Step]) -> Iterator[Outcome]:
+        """What a step makes of all its rows, in batches; what only it needed is let go."""
+        alone = _Batch(0, dict(self._gathered), {step.name})
+        self._submit(step, 0, alone)
+        whole = alone.made[step.name].result()  # type: ignore[union-attr]
+        del alone
+        needed = self._needed(waiting)
+        self._gathered = {name: outcome for name, outcome in self._gathered.items() if name in needed}
+        first, *others = batches(iter(whole.rows)) if whole.rows else [[]]
+        whole.rows, whole.digest = first, results.digest_of(first)
+        yield whole  # what failed and was spent is told once
+        yield from map(_brought, others)
+
+    def _loaded(self, source: GeneratorStep, place: int, limit: int | None) -> Iterator[Outcome]:
         """A source's batches, each read inside a task run of its own."""
-        rows = batches(islice(source.rows(), limit), source.batch_size)
+        numbered = enumerate(islice(source.rows(), limit))
+        rows = batches((_identified(row, (place, number)) for number, row in numbered), source.batch_size)
         ahead = next(rows, None)  # so that no task run is spent on finding the end
 
         def read(number: int) -> Outcome:
             nonlocal ahead
             now, ahead = ahead, next(rows, None)
-            return Outcome(now or [])
+            return _brought(now or [])
 
         task = prefect.Task(
             read,
@@ -142,40 +180,44 @@ class Executor:
             yield outcome
             number += 1
 
-    def _submit(self, step: Step, before: "Outcome | PrefectFuture[Outcome]", number: int, batch: _Batch) -> None:
-        if step.name not in self._tasks:
-            self._tasks[step.name] = step.task(guard=self._guard)
+    def _submit(self, step: Step, number: int, batch: _Batch) -> None:
+        before = [each.name for each in self._graph.before[step.name] if each.name in batch.made]
+        fork = self._graph.fork(step)
+        forked = [fork.name] if fork and fork.name in batch.made else []
+        key = " ".join([step.name, *before])  # a step after two sources has a task for each
+        if key not in self._tasks:
+            routes = {name: self._graph.routes.get((name, step.name)) for name in before}
+            work = Work(step, before, bool(forked), {n: each for n, each in routes.items() if each}, self._brake)
+            self._tasks[key] = step.task(work, **work.options)
 
         def tell(done: PrefectFuture[Outcome]) -> None:
-            outcome = done.result(raise_on_failure=False)
-            if isinstance(outcome, Outcome):
-                self._finished(step, outcome)
-            elif not isinstance(outcome, Stopped | PrefectException):  # those only follow from another's
-                self._broken = self._broken or outcome
-            batch.left.discard(step.name)
-            self._news.set()
+            try:
+                outcome = done.result(raise_on_failure=False)
+                if isinstance(outcome, Outcome):
+                    self._finished(step, outcome)
+                elif not isinstance(outcome, CancelledError | Stopped | PrefectException):  # those follow another's
+                    self._broken = self._broken or outcome
+            finally:
+                batch.left.discard(step.name)
+                self._news.set()
 
-        # `opaque`: Prefect looks for futures inside whatever it is handed; rows hold none, and there are many.
-        batch.made[step.name] = future = self._tasks[step.name].submit(opaque(before), number)
+        batches = [batch.made[name] for name in [*before, *forked]]
+        batch.made[step.name] = future = self._tasks[key].submit(*batches, number=number)
         future.add_done_callback(tell)
 
-    def _guard(self) -> None:
-        if self._stopping.is_set():
-            raise Stopped("the run is ending")
 
-    def _up_to_global(self, first: Step) -> Iterator[Step]:
-        yield first
-        for step in self._after[first.name]:
-            if not isinstance(step, GlobalStep):
-                yield from self._up_to_global(step)
+def _brought(rows: list[Row]) -> Outcome:
+    return Outcome(rows, digest=results.digest_of(rows))
 
-    def _globals(self, step: Step) -> list[Step]:
-        return [each for each in self._after[step.name] if isinstance(each, GlobalStep)]
+
+def _identified(row: Row, id: tuple[int, ...]) -> Row:
+    row.origin = Origin(row.origin or "", id)
+    return row
 
 
 def batches(rows: Iterator[Row], size: int | None = None) -> Iterator[list[Row]]:
     """Rows in batches of `size`, or of a size that grows with how many there are, so that task runs stay hundreds."""
     total = 0
-    while batch := list(islice(rows, size or min(max(SMALLEST, total // 20), LARGEST))):
+    while batch := list(islice(rows, size or min(max(SMALLEST, min(total // 4, COMMON), total // 20), LARGEST))):
         total += len(batch)
         yield batch

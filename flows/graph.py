@@ -1,10 +1,14 @@
-"""A pipeline's steps and edges, checked before anything runs."""
+"""A pipeline's steps and edges: checked before anything runs, and put in the order they run in."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from flows.errors import Refused
 from llms.strict import nearest
-from tasks import GeneratorStep, Step, Task
+from tasks import GeneratorStep, GlobalStep, Join, Step, Task
+from tasks.keep_columns import Narrowing
+from tasks.wiring import Route
 
 
 @dataclass
@@ -13,14 +17,26 @@ class Graph:
 
     steps: list[Step]
     edges: list[tuple[str, str]]
+    routes: dict[tuple[str, str], Route] = field(default_factory=dict)
+    """Which rows take an edge; all, where there is none."""
     counts: dict[str, int | None] = field(default_factory=dict)
     """Rows each source will bring, where that is known; filled in by `check`."""
     checked: bool = False
 
-    @property
+    @cached_property
+    def named(self) -> dict[str, Step]:
+        """The steps by name."""
+        return {step.name: step for step in self.steps}
+
+    @cached_property
     def after(self) -> dict[str, list[Step]]:
-        """The steps that follow each."""
-        return {step.name: [each for each in self.steps if (step.name, each.name) in self.edges] for step in self.steps}
+        """The steps that follow each, in the order the edges were drawn."""
+        return {step.name: [self.named[b] for a, b in self.edges if a == step.name] for step in self.steps}
+
+    @cached_property
+    def before(self) -> dict[str, list[Step]]:
+        """The steps that come before each, in the order the edges were drawn."""
+        return {step.name: [self.named[a] for a, b in self.edges if b == step.name] for step in self.steps}
 
     @property
     def sources(self) -> list[GeneratorStep]:
@@ -32,6 +48,59 @@ class Graph:
         """The dataset each last step makes: its own name, `default` if it is the only one."""
         last = [name for name, after in self.after.items() if not after]
         return {last[0]: "default"} if len(last) == 1 else {name: name for name in last}
+
+    @cached_property
+    def order(self) -> list[Step]:
+        """The steps, each after all that come before it.
+
+        Raises:
+            Refused: If there is a circle.
+        """
+        done: dict[str, Step] = {}
+        while len(done) < len(self.steps):
+            ready = [
+                step
+                for step in self.steps
+                if step.name not in done and all(each.name in done for each in self.before[step.name])
+            ]
+            if not ready:
+                raise Refused(f"`{' >> '.join(self._circle(done))}` goes in a circle.")
+            done |= {step.name: step for step in ready}
+        return list(done.values())
+
+    @cached_property
+    def begins(self) -> dict[str, frozenset[str]]:
+        """Of each step, where the stream it is in begins: at a source, or at a step that waits for all rows."""
+        begins: dict[str, frozenset[str]] = {}
+        for step in self.order:
+            streams = [begins[each.name] for each in self.before[step.name]]
+            parted = isinstance(step, Join) and len(set(streams)) > 1  # its branches come in different streams
+            waits = not streams or isinstance(step, GlobalStep) or parted
+            begins[step.name] = frozenset([step.name]) if waits else frozenset().union(*streams)
+        return begins
+
+    def stream(self, first: Step) -> list[Step]:
+        """The steps that batches go through from `first` on, in order, `first` itself included."""
+        return [step for step in self.order if first.name in self.begins[step.name]]
+
+    def waits(self, step: Step) -> bool:
+        """Whether a step needs all rows before it can begin."""
+        return self.begins[step.name] == {step.name} and not isinstance(step, GeneratorStep)
+
+    def fork(self, step: Step) -> Step | None:
+        """The last step that all rows of a join came through before they parted; `None` if there is none."""
+        return self._forks[step.name] if isinstance(step, Join) else None
+
+    @cached_property
+    def _forks(self) -> dict[str, Step | None]:
+        through: dict[str, list[Step]] = {}
+        forks: dict[str, Step | None] = {}
+        for step in self.order:
+            paths = [through[each.name] for each in self.before[step.name]]
+            common = [each for each in paths[0] if all(each in path for path in paths[1:])] if paths else []
+            forks[step.name] = common[-1] if common else None
+            through[step.name] = [*common, step]
+        return forks
 
     def check(self) -> None:
         """Refuse what cannot work: the shape, the mappings, the columns, the data. The second time costs nothing.
@@ -45,53 +114,123 @@ class Graph:
             raise Refused("the pipeline has no steps: make some inside `with Pipeline() as pipeline:`.")
         for step in self.steps:
             self._check_place(step)
-        reached: set[str] = set()
-        for source in self.sources:
-            reached |= self._check_source(source)
+        self.order  # noqa: B018  # raises if there is a circle
         for step in self.steps:
             self._check_mappings(step)
-        if circle := [step.name for step in self.steps if step.name not in reached]:
-            raise Refused(f"`{' >> '.join([*circle, circle[0]])}` goes in a circle.")
+        needed = self._check_columns()
+        for source in self.sources:
+            self._check_source(source, needed[source.name])
         self.checked = True
 
     def _check_place(self, step: Step) -> None:
-        before = [source for source, target in self.edges if target == step.name]
+        before = self.before[step.name]
         if isinstance(step, GeneratorStep) and before:
-            raise Refused(f"`{step.name}` brings rows and takes none: `{before[0]}` cannot come before it.")
+            raise Refused(f"`{step.name}` brings rows and takes none: `{before[0].name}` cannot come before it.")
         if not isinstance(step, GeneratorStep) and not before:
             raise Refused(
                 f"`{step.name}` gets no rows: put a source before it (`LoadDataFromDicts(data=[…]) >> {step.name}`) "
                 "or give `run` a `dataset=`."
             )
-        if len(before) > 1:
-            raise Refused(f"`{step.name}` comes after {' and '.join(f'`{each}`' for each in before)}: one is allowed.")
 
     def _check_mappings(self, step: Step) -> None:
         for name in step.input_mappings:
-            if step.inputs and name not in step.inputs:
-                raise Refused(f"`{step.name}` has no input column `{name}`: {nearest(name, step.inputs)}")
+            if step.inputs and name not in (known := [*step.inputs, *step.optional_inputs]):
+                raise Refused(f"`{step.name}` has no input column `{name}`: {nearest(name, known)}")
         for name in step.output_mappings:
             if step.outputs and name not in (known := [*step.outputs, *_extra(step)]):
                 raise Refused(f"`{step.name}` has no output column `{name}`: {nearest(name, known)}")
 
-    def _check_source(self, source: GeneratorStep) -> set[str]:
-        """Check that a source has what the steps after it need; the names of all it reaches."""
-        after, reached, needed = self.after, {source.name}, dict[str, None]()
-        pending = [(step, set[str]()) for step in after[source.name]]
-        while pending:
-            step, known = pending.pop(0)
-            reached.add(step.name)
-            needed |= dict.fromkeys(
-                column for name in step.inputs if (column := step.input_mappings.get(name, name)) not in known
+    def _check_columns(self) -> dict[str, dict[str, None]]:
+        """Follow the columns from step to step; those that the sources have to bring.
+
+        Raises:
+            Refused: If a step reads one that a step before it has dropped.
+        """
+        needed: dict[str, dict[str, None]] = {source.name: {} for source in self.sources}
+        after: dict[str, list[_Columns]] = {}
+        for step in self.order:
+            before = list(dict.fromkeys(each for others in self.before[step.name] for each in after[others.name]))
+            for column in (step.input_mappings.get(name, name) for name in step.inputs):
+                for columns in before:
+                    if source := self._bringing(step, column, columns):
+                        needed[source][column] = None
+            if isinstance(step, GeneratorStep):
+                before = [_Columns(sources=frozenset([step.name]))]  # what it makes is for it to say
+            elif isinstance(step, Join):
+                before = [_side_by_side(before)]
+            after[step.name] = [_through(step, columns) for columns in before]
+        return needed
+
+    def _bringing(self, step: Step, column: str, columns: "_Columns") -> str | None:
+        """The source that must bring a column for a step that reads it; `None` if it is made on the way."""
+        if column in columns.made:
+            return None
+        narrowed = [each for name in columns.narrowed if isinstance(each := self.named[name], Narrowing)]
+        if dropped := next((each for each in narrowed if not each.keeps(column)), None):
+            brought = {name for source in columns.sources for name in self._brought(source)}
+            left = columns.made | {name for name in brought if all(each.keeps(name) for each in narrowed)}
+            raise Refused(
+                f"`{step.name}` reads `{column}`, which rows have no longer after `{dropped.name}`: "
+                f"{nearest(column, left)}"
             )
-            known = known | {step.output_mappings.get(name, name) for name in [*step.outputs, *_extra(step)]}
-            pending += [(each, known) for each in after[step.name]]
+        first, *others = sorted(columns.sources)
+        return next((each for each in others if column in self._brought(each)), first)
+
+    def _brought(self, source: str) -> list[str]:
+        step = self.named[source]
+        try:
+            return [step.output_mappings.get(name, name) for name in step.outputs]
+        except ValueError as error:
+            raise Refused(str(error)) from None
+
+    def _check_source(self, source: GeneratorStep, needed: Iterable[str]) -> None:
+        """Check that a source can be read, and has what the steps after it need and none before them makes."""
         try:
             own = {renamed: name for name, renamed in source.output_mappings.items()}
             self.counts[source.name] = source.check([own.get(name, name) for name in needed])
         except ValueError as error:
             raise Refused(str(error)) from None
-        return reached
+
+    def _circle(self, outside: dict[str, Step]) -> Sequence[str]:
+        """The names of steps that follow one another in a circle."""
+        path = [next(step.name for step in self.steps if step.name not in outside)]
+        while path[-1] not in path[:-1]:
+            path.append(next(each.name for each in self.before[path[-1]] if each.name not in outside))
+        return path[path.index(path[-1]) :][::-1]
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What is known of the columns rows have after a step.
+
+    Attributes:
+        made: Those that steps make, or pass on by name.
+        sources: One of them brings the columns that no step makes.
+        narrowed: The steps that have dropped some.
+    """
+
+    made: frozenset[str] = frozenset()
+    sources: frozenset[str] = frozenset()
+    narrowed: tuple[str, ...] = ()
+
+
+def _through(step: Step, columns: _Columns) -> _Columns:
+    """What is known after one more step."""
+    outputs = [] if isinstance(step, GeneratorStep) else [*step.outputs, *_extra(step)]
+    made = frozenset(step.output_mappings.get(name, name) for name in outputs)
+    if not isinstance(step, Narrowing):
+        return replace(columns, made=columns.made | made)
+    kept = frozenset(name for name in columns.made if step.keeps(name))
+    return replace(columns, made=kept | made, narrowed=(*columns.narrowed, step.name))
+
+
+def _side_by_side(branches: Sequence[_Columns]) -> _Columns:
+    """What is known of rows joined from those of several branches: a column may be that of any."""
+    return _Columns(
+        frozenset().union(*(each.made for each in branches)),
+        frozenset().union(*(each.sources for each in branches)),
+        tuple(name for name in branches[0].narrowed if all(name in each.narrowed for each in branches)),
+    )
 
 
 def _extra(step: Step) -> list[str]:

@@ -1,12 +1,17 @@
-"""Rows to Parquet files as they come, under one schema however late a column shows its type."""
+"""Rows to files as they come, under one schema however late a column shows its type."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import to_json
+
+Format = Literal["parquet", "jsonl"]
+"""What the files are, and how their names end."""
 
 GROUP = 2_000
 """Rows per row group: what is held in memory before it is written."""
@@ -16,28 +21,33 @@ PART = 200_000
 
 
 class Parts:
-    """A folder of `part-00000.parquet`, `part-00001.parquet` … that grows row by row.
+    """A folder of `part-00000.parquet`, `part-00001.parquet` … that grows row by row; or `.jsonl`.
 
     A column that is `None` at first takes its type when it shows; one whose values do not agree (text here, a list
-    there) becomes text, JSON where it was not text already.
+    there) becomes text, JSON where it was not text already. In JSONL every line has every column.
+
+    Attributes:
+        rows: How many there are.
+        schema: The columns and their types, as far as they are known; `None` without rows.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, format: Format = "parquet") -> None:
         self.folder = folder
+        self.format: Format = format
         self.rows = 0
+        self.schema: pa.Schema | None = None
         self._columns: dict[str, None] = {}
-        self._schema: pa.Schema | None = None
         self._texts: set[str] = set()
         self._buffer: list[dict[str, Any]] = []
         self._files: list[tuple[Path, pa.Schema]] = []
-        self._writer: pq.ParquetWriter | None = None
+        self._writer: pq.ParquetWriter | Lines | None = None
         self._in_part = 0
 
     def write(self, rows: Iterable[dict[str, Any]]) -> None:
         """Take rows in; they are on disk when the group is full, or at `close`."""
         for row in rows:
             self._columns.update(dict.fromkeys(row))
-            self._buffer.append(row)
+            self._buffer.append(row if self.format == "parquet" else _as_json(row))
             self.rows += 1
             if len(self._buffer) >= GROUP:
                 self._flush()
@@ -47,7 +57,7 @@ class Parts:
         self._flush()
         self._end_part()
         for path, schema in self._files:
-            if self._schema is not None and schema != self._schema:
+            if self.schema is not None and schema != self.schema:
                 self._rewrite(path)
         return [path for path, _ in self._files]
 
@@ -55,13 +65,13 @@ class Parts:
         if not self._buffer:
             return
         table = self._table(self._buffer)
-        if self._schema is None or table.schema != self._schema or self._in_part >= PART:
+        if self.schema is None or table.schema != self.schema or self._in_part >= PART:
             self._end_part()
-            self._schema = table.schema
+            self.schema = table.schema
             self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / f"part-{len(self._files):05d}.parquet"
+            path = self.folder / f"part-{len(self._files):05d}.{self.format}"
             self._files.append((path, table.schema))
-            self._writer = pq.ParquetWriter(path, table.schema, compression="zstd")
+            self._writer = writer(path, table.schema)
         assert self._writer is not None
         self._writer.write_table(table)
         self._in_part += len(self._buffer)
@@ -72,7 +82,7 @@ class Parts:
         arrays, fields = [], []
         for name in self._columns:
             values = [row.get(name) for row in rows]
-            known = self._schema.field(name).type if self._schema and name in self._schema.names else pa.null()
+            known = self.schema.field(name).type if self.schema and name in self.schema.names else pa.null()
             array = pa.array(map(_text, values), pa.string()) if name in self._texts else _array(values, known)
             if array is None:
                 self._texts.add(name)
@@ -87,18 +97,54 @@ class Parts:
         self._writer, self._in_part = None, 0
 
     def _rewrite(self, path: Path) -> None:
-        assert self._schema is not None
-        wider = path.with_suffix(".wider")
-        with pq.ParquetFile(path) as file, pq.ParquetWriter(wider, self._schema, compression="zstd") as writer:
-            for batch in _groups(file):
-                rows = batch.to_pylist()
+        assert self.schema is not None
+        wider = path.with_name(f"wider-{path.name}")
+        with writer(wider, self.schema) as new:
+            for rows in batches(path, GROUP):
                 columns = [
                     pa.array(map(_text, values) if field.name in self._texts else values, field.type)
-                    for field in self._schema
+                    for field in self.schema
                     for values in [[row.get(field.name) for row in rows]]
                 ]
-                writer.write_table(pa.table(columns, schema=self._schema))
+                new.write_table(pa.table(columns, schema=self.schema))
         wider.replace(path)
+
+
+class Lines:
+    """A JSONL file: what pyarrow's `ParquetWriter` is for Parquet."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write_table(self, table: pa.Table) -> None:
+        """Add a line per row."""
+        self._file.writelines(to_json(row, inf_nan_mode="null") + b"\n" for row in table.to_pylist())
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._file.close()
+
+
+def writer(path: Path, schema: pa.Schema) -> "pq.ParquetWriter | Lines":
+    """A new file of the format its name ends in, to be filled a table at a time."""
+    return Lines(path) if path.suffix == ".jsonl" else pq.ParquetWriter(path, schema, compression="zstd")
+
+
+def batches(path: Path, size: int) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a file, so many at a time; all of them are never in memory."""
+    if path.suffix == ".jsonl":
+        with path.open(encoding="utf-8") as file:
+            while rows := list(map(json.loads, islice(file, size))):
+                yield rows
+        return
+    with pq.ParquetFile(path) as file:
+        yield from (batch.to_pylist() for batch in file.iter_batches(size))
 
 
 def _array(values: list[Any], known: pa.DataType) -> pa.Array | None:
@@ -109,14 +155,53 @@ def _array(values: list[Any], known: pa.DataType) -> pa.Array | None:
             [pa.schema([("column", known)]), pa.schema([("column", found.type)])], promote_options="permissive"
         )
         wide = both.field("column").type
+        if _is_hollow(wide):  # `{}`, of which Parquet has no type until a field of it shows
+            return _array(_filled(values), known)
         return found if found.type == wide else pa.array(values, wide)
+    except UnicodeEncodeError:
+        return _array(mended(values), known)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
         return None
 
 
+def _is_hollow(type: pa.DataType) -> bool:
+    """Whether there is a struct without fields in it."""
+    within = [type.field(at).type for at in range(type.num_fields)]
+    return pa.types.is_struct(type) and not within or any(map(_is_hollow, within))
+
+
+def _filled(value: Any) -> Any:
+    """The same with nothing in place of every `{}`."""
+    match value:
+        case Mapping():
+            return {name: _filled(each) for name, each in value.items()} or None
+        case list() | tuple():
+            return [_filled(each) for each in value]
+        case _:
+            return value
+
+
 def _text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text and mended(text)
 
 
-def _groups(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-    return file.iter_batches(batch_size=GROUP)
+def mended(value: Any) -> Any:
+    """The same without halves of characters in its texts: models write some, and no file takes them."""
+    match value:
+        case str():
+            return value.encode("utf-8", "replace").decode()
+        case Mapping():
+            return {mended(name): mended(each) for name, each in value.items()}
+        case list() | tuple():
+            return [mended(each) for each in value]
+        case _:
+            return value
+
+
+def _as_json(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as JSON has it: dates are texts, bytes are base64, and there is no NaN."""
+    try:
+        return json.loads(to_json(row, bytes_mode="base64", inf_nan_mode="null", fallback=str))
+    except ValueError:  # half of a character
+        return json.loads(to_json(mended(row), bytes_mode="base64", inf_nan_mode="null", fallback=str))

@@ -1,157 +1,126 @@
-"""One run of a pipeline, inside a flow run: from the checks to the finished folder."""
+"""A pipeline in a file, from the shell: `python -m flows.run p.yaml --output made --limit 10`."""
 
-import tempfile
-import time
-import weakref
-from collections.abc import Mapping
+import sys
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
-from prefect import get_run_logger
-from prefect.context import FlowRunContext
+from prefect import Flow
+from rich.console import Console
+from rich.text import Text
 
-from flows import progress
-from flows.distiset import Distiset, ModelSummary, StepSummary, Summary
-from flows.errors import Refused, RunFailed
-from flows.executor import Executor
-from flows.graph import Graph
-from flows.run_folder import RunFolder
-from llms import AsyncLLM, Fatal, loop
-from llms.models import secrets
-from tasks import Step, Task
-from tasks.typing import Failure, Outcome, dollars
+from flows import document
+from flows.cli import main
+from flows.distiset import Distiset
+from flows.errors import Refused
+from flows.parts import Format
+from flows.pipeline import Pipeline
+from flows.states import reporting
+from tasks import Source
 
-ENOUGH_FAILURES = 10
-"""Failures in a step before their share may end the run."""
+USAGE = """usage: python -m flows.run FILE.yaml [--import MODULE] [options]
+
+Make the dataset of a pipeline that `pipeline.save("FILE.yaml")` wrote.
+`python -m flows.run FILE.yaml --help` shows its options."""
+
+IMPORT = "--import"
 
 
-class Run:
-    """A checked graph on its way to a dataset; the arguments are those of `Pipeline.run`."""
+def flow_of(path: Path) -> "Flow[..., Distiset]":
+    """The pipeline in a file as a flow, its parameters those of `Pipeline.run`.
 
-    def __init__(
-        self,
-        name: str,
-        graph: Graph,
-        parameters: Mapping[str, Any],
-        output: Path | None,
-        max_error_rate: float,
-        limit: int | None,
-        use_cache: bool,
-    ) -> None:
-        self.name = name
-        self.graph = graph
-        self.parameters = parameters
-        self.output = output
-        self.max_error_rate = max_error_rate
-        self.limit = limit
-        for step in graph.steps:
-            if isinstance(step, Task) and not use_cache:
-                step.use_cache = False
-        self.summary = Summary(steps={step.name: StepSummary() for step in graph.steps})
-        self._leaves = graph.leaves
-        self._first_failures: dict[str, Failure] = {}
+    Raises:
+        Refused: If the file holds none, or names a class that is not known.
+    """
+    read = document.read(path)
+    read.check()
 
-    def execute(self) -> Distiset:
-        """Check, load, stream, write; a run that does not end well leaves what it made in `<output>.partial`."""
-        self.graph.check()
-        self._load()
-        started = time.perf_counter()
-        temporary = None if self.output else Path(tempfile.mkdtemp(prefix="distilflow-"))
-        folder = RunFolder(self.output or temporary / "dataset", self._leaves.values())  # type: ignore[operator]
-        self._folder = folder
+    def run(
+        data: Source | None = None,
+        output: Path = Path("outputs") / path.stem,  # noqa: B008
+        limit: int | None = None,
+        use_cache: bool = True,
+        max_error_rate: float = 0.1,
+        max_cost: float | None = None,
+        max_tokens_total: int | None = None,
+        approve: bool = False,
+        output_format: Format = "parquet",
+        dry_run: int | None = None,
+        parameters: dict[str, dict[str, Any]] | None = None,
+    ) -> Distiset:
+        return Pipeline.from_yaml(path).run(
+            parameters,
+            dataset=data,
+            output=output,
+            max_error_rate=max_error_rate,
+            limit=limit,
+            use_cache=use_cache,
+            max_cost=max_cost,
+            max_tokens_total=max_tokens_total,
+            approve=approve,
+            output_format=output_format,
+            dry_run=dry_run,
+        )
+
+    about = (read.description or f"Run the pipeline in `{path}`.").strip()
+    run.__doc__ = f"""{about}
+
+Its steps: {", ".join(f"`{name}` ({fields.get('class')})" for name, fields in read.steps.items())}. Where one of
+them is your own, name the module it is in: `{IMPORT} MODULE`.
+
+Args:
+    data: Rows for the steps that have none before them: a file, a folder, a Hub id, or the rows.
+    output: Folder for the dataset.
+    limit: Rows to take from each source, at most.
+    use_cache: Take answers that are in the store already; without it every row is asked anew.
+    max_error_rate: The run fails when a larger share of the rows that enter a step fails in it.
+    max_cost: Dollars this run may spend; the same command with more goes on from there.
+    max_tokens_total: Tokens this run may spend, input and output together.
+    approve: Wait, with an estimate from the first rows, until somebody gives the run a budget or says no.
+    output_format: What the files of the dataset are: Parquet, or JSONL.
+    dry_run: Take so many rows only, show what is sent and what comes, and estimate what all rows would take.
+    parameters: Runtime parameters by step, such as `text_generation.llm.generation_kwargs.temperature`.
+"""
+    run.__module__ = f"flows.run {path}"  # what the help says after `python -m`
+    return Flow(reporting(run), name=read.name or path.stem, persist_result=False, result_serializer="json")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run the pipeline the first argument names, with the options behind it."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        sys.exit(0 if arguments else 2)
+    try:
+        options = _imported(arguments[1:])
+        flow = flow_of(Path(arguments[0]))
+    except Refused as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(Text.assemble(("error: ", "bold red"), f"{error}"))
+        sys.exit(2)
+    main(flow, options)
+
+
+def _imported(arguments: Sequence[str]) -> list[str]:
+    """Import the modules named, whose steps and models are known from then on; the arguments that are left.
+
+    Raises:
+        Refused: If there is no such module.
+    """
+    left, given = list[str](), iter(arguments)
+    for argument in given:
+        option, equals, name = argument.partition("=")
+        if option != IMPORT:
+            left.append(argument)
+            continue
+        name = name if equals else next(given, "")
         try:
-            with progress.shown(self.graph, self.limit) as shown:
-                self._stream(Executor(self.graph.after, shown.finished, self._settled))
-            self._judge(final=True)
-        except BaseException as error:
-            self._close("failed", started, error)
-            if not temporary and self.summary.rows:
-                error.add_note(f"{self.summary.rows:,} rows made before that are in `{folder.partial}`.")
-            if temporary:
-                rmtree(temporary, ignore_errors=True)
-            raise
-        self._close("completed", started)
-        dataset = folder.promote()
-        if temporary:
-            weakref.finalize(dataset, rmtree, temporary, ignore_errors=True)
-        get_run_logger().info("%r", dataset)
-        return dataset
-
-    def _load(self) -> None:
-        for step in self.graph.steps:
-            try:
-                step.load()
-            except Fatal as error:
-                raise Refused(f"{error}") from None
-
-    def _stream(self, executor: Executor) -> None:
-        with loop.cancellable() as cancel:
-            try:
-                for source in self.graph.sources:
-                    executor.run(source, self.limit)
-            except BaseException:
-                cancel()  # what is in flight would be waited for, and thrown away
-                raise
-
-    def _settled(self, step: Step, outcome: Outcome) -> None:
-        """Write a leaf's rows and every step's failures, and add up."""
-        summary = self.summary.steps[step.name]
-        summary.rows += len(outcome.rows)
-        summary.failures += len(outcome.failures)
-        summary.seconds += outcome.seconds
-        for model, spending in outcome.spending.items():
-            summary.models.setdefault(model, ModelSummary()).add(spending)
-            whole = self.summary
-            whole.input_tokens += spending.usage.input_tokens
-            whole.output_tokens += spending.usage.output_tokens
-            whole.cost = dollars(whole.cost, spending.cost)
-        self.summary.failures += len(outcome.failures)
-        self._folder.fail(outcome.failures)
-        if leaf := self._leaves.get(step.name):
-            self._folder.write(leaf, outcome.rows)
-            self.summary.rows += len(outcome.rows)
-        if outcome.failures:
-            self._first_failures.setdefault(step.name, outcome.failures[0])
-            self._judge(final=False)
-
-    def _judge(self, final: bool) -> None:
-        """End the run when a step loses too many rows, or, at its end, has lost all."""
-        for name, step in self.summary.steps.items():
-            total = step.rows + step.failures
-            too_many = step.failures >= ENOUGH_FAILURES and step.failures > self.max_error_rate * total
-            if too_many or (final and step.failures and not step.rows):
-                first = self._first_failures[name]
-                where = f" ({first.origin})" if first.origin else ""
-                raise RunFailed(
-                    f"{step.failures:,} of {total:,} rows failed in `{name}`. The first{where}: {first.message}"
-                )
-
-    def _close(self, state: str, started: float, error: BaseException | None = None) -> None:
-        self.summary.seconds = round(time.perf_counter() - started, 3)
-        context = FlowRunContext.get()
-        run = context.flow_run if context else None
-        facts = {
-            "pipeline": self.name,
-            "state": state,
-            **({"error": f"{type(error).__name__}: {error}"} if error else {}),
-            "flow_run": {"id": str(run.id), "name": run.name} if run else None,
-            "parameters": self.parameters,
-            "steps": {step.name: _described(step) for step in self.graph.steps},
-            "edges": self.graph.edges,
-            "limits": {
-                step.name: step.llm.limits()
-                for step in self.graph.steps
-                if isinstance(step, Task) and isinstance(step.llm, AsyncLLM)
-            },
-        }
-        self._folder.close(facts, self.summary)
+            import_module(name)
+        except (ImportError, ValueError) as error:
+            raise Refused(
+                f"`{IMPORT} {name}`: {error}. It names a module, `my_steps` for `my_steps.py` here."
+            ) from None
+    return left
 
 
-def _described(step: Step) -> dict[str, Any]:
-    """A step as plain data: its class and fields, and its model's, without secrets."""
-    fields = step.model_dump(mode="json", exclude={"llm"}, exclude_defaults=True)
-    if isinstance(step, Task):
-        fields["llm"] = {"class": type(step.llm).__name__, "model_name": step.llm.model_name}
-        fields["llm"] |= step.llm.model_dump(mode="json", exclude_defaults=True, exclude=secrets(type(step.llm)))
-    return {"class": type(step).__name__, **fields}
+if __name__ == "__main__":
+    run(sys.argv[1:])

@@ -1,22 +1,22 @@
 """The folder a run writes: beside its place while it grows, moved there when it is whole."""
 
 import json
-import platform
 import shutil
 import threading
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flows import provenance
 from flows.card import card
 from flows.distiset import ERRORS, Distiset, Summary
 from flows.errors import Refused
-from flows.parts import Parts
+from flows.parts import Format, Parts, mended
+from llms import store
 from tasks.typing import Failure, Row
 
 
@@ -26,23 +26,20 @@ class RunFolder:
     Args:
         output: Where the dataset is to be.
         leaves: The leaf steps, by the name of their folder.
+        format: What the files of the leaves are.
     """
 
-    def __init__(self, output: Path, leaves: Iterable[str]) -> None:
+    def __init__(self, output: Path, leaves: Iterable[str], format: Format = "parquet") -> None:
         self.output = output
         self.partial = output.with_name(f"{output.name}.partial")
         self.started = datetime.now(UTC)
-        if (
-            output.exists()
-            and any(output.iterdir() if output.is_dir() else [output])
-            and not (output / "run.json").exists()
-        ):
-            raise Refused(f"`{output}` holds something that is not a dataset of ours: choose another `output`.")
+        check(output)
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
         # pyarrow imports pandas, a second's work, with its first array: rather while the first answers are awaited
         threading.Thread(target=pa.array, args=([None],), daemon=True).start()
-        self._leaves = {leaf: Parts(self.partial / leaf) for leaf in leaves}
+        self._leaves = {leaf: Parts(self.partial / leaf, format) for leaf in leaves}
+        self._format: Format = format
         self._errors: pq.ParquetWriter | None = None
 
     def write(self, leaf: str, rows: Iterable[Row]) -> None:
@@ -58,7 +55,7 @@ class RunFolder:
         ]
         if rows:
             self._errors = self._errors or pq.ParquetWriter(self.partial / "errors.parquet", ERRORS, compression="zstd")
-            self._errors.write_table(pa.Table.from_pylist(rows, schema=ERRORS))
+            self._errors.write_table(pa.Table.from_pylist(mended(rows), schema=ERRORS))
 
     def close(self, facts: dict[str, Any], summary: Summary) -> None:
         """Write what is left, the errors if there are any, `run.json` and the card."""
@@ -69,13 +66,22 @@ class RunFolder:
         run = facts | {
             "started": self.started.isoformat(timespec="seconds"),
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in ("distilflow", "prefect")},
+            "versions": provenance.versions(),
+            "output_format": self._format,
             "leaves": {leaf: parts.rows for leaf, parts in self._leaves.items()},
+            **({} if self._format == "parquet" else {"features": self._features()}),
             "summary": summary.model_dump(),
         }
-        (self.partial / "run.json").write_text(json.dumps(run, indent=2, ensure_ascii=False, default=str) + "\n")
-        (self.partial / "README.md").write_text(card(run, Distiset(self.partial)))
+        told = mended(json.dumps(run, indent=2, ensure_ascii=False, default=str))
+        (self.partial / "run.json").write_text(f"{told}\n")
+        (self.partial / "README.md").write_text(card(json.loads(told), Distiset(self.partial)))
+
+    def _features(self) -> dict[str, Any]:
+        """The columns and types of each leaf, as `datasets` writes them: JSONL says nothing of what is `null` yet."""
+        from datasets import Features
+
+        schemas = {leaf: parts.schema or pa.schema([]) for leaf, parts in self._leaves.items()}
+        return {leaf: Features.from_arrow_schema(schema).to_dict() for leaf, schema in schemas.items()}
 
     def promote(self) -> Distiset:
         """Put the finished folder in its place, instead of the dataset of an earlier run."""
@@ -86,3 +92,19 @@ class RunFolder:
         self.partial.rename(self.output)
         shutil.rmtree(former, ignore_errors=True)
         return Distiset(self.output)
+
+
+def check(output: Path) -> None:
+    """Refuse a place that holds something else than the dataset of an earlier run, which a new one replaces."""
+    if store.path().is_relative_to(output.absolute()):
+        raise Refused(f"`{output}` holds the store of answers: choose another `output`.")
+    if not output.exists():
+        return
+    try:
+        leaves = json.loads((output / "run.json").read_text())["leaves"]
+    except (KeyError, OSError, ValueError):
+        leaves = []
+    found = [path.name for path in output.iterdir()] if output.is_dir() else [output.name]
+    ours = {"run.json", "README.md", "errors.parquet", *leaves} if leaves else set()
+    if strange := sorted(set(found) - ours):
+        raise Refused(f"`{output}` holds `{strange[0]}`, which is not a dataset's: choose another `output`.")

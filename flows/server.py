@@ -108,6 +108,11 @@ def boot() -> None:
         _temporary()
 
 
+def is_temporary() -> bool:
+    """Whether the server in force is the temporary one, which shows nothing."""
+    return bool(_temporary.cache_info().currsize) and PREFECT_API_URL.value() == _temporary().url
+
+
 @contextmanager
 def available() -> Iterator[None]:
     """Run what is inside against the configured server, or against the temporary one."""

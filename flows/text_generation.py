@@ -1,13 +1,16 @@
 """Answer a list of instructions: `python -m flows.text_generation --data instructions.jsonl`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
 
 from flows.cli import main
 from flows.distiset import Distiset
+from flows.parameters import Groups
+from flows.parts import Format
 from flows.pipeline import Pipeline
+from flows.states import reporting
 from llms import AnyLLM, LlamaServerLLM
 from tasks import Source, TextGeneration, load
 
@@ -15,7 +18,8 @@ INSTRUCTIONS = Path(__file__).parent / "data" / "instructions.jsonl"
 """Some hundreds of instructions the demo model has an answer to."""
 
 
-@flow
+@flow(persist_result=False, result_serializer="json")
+@reporting
 def text_generation(
     data: Source | None = None,
     llm: AnyLLM = LlamaServerLLM(),  # noqa: B008  # a block is plain data
@@ -25,7 +29,12 @@ def text_generation(
     output: Path = Path("outputs/text_generation"),  # noqa: B008
     limit: int | None = None,
     use_cache: bool = True,
-    parameters: dict[str, dict[str, Any]] | None = None,
+    max_cost: float | None = None,
+    max_tokens_total: int | None = None,
+    approve: bool = False,
+    output_format: Format = "parquet",
+    dry_run: int | None = None,
+    parameters: Annotated[dict[str, dict[str, Any]] | None, Groups(text_generation=TextGeneration)] = None,
 ) -> Distiset:
     """Answer every instruction.
 
@@ -38,6 +47,11 @@ def text_generation(
         output: Folder for the dataset.
         limit: Rows to take from the data, at most.
         use_cache: Take answers that are in the store already; without it every row is asked anew.
+        max_cost: Dollars this run may spend; the same command with more goes on from there.
+        max_tokens_total: Tokens this run may spend, input and output together.
+        approve: Wait, with an estimate from the first rows, until somebody gives the run a budget or says no.
+        output_format: What the files of the dataset are: Parquet, or JSONL.
+        dry_run: Take so many rows only, show what is sent and what comes, and estimate what all rows would take.
         parameters: Runtime parameters by step, such as `text_generation.llm.generation_kwargs.temperature`.
     """
     with Pipeline(name="text-generation") as pipeline:
@@ -46,7 +60,17 @@ def text_generation(
             llm=llm, num_generations=num_generations, system_prompt=system_prompt, template=template
         )
         instructions >> answers
-    return pipeline.run(parameters, output=output, limit=limit, use_cache=use_cache)
+    return pipeline.run(
+        parameters,
+        output=output,
+        limit=limit,
+        use_cache=use_cache,
+        max_cost=max_cost,
+        max_tokens_total=max_tokens_total,
+        approve=approve,
+        output_format=output_format,
+        dry_run=dry_run,
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.base import Task
+from tasks.task import Task
 from tasks.typing import ChatType, Row
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import Field
 
-from tasks.base import Task
+from tasks.task import Task
 from tasks.templates import Template, render, required
-from tasks.typing import ChatType, Row
+from tasks.typing import ChatType, FormattedInput, Row
 
 
 class TextGeneration(Task):
@@ -38,11 +38,20 @@ class TextGeneration(Task):
         return required(self.template)
 
     @property
+    def optional_inputs(self) -> Sequence[str]:
+        """`system_prompt`."""
+        return ["system_prompt"]
+
+    @property
     def outputs(self) -> Sequence[str]:
         """`generation`."""
         return ["generation"]
 
-    def format_input(self, row: Row) -> ChatType:
+    def format_input(self, row: Row) -> FormattedInput:
+        """The chat."""
+        return self.chat(row)
+
+    def chat(self, row: Row) -> ChatType:
         """The system prompt, if any, and the template filled in."""
         chat: ChatType = [{"role": "user", "content": render(self.template, row)}]
         system = row.get("system_prompt") or self.system_prompt

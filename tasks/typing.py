@@ -4,16 +4,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llms.typing import ChatType, GenerateOutput, Usage
+from llms.typing import ChatType, FormattedInput, GenerateOutput, Usage
 
-__all__ = ["ChatType", "Failure", "Outcome", "Row", "RowsFailed", "Spending", "dollars"]
+__all__ = ["ChatType", "Failure", "FormattedInput", "Origin", "Outcome", "Row", "RowsFailed", "Spending", "dollars"]
+
+
+class Origin(str):
+    """Where a row came from, as an error names it, and which row it is.
+
+    Attributes:
+        id: Equal for what several branches make of one row; what a step makes several rows of one gets a number at its
+            end. In the order of the ids, rows are in the order they were loaded in.
+    """
+
+    id: tuple[int, ...]
+
+    def __new__(cls, place: str, id: tuple[int, ...]) -> "Origin":
+        origin = super().__new__(cls, place)
+        origin.id = id
+        return origin
+
+    def __reduce__(self) -> Any:
+        return (Origin, (str(self), self.id))
 
 
 class Row(dict[str, Any]):
     """A row: a dictionary of columns that remembers where it came from.
 
     Attributes:
-        origin: The file and line, or the position, it was loaded from; what an error about it names.
+        origin: The file and line, or the position, it was loaded from; inside a pipeline an `Origin`.
     """
 
     __slots__ = ("origin",)
@@ -22,10 +41,18 @@ class Row(dict[str, Any]):
         super().__init__(columns or {})
         self.origin = origin
 
+    def __reduce__(self) -> Any:
+        return (Row, (dict(self), self.origin))
+
     @classmethod
     def of(cls, columns: Mapping[str, Any]) -> "Row":
         """The same columns as a `Row`; one that already is passes untouched."""
         return columns if isinstance(columns, cls) else cls(columns)
+
+    @property
+    def id(self) -> tuple[int, ...] | None:
+        """Which row it is; `None` outside a pipeline, and of a row whose step did not say what it made it of."""
+        return self.origin.id if isinstance(self.origin, Origin) else None
 
 
 @dataclass(slots=True)
@@ -92,21 +119,34 @@ def dollars(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one + other
 
 
-@dataclass
 class Outcome:
-    """What a step made of a batch.
+    """What a step made of a batch. No dataclass: Prefect would look for futures in each of its rows.
 
     Attributes:
         rows: The rows that go on, in order.
         failures: The rows that do not.
         spending: What each model took, by its name.
         seconds: How long the step worked.
+        rows_in: How many rows it was given.
+        digest: In a pipeline, a hash of the rows, by which what is made of them is known again.
     """
 
-    rows: list[Row] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    spending: dict[str, Spending] = field(default_factory=dict)
-    seconds: float = 0.0
+    __slots__ = ("digest", "failures", "rows", "rows_in", "seconds", "spending")
+
+    def __init__(
+        self,
+        rows: list[Row] | None = None,
+        failures: list[Failure] | None = None,
+        spending: dict[str, Spending] | None = None,
+        rows_in: int = 0,
+        digest: str | None = None,
+    ) -> None:
+        self.rows = [] if rows is None else rows
+        self.failures = [] if failures is None else failures
+        self.spending = {} if spending is None else spending
+        self.seconds = 0.0
+        self.rows_in = rows_in
+        self.digest = digest
 
     def add(self, other: "Outcome") -> None:
         """Take over what another batch came to."""

