@@ -1,1 +1,1 @@
-"""Deployments as data: one YAML per deployment."""
+"""What runs where, when and with what: facts in files, and `python -m deployments` that applies them."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.dialects import BEGIN, END, table
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -57,6 +59,11 @@ def test_its_first_command_prints_what_it_shows(tmp_path, prefect_server):
         return [re.sub(r"[\d,.]+", "N", line.split(":")[0]) for line in text.strip().splitlines()]
 
     assert shape(done.stdout) == shape(shown)
+
+
+def test_its_table_of_providers_is_what_they_can_do():
+    shown = README.partition(BEGIN)[2].partition(END)[0]
+    assert shown == table(), "write it anew: `python -m tests.dialects`"
 
 
 def test_its_test_command_is_the_one_ci_runs():

@@ -1,0 +1,58 @@
+"""`python -m deployments`: blocks, pools, queues, limits, automations and deployments, from files to Prefect."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from deployments import serve, worker
+from deployments.api import connected
+from deployments.apply import apply
+from deployments.errors import Refused
+from deployments.files import SHIPPED, Folder
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what the command line says.
+
+    Returns:
+        0 when all is as the files say, 1 when `--check` found a difference, 2 when something was refused.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    commands = {"serve": serve.main, "worker": worker.main}
+    try:
+        if words and words[0] in commands:
+            return commands[words[0]](words[1:])
+        given = parser().parse_args(words)
+        folder = Folder(given.folder, given.names)
+        with connected() as api:
+            differing = apply(api, folder, check=given.check)
+        return 1 if given.check and differing else 0
+    except Refused as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(Text.assemble(("error: ", "bold red"), str(error)))
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `python -m deployments`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deployments",
+        description="Make Prefect hold what the files say: the block types of all models, work pools and queues, "
+        "limits, automations and deployments. Again and again without harm.",
+        epilog="`python -m deployments serve` starts a server, workers and all of this on one machine; "
+        "`python -m deployments worker gpu` starts a worker for each GPU of this one.",
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="a file to limit it to (`text_generation`, `limits`), or `blocks`"
+    )
+    parser.add_argument("--check", action="store_true", help="say what differs and change nothing; exit with 1 if any")
+    parser.add_argument(
+        "--from", dest="folder", type=Path, default=SHIPPED, metavar="FOLDER", help="the files; the shipped ones if not"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Prefect's API as JSON: read a thing, or say that it should be so."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL
+
+from deployments.errors import Refused
+
+START = "Start one with `prefect server start`, or all of it with `python -m deployments serve`."
+
+
+class Api:
+    """One connection to the server that `PREFECT_API_URL` names."""
+
+    def __init__(self, client: SyncPrefectClient) -> None:
+        self.client = client
+
+    def get(self, path: Any, **ids: str) -> dict[str, Any] | None:
+        """What is there, or nothing."""
+        try:
+            return self.client.request("GET", path, path_params=ids).json()
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code == 404:
+                return None
+            raise
+
+    def send(self, method: Literal["POST", "PUT", "PATCH"], path: Any, body: Any, **ids: str) -> Any:
+        """Make it so; what the server answers.
+
+        Raises:
+            Refused: With the server's reason.
+        """
+        try:
+            reply = self.client.request(method, path, path_params=ids, json=body)
+        except PrefectHTTPStatusError as error:
+            raise Refused(f"Prefect refuses it: {_reason(error.response)}") from None
+        return reply.json() if reply.content else None
+
+
+@contextmanager
+def connected() -> Iterator[Api]:
+    """The API in force.
+
+    Raises:
+        Refused: If none is configured or it does not answer, saying what to type.
+    """
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise Refused(
+            "No Prefect API is configured: `prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api` names one. "
+            f"{START}"
+        )
+    try:
+        with get_client(sync_client=True) as client:
+            yield Api(client)
+    except (httpx.TransportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "reach API" not in str(error):
+            raise
+        raise Refused(f"Prefect's API at `{_public(url)}` does not answer ({_cause(error)}). {START}") from None
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code not in (401, 403):
+            raise
+        raise Refused(
+            f"Prefect's API at `{_public(url)}` wants to know who asks: `prefect config set PREFECT_API_AUTH_STRING=…` "
+            "(user:password), or `PREFECT_API_KEY=…` for Prefect Cloud."
+        ) from None
+
+
+def _public(url: str) -> str:
+    return str(httpx.URL(url).copy_with(username=None, password=None))
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__:
+        error = error.__cause__
+    return str(error) or type(error).__name__
+
+
+def _reason(reply: httpx.Response) -> str:
+    try:
+        detail = reply.json()
+    except ValueError:
+        return reply.text[:500]
+    return str(detail.get("detail") or detail.get("exception_detail") or detail)

@@ -1,0 +1,95 @@
+"""Debian's Chromium, for tests: `apt-get install chromium chromium-driver`, `pip install selenium`."""
+
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 90
+
+
+def missing() -> str | None:
+    """What is not there of what a browser needs; `None` when nothing is."""
+    for program in ("chromium", "chromedriver"):
+        if not shutil.which(program):
+            return f"no `{program}` here: `apt-get install chromium chromium-driver`"
+    return None if find_spec("selenium") else "no `selenium` here: `pip install selenium`"
+
+
+class Page:
+    """A page of Prefect's UI, where things are found by the words people see; what is not there yet is waited for."""
+
+    def __init__(self, url: str) -> None:
+        from selenium.webdriver import Chrome, ChromeOptions
+        from selenium.webdriver.chrome.service import Service
+
+        options = ChromeOptions()
+        for each in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1100,1000"):
+            options.add_argument(f"--{each}")  # `no-sandbox`: CI is root; the page is our own server's
+        options.binary_location = str(shutil.which("chromium"))
+        self.url, self.chrome = url, Chrome(options, Service(str(shutil.which("chromedriver"))))
+
+    def open(self, path: str) -> None:
+        self.chrome.get(f"{self.url}/{path}")
+
+    def close(self) -> None:
+        self.chrome.quit()
+
+    def write(self, label: str, text: str) -> None:
+        """Fill in the first input under a label; what stood there goes."""
+        heading = f"//label[normalize-space(.)='{label}' or normalize-space(.)='{label} (Optional)']"
+
+        def written(field: Any) -> bool:
+            if field.get_property("value") != text:
+                field.send_keys("\ue009a\ue000", "\ue003", text)  # Ctrl+A, Backspace
+            return field.get_property("value") == text
+
+        self._do(f"({heading}/following::*[self::input or self::textarea])[1]", written)
+
+    def press(self, text: str, role: str | None = None) -> None:
+        """Click on a button, or what plays another role: a `tab`, an `option` of the list that is open."""
+        kind = f"*[@role='{role}']" if role else "button"
+        self._do(f"//{kind}[normalize-space(.)='{text}']", lambda element: element.click() or True)
+
+    def submit(self) -> None:
+        """Press *Submit* until another page comes: a busy server refuses now and then, and a person tries again."""
+        from selenium.common.exceptions import TimeoutException
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        form = self.chrome.current_url
+        for _ in range(4):
+            self.press("Submit")
+            try:
+                WebDriverWait(self.chrome, PATIENCE / 4).until(lambda chrome: chrome.current_url != form)
+                return
+            except TimeoutException:
+                continue
+        shown = self.chrome.find_element("tag name", "body").text[-300:]
+        logged = [each["message"] for each in self.chrome.get_log("browser")[-5:]]  # the status of what was refused
+        raise AssertionError(f"the form was not accepted: {shown}\n{logged}")
+
+    def reads(self, text: str) -> None:
+        """Wait until it stands on the page."""
+        self._do(f"//main//*[text()[contains(., '{text}')]]", lambda element: element.is_displayed())
+
+    def text(self) -> str:
+        """All of the page, what is in its inputs included."""
+        return self.chrome.page_source
+
+    def shot(self, path: Path) -> None:
+        self.chrome.execute_script("document.querySelectorAll('*').forEach(each => each.scrollLeft = 0)")
+        self.chrome.save_screenshot(str(path))
+
+    def _do(self, path: str, done: Callable[[Any], bool]) -> None:
+        """Do something with what is there, again when the page has put another in its place meanwhile."""
+        from selenium.common.exceptions import WebDriverException
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        def attempt(chrome: Any) -> bool:
+            element = chrome.find_element("xpath", path)
+            chrome.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+            return done(element)
+
+        waiting = WebDriverWait(self.chrome, PATIENCE, ignored_exceptions=[WebDriverException])
+        waiting.until(attempt, f"not on the page, or not to be used: {path}")
