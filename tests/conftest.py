@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` leaves it ignored, by children too
 
 _home = tempfile.TemporaryDirectory(prefix="prefect-")
 os.environ |= {  # before Prefect reads them; the processes that tests start inherit them
