@@ -1,11 +1,9 @@
 """One run of a pipeline, inside a flow run: from the checks to the finished folder."""
 
-import gc
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.context import FlowRunContext
 
-from flows import preview, provenance, views
+from flows import memory, preview, provenance, views
 from flows.asked import Watch, prompt_of
 from flows.distiset import Distiset, ModelSummary, StepSummary, Summary
 from flows.errors import Refused, RunFailed
@@ -81,7 +79,7 @@ class Run:
         self._folder = folder
         report = Report(self.name, self.graph, self.output)
         try:
-            with views.shown(self.graph, self._taken, self.summary, *report.watchers) as shown, _rare_collections():
+            with views.shown(self.graph, self._taken, self.summary, *report.watchers) as shown, memory.sparing():
                 self._stream(Executor(self.graph, shown.finished, self._settled))
             self._judge(final=True)
         except BaseException as error:
@@ -195,21 +193,3 @@ class Run:
         if state == "completed" and not self._watch:
             facts["licences"] = provenance.licences(self.graph.steps)
         self._folder.close(facts, self.summary)
-
-
-@contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Keep Python from looking for rubbish all the time: a run makes many objects and no circles.
-
-    With the usual thresholds the collector takes more than a third of a run's CPU, most of it in going through what
-    was imported before.
-    """
-    thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()

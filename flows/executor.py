@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from itertools import islice
@@ -19,9 +19,10 @@ from llms import Drained
 from tasks import GeneratorStep, Step
 from tasks.typing import Origin, Outcome, Row
 
-ROWS_IN_FLIGHT = 10_000
-"""Rows that may be anywhere between a source and the disk: what memory follows. Many, because one that takes ten
-seconds holds back all behind it, which keep their order, and a provider answers thousands meanwhile."""
+ROWS_IN_FLIGHT = 16_000
+"""Rows that may be anywhere between a source and the disk, counted at every step that holds them: what memory follows.
+Many, because one that takes ten seconds holds back all behind it, which keep their order, and a provider answers
+thousands meanwhile."""
 
 BATCHES_IN_FLIGHT = 64
 """Batches that may be unfinished: each holds a thread per step."""
@@ -33,11 +34,16 @@ provider is busy after a dozen batches; then a twentieth, so that task runs stay
 
 @dataclass
 class _Batch:
-    """A batch on its way: what each step makes of it, and the steps that are not done yet."""
+    """A batch on its way: what each step makes of it, how many rows that is, and the steps that are not done yet."""
 
-    size: int
     made: dict[str, Outcome | PrefectFuture[Outcome]]
+    rows: dict[str, int]
     left: set[str]
+
+    @property
+    def held(self) -> int:
+        """Rows of all its steps."""
+        return sum(self.rows.values())
 
 
 class Executor:
@@ -69,10 +75,16 @@ class Executor:
             Fatal: If no row can work.
             Drained: If the run may spend no more; all that was asked for has come by then.
         """
+        waiting = [step for step in self._graph.order if self._graph.waits(step)]
+        for first in [*self._graph.sources, *waiting]:  # now: what their code refers to may change as they work
+            path = self._graph.stream(first)
+            for step in path[1:]:
+                self._task(step, [each.name for each in path])
+        for step in waiting:
+            self._task(step, self._needed([step]))
         try:
             for number, source in enumerate(self._graph.sources):
                 self._stream(source, self._loaded(source, number, limit))
-            waiting = [step for step in self._graph.order if self._graph.waits(step)]
             while waiting:
                 self._stream(step := waiting.pop(0), self._made_of_all(step, waiting))
         except (CancelledError, Drained):
@@ -112,20 +124,20 @@ class Executor:
                 outcome.rows, outcome.failures = [], []
 
         for number, outcome in enumerate(outcomes):
-            size = len(outcome.rows)
+            rows = {step.name: len(outcome.rows) for step in path}  # what a step will make of it shows later
+            batch = _Batch({first.name: outcome}, rows, {step.name for step in path[1:]})
             while in_flight:
                 self._news.clear()
                 if self._broken:
                     while in_flight and not in_flight[0].left:
                         settle()  # what is done is kept, up to the batch that broke, which raises
                     raise self._broken
-                if not in_flight[0].left or sum(batch.size for batch in in_flight) + size > ROWS_IN_FLIGHT:
+                if not in_flight[0].left or sum(each.held for each in in_flight) + batch.held > ROWS_IN_FLIGHT:
                     settle()
                 elif sum(bool(batch.left) for batch in in_flight) >= BATCHES_IN_FLIGHT:
                     self._news.wait()
                 else:
                     break
-            batch = _Batch(size, {first.name: outcome}, {step.name for step in path[1:]})
             in_flight.append(batch)
             for step in path[1:]:
                 self._submit(step, number, batch)
@@ -144,7 +156,7 @@ class Executor:
 
     def _made_of_all(self, step: Step, waiting: list[Step]) -> Iterator[Outcome]:
         """What a step makes of all its rows, in batches; what only it needed is let go."""
-        alone = _Batch(0, dict(self._gathered), {step.name})
+        alone = _Batch(dict(self._gathered), {}, {step.name})
         self._submit(step, 0, alone)
         whole = alone.made[step.name].result()  # type: ignore[union-attr]
         del alone
@@ -180,20 +192,26 @@ class Executor:
             yield outcome
             number += 1
 
-    def _submit(self, step: Step, number: int, batch: _Batch) -> None:
-        before = [each.name for each in self._graph.before[step.name] if each.name in batch.made]
+    def _task(self, step: Step, made: Collection[str]) -> tuple[prefect.Task[..., Outcome], list[str]]:
+        """What works for a step on a batch that these steps have `made` something of, and whose of that it takes."""
+        before = [each.name for each in self._graph.before[step.name] if each.name in made]
         fork = self._graph.fork(step)
-        forked = [fork.name] if fork and fork.name in batch.made else []
+        forked = [fork.name] if fork and fork.name in made else []
         key = " ".join([step.name, *before])  # a step after two sources has a task for each
         if key not in self._tasks:
             routes = {name: self._graph.routes.get((name, step.name)) for name in before}
             work = Work(step, before, bool(forked), {n: each for n, each in routes.items() if each}, self._brake)
             self._tasks[key] = step.task(work, **work.options)
+        return self._tasks[key], [*before, *forked]
+
+    def _submit(self, step: Step, number: int, batch: _Batch) -> None:
+        task, taken = self._task(step, batch.made)
 
         def tell(done: PrefectFuture[Outcome]) -> None:
             try:
                 outcome = done.result(raise_on_failure=False)
                 if isinstance(outcome, Outcome):
+                    batch.rows[step.name] = len(outcome.rows)
                     self._finished(step, outcome)
                 elif not isinstance(outcome, CancelledError | Stopped | PrefectException):  # those follow another's
                     self._broken = self._broken or outcome
@@ -201,8 +219,7 @@ class Executor:
                 batch.left.discard(step.name)
                 self._news.set()
 
-        batches = [batch.made[name] for name in [*before, *forked]]
-        batch.made[step.name] = future = self._tasks[key].submit(*batches, number=number)
+        batch.made[step.name] = future = task.submit(*[batch.made[name] for name in taken], number=number)
         future.add_done_callback(tell)
 
 
