@@ -38,28 +38,32 @@ class Page:
 
     def write(self, label: str, text: str) -> None:
         """Fill in the first input under a label; what stood there goes."""
-        heading = f"//label[normalize-space(.)='{label}' or normalize-space(.)='{label} (Optional)']"
 
         def written(field: Any) -> bool:
             if field.get_property("value") != text:
                 field.send_keys("\ue009a\ue000", "\ue003", text)  # Ctrl+A, Backspace
             return field.get_property("value") == text
 
-        self._do(f"({heading}/following::*[self::input or self::textarea])[1]", written)
+        self._do(self._input(label), written)
+
+    def holds(self, label: str, text: str) -> None:
+        """Wait until the first input under a label has this in it."""
+        self._do(self._input(label), lambda field: field.get_property("value") == text)
 
     def press(self, text: str, role: str | None = None) -> None:
         """Click on a button, or what plays another role: a `tab`, an `option` of the list that is open."""
         kind = f"*[@role='{role}']" if role else "button"
         self._do(f"//{kind}[normalize-space(.)='{text}']", lambda element: element.click() or True)
 
-    def submit(self) -> None:
-        """Press *Submit* until another page comes: a busy server refuses now and then, and a person tries again."""
+    def submit(self, button: str = "Submit") -> None:
+        """Press a button until another page comes: a busy server refuses now and then, and a person tries again."""
         from selenium.common.exceptions import TimeoutException
         from selenium.webdriver.support.ui import WebDriverWait
 
         form = self.chrome.current_url
         for _ in range(4):
-            self.press("Submit")
+            if self.chrome.current_url == form:
+                self.press(button)
             try:
                 WebDriverWait(self.chrome, PATIENCE / 4).until(lambda chrome: chrome.current_url != form)
                 return
@@ -80,6 +84,10 @@ class Page:
     def shot(self, path: Path) -> None:
         self.chrome.execute_script("document.querySelectorAll('*').forEach(each => each.scrollLeft = 0)")
         self.chrome.save_screenshot(str(path))
+
+    def _input(self, label: str) -> str:
+        heading = f"//label[normalize-space(.)='{label}' or normalize-space(.)='{label} (Optional)']"
+        return f"({heading}/following::*[self::input or self::textarea])[1]"
 
     def _do(self, path: str, done: Callable[[Any], bool]) -> None:
         """Do something with what is there, again when the page has put another in its place meanwhile."""

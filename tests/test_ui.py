@@ -133,7 +133,7 @@ def test_from_a_form_in_a_browser(team: Team, page: browser.Page, wire: Any, scr
     page.write("Api Key", "key-of-the-form")
     page.write("Temperature", "0.5")
     page.shot(screenshots / "block.png")
-    page.press("Save")
+    page.submit("Save")
     page.reads("gpt-5")
     with temporary_settings({PREFECT_API_URL: team.server.url}):
         saved = OpenAILLM.load("prod")
@@ -141,8 +141,9 @@ def test_from_a_form_in_a_browser(team: Team, page: browser.Page, wire: Any, scr
     assert "key-of-the-form" not in page.text()
 
     page.open(f"blocks/block/{saved._block_document_id}/edit")
+    page.holds("Model", "gpt-5")
     page.write("Seed", "7")
-    page.press("Save")
+    page.submit("Save")
     with temporary_settings({PREFECT_API_URL: team.server.url}):
         until(lambda: OpenAILLM.load("prod").generation_kwargs == {"temperature": 0.5, "seed": 7}, PATIENCE)
         saved = OpenAILLM.load("prod")
