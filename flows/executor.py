@@ -27,9 +27,10 @@ thousands meanwhile."""
 BATCHES_IN_FLIGHT = 64
 """Batches that may be unfinished: each holds a thread per step."""
 
-SMALLEST, COMMON, LARGEST = 8, 200, 1_000
-"""Rows per batch when nobody says: few at first, so that rows show soon; soon a quarter of all before them, so that a
-provider is busy after a dozen batches; then a twentieth, so that task runs stay hundreds."""
+SMALLEST, COMMON, LARGEST = 8, 100, 1_000
+"""Rows per batch when nobody says: few at first, so that rows show soon; then as many as all before them, so that a
+provider is busy after half a dozen; not more for a while, so that the next step is never far behind; then a twentieth
+of all, so that task runs stay hundreds."""
 
 
 @dataclass
@@ -235,6 +236,6 @@ def _identified(row: Row, id: tuple[int, ...]) -> Row:
 def batches(rows: Iterator[Row], size: int | None = None) -> Iterator[list[Row]]:
     """Rows in batches of `size`, or of a size that grows with how many there are, so that task runs stay hundreds."""
     total = 0
-    while batch := list(islice(rows, size or min(max(SMALLEST, min(total // 4, COMMON), total // 20), LARGEST))):
+    while batch := list(islice(rows, size or min(max(SMALLEST, min(total, COMMON), total // 20), LARGEST))):
         total += len(batch)
         yield batch
