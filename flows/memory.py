@@ -24,7 +24,6 @@ def sparing() -> Iterator[None]:
     was imported before.
     """
     thresholds = gc.get_threshold()
-    gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
     try:

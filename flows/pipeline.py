@@ -19,7 +19,7 @@ from flows.parameters import configured, parameters_of, recorded, validated
 from flows.parts import Format
 from flows.preview import Estimate
 from flows.states import reporting
-from llms.strict import explain
+from llms.strict import Strict, explain
 from tasks import GeneratorStep, Source, Step, load, wiring
 
 
@@ -102,7 +102,7 @@ class Pipeline:
     @property
     def flow(self) -> "Flow[..., Distiset]":
         """The pipeline as a Prefect flow, to serve or deploy: its form shows every step's parameters."""
-        return self._flow(None)
+        return self._flow(None, parameters_of(self.steps))
 
     def run(
         self,
@@ -149,7 +149,8 @@ class Pipeline:
             Declined: If somebody said no.
         """
         pipeline = self if dataset is None else self._fed(dataset)
-        given = validated(parameters_of(pipeline.steps), parameters)
+        model = parameters_of(pipeline.steps)
+        given = validated(model, parameters)
         graph = pipeline._graph(given)
         arguments = {
             "parameters": given,
@@ -172,7 +173,7 @@ class Pipeline:
         server.boot()
         graph.check()
         with server.available():
-            return pipeline._flow(graph).with_options(**where)(approve=approve, **arguments)
+            return pipeline._flow(graph, model, **where)(approve=approve, **arguments)
 
     def dry_run(self, parameters: Mapping[str, Any] | None = None, batch_size: int = 1) -> Distiset:
         """Run the first rows of every source only, to see whether it works, and what all of them would take.
@@ -190,9 +191,7 @@ class Pipeline:
         """
         return self.run(parameters, dry_run=batch_size)
 
-    def _flow(self, graph: Graph | None) -> "Flow[..., Distiset]":
-        model = parameters_of(self.steps)
-
+    def _flow(self, graph: Graph | None, model: type[Strict], **where: Any) -> "Flow[..., Distiset]":
         def run(
             parameters: model = model(),  # type: ignore[valid-type]  # noqa: B008
             output: Path | None = None,
@@ -234,7 +233,7 @@ class Pipeline:
             dry_run: Take so many rows of every source only, and estimate from them what all would take.
             approve: Wait, with an estimate from the first rows, until somebody gives the run a budget or says no.
         """
-        return Flow(reporting(run), name=self.name, persist_result=False, result_serializer="json")
+        return Flow(reporting(run), name=self.name, persist_result=False, result_serializer="json", **where)
 
     def _execute(self, graph: Graph, approve: bool, parameters: Mapping[str, Any], **settings: Any) -> Distiset:
         """Make the dataset in the flow run we are in, once it is approved."""
