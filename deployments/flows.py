@@ -45,8 +45,7 @@ def things(api: Api, path: Path) -> Iterator[Thing]:
 def _deployment(api: Api, path: Path, said: dict[str, Any], flow: "Flow[..., Any]") -> Thing:
     found = api.get(DEPLOYMENT, flow_name=flow.name, deployment_name=said["name"])
     wanted = _wanted(path, said, flow)
-    ours = {schedule["slug"] for schedule in wanted["schedules"]}
-    theirs = [each for each in (found or {}).get("schedules", []) if each["slug"] not in ours]
+    theirs = [each for each in (found or {}).get("schedules", []) if not each["slug"]]  # made in the UI
 
     def save() -> None:
         if not api.get("/work_pools/{name}", name=wanted["work_pool_name"]):
@@ -90,7 +89,7 @@ def _wanted(path: Path, said: dict[str, Any], flow: "Flow[..., Any]") -> dict[st
 
 
 def _found(found: dict[str, Any] | None, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """What Prefect holds, under the same names; of a schedule, what the file speaks of."""
+    """What Prefect holds, under the same names; of a schedule, what the file speaks of, or that it does so no more."""
     if found is None:
         return None
     there = {each["slug"]: each for each in found["schedules"]}
@@ -100,6 +99,8 @@ def _found(found: dict[str, Any] | None, wanted: dict[str, Any]) -> dict[str, An
             same = {key: match[key] for key in each}
             same["schedule"] = {key: match["schedule"].get(key) for key in each["schedule"]}
             schedules.append(same)
+    gone = there.keys() - {None, *(each["slug"] for each in wanted["schedules"])}
+    schedules += [{"slug": slug, "active": there[slug]["active"]} for slug in sorted(gone)]
     limit = (found.get("global_concurrency_limit") or {}).get("limit")
     options = {key: (found.get("concurrency_options") or {}).get(key) for key in wanted.get("concurrency_options", {})}
     pull_steps = found.get("pull_steps") or []

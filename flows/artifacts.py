@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import pyarrow.parquet as pq
-from prefect.artifacts import Artifact, LinkArtifact, MarkdownArtifact, ProgressArtifact, TableArtifact
+from prefect.artifacts import Artifact, MarkdownArtifact, ProgressArtifact, TableArtifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.objects import FlowRun
@@ -103,8 +103,7 @@ def publish(run: FlowRun, folder: Path, kept: bool, hide: Callable[[str], str], 
         shown.append(TableArtifact(table=failures, key=key(*names, "failures"), description=said))
     for file, called in ((folder, "files"), (folder / "errors.parquet", "failed-rows")):
         if kept and file.exists():
-            at = file.absolute()
-            shown.append(LinkArtifact(link=at.as_uri(), link_text=f"{at}", key=key(*names, called)))
+            shown.append(MarkdownArtifact(markdown=_place(file.absolute()), key=key(*names, called)))
     for artifact in shown:
         _create(client, run, artifact, hide)
 
@@ -116,6 +115,11 @@ def _create(client: SyncPrefectClient, run: FlowRun, artifact: Artifact, hide: C
         type=artifact.type, key=artifact.key, description=artifact.description, data=data, flow_run_id=run.id
     )
     return client.create_artifact(made).id
+
+
+def _place(path: Path) -> str:
+    """Where a file is, to copy: browsers follow no link to a file from a page that came over HTTP."""
+    return f"```\n{path}\n```\n\n[{path.name}]({path.as_uri()}), for a browser that opens files."
 
 
 def _summary(facts: dict[str, Any], folder: Path | None) -> str:
@@ -152,6 +156,8 @@ def _summary(facts: dict[str, Any], folder: Path | None) -> str:
 
 
 def _ended(facts: dict[str, Any]) -> str:
+    if "estimate" in facts:
+        return "the first rows"
     said = {"completed": "completed", "drained": "its budget is spent", "failed": "failed"}
     with_failures = " with failures" if facts["state"] == "completed" and facts["summary"]["failures"] else ""
     return said.get(facts["state"], facts["state"]) + with_failures
@@ -160,6 +166,8 @@ def _ended(facts: dict[str, Any]) -> str:
 def _cure(facts: dict[str, Any], folder: Path | None) -> str:
     left = f"What was made until then is in `{folder.absolute()}`. " if folder and facts["state"] != "completed" else ""
     again = "every answer that came is in the store, and is not paid for again."
+    if "estimate" in facts:
+        return f"They were made to see, and to estimate from. Approve the run, or run it without `dry_run`: {again}"
     if facts["state"] == "completed":
         redo = f"Run it again, the same way, to try the rows that failed once more: {again}"
         return redo if facts["summary"]["failures"] else f"Run it again with more rows, or other steps: {again}"

@@ -119,8 +119,12 @@ def parser_of(flow: "Flow[..., Any]") -> argparse.ArgumentParser:
         elif schema.get("type") == "boolean":
             parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=about)
         else:
-            is_model = any(each.get("$ref") in blocks for each in schema.get("anyOf", []))
+            several = schema.get("type") == "array"  # of which each is given by an option of its own
+            kinds = schema.get("items", {}) if several else schema
+            is_model = any(each.get("$ref") in blocks for each in kinds.get("anyOf", []))
             words: dict[str, Any] = {"nargs": "+"} if is_model else {}  # `--llm OpenAILLM model=gpt-5`
+            words |= {"action": "append"} if several and is_model else {}
+            about += " Repeatable." if several and is_model else ""
             words = {"nargs": "?", "const": FEW} if name == "dry_run" else words
             parser.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help=about, **words)
     shown = parser.add_mutually_exclusive_group()
@@ -139,8 +143,12 @@ def _given(parser: argparse.ArgumentParser, arguments: list[str] | None) -> dict
         if name == "parameters":
             given[name] = _nested(parser, value)
         elif isinstance(value, list):
-            given[name] = value[0] if len(value) == 1 else shlex.join(value)
+            given[name] = list(map(_joined, value)) if isinstance(value[0], list) else _joined(value)
     return given
+
+
+def _joined(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else shlex.join(words)
 
 
 def _nested(parser: argparse.ArgumentParser, assignments: list[str]) -> dict[str, Any]:
@@ -156,8 +164,16 @@ def _nested(parser: argparse.ArgumentParser, assignments: list[str]) -> dict[str
             group = group.setdefault(each, {}) if isinstance(group, dict) else group
         if not isinstance(group, dict) or isinstance(group.get(name), dict):
             parser.error(f"`--param {assignment}`: another `--param` gives a part of the same; leave one of them out")
-        group[name] = json.loads(value) if value.startswith(("{", "[")) else value
+        group[name] = _json(value) if value.startswith(("{", "[")) else value
     return nested
+
+
+def _json(text: str) -> Any:
+    """A list or dictionary; a text that only looks like one, `{{ question }}` or `[INST] …`, stays one."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _sentence(mistake: BaseException) -> str:

@@ -23,8 +23,9 @@ from tasks.typing import Spending, dollars
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-IN_MEMORY = 256 << 20
-"""Bytes of files up to which a dataset is simply read; a larger one is mapped from disk."""
+IN_MEMORY = 4 << 20
+"""Bytes of files up to which a dataset is simply read, which in memory are several times as many; a larger one is
+mapped from disk."""
 
 
 ERRORS = pa.schema(

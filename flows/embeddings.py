@@ -31,6 +31,7 @@ def embeddings(
     column: str = "text",
     output: Path = Path("outputs/embeddings"),  # noqa: B008
     limit: int | None = None,
+    max_error_rate: float = 0.1,
     output_format: Format = "parquet",
     dry_run: int | None = None,
     parameters: Annotated[dict[str, dict[str, Any]] | None, Groups(generate_embeddings=GenerateEmbeddings)] = None,
@@ -44,6 +45,7 @@ def embeddings(
         column: The column with the text, or with a chat.
         output: Folder for the dataset.
         limit: Rows to take from the data, at most.
+        max_error_rate: The run fails when a larger share of the rows that enter a step fails in it.
         output_format: What the files of the dataset are: Parquet, or JSONL.
         dry_run: Take so many rows only, show what is sent and what comes, and estimate what all rows would take.
         parameters: Runtime parameters by step, such as `generate_embeddings.input_batch_size`.
@@ -51,7 +53,14 @@ def embeddings(
     with Pipeline(name="embeddings") as pipeline:
         mappings = {} if column == "text" else {"text": column}
         load(data or TEXTS) >> GenerateEmbeddings(llm=llm, pooling=pooling, input_mappings=mappings)
-    return pipeline.run(parameters, output=output, limit=limit, output_format=output_format, dry_run=dry_run)
+    return pipeline.run(
+        parameters,
+        output=output,
+        max_error_rate=max_error_rate,
+        limit=limit,
+        output_format=output_format,
+        dry_run=dry_run,
+    )
 
 
 if __name__ == "__main__":

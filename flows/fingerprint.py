@@ -1,18 +1,22 @@
 """What a step does, as plain data: its class and fields, its code, and what that code refers to."""
 
+import dis
 import inspect
 import re
 import sys
 import sysconfig
+from abc import ABC
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, Generic, Protocol
 from uuid import UUID
 
 from pydantic import BaseModel, SecretBytes, SecretStr
@@ -36,7 +40,8 @@ def fingerprint(step: Step, more: Any = None) -> Any:
 
     It holds the fields of the step but `use_cache`, its model as the store of answers sees it, and of the code of the
     step, of functions in its fields, and of the functions and classes these refer to: what Python compiled, constants
-    and defaults, module-level values. What is installed, and the framework's own, counts by its name.
+    and defaults, module-level values. An object of a class of the user's counts with the class and what it holds, which
+    is what `__getstate__` says. What is installed, and the framework's own, counts by its name.
 
     Args:
         step: The step.
@@ -51,11 +56,12 @@ def fingerprint(step: Step, more: Any = None) -> Any:
 
 
 class _Walk:
-    """Describes values, functions and classes, each once."""
+    """Describes values; functions, classes and objects of the user's once each."""
 
     def __init__(self) -> None:
-        self._seen = set[int]()
-        self._kept = list[Any]()  # so that no other object takes the place, and the number, of one that was seen
+        self._seen = dict[int, int]()  # by their addresses, when they were seen
+        self._kept = list[Any]()  # so that no other object takes the place, and the address, of one that was seen
+        self._within = set[int]()
 
     def exactly(self, value: Any) -> Any:
         """The same as `of`, for data that must be told apart from all other."""
@@ -63,6 +69,15 @@ class _Walk:
 
     def of(self, value: Any, opaque: bool = True) -> Any:
         """A value as plain data; with `opaque`, one that is neither data nor code counts by its class."""
+        if id(value) in self._within:
+            return "around"  # it holds itself
+        self._within.add(id(value))
+        try:
+            return self._of(value, opaque)
+        finally:
+            self._within.discard(id(value))
+
+    def _of(self, value: Any, opaque: bool) -> Any:
         match value:
             case None | bool() | int() | float() | str() | bytes() if type(value).__module__ == "builtins":
                 return [type(value).__name__, repr(value)]
@@ -77,7 +92,7 @@ class _Walk:
             case complex() | range() | slice() | bytearray() | date() | time() | timedelta() | Decimal() | UUID():
                 return [type(value).__qualname__, repr(value)]
             case Enum():
-                return [type(value).__qualname__, value.name]
+                return [self.of(type(value)), value.name, self.of(value.value)]
             case re.Pattern():
                 return ["pattern", value.pattern, value.flags]
             case Path():
@@ -98,19 +113,38 @@ class _Walk:
         if is_dataclass(value):
             held = {each.name: getattr(value, each.name) for each in fields(value)}
             return [self.of(type(value)), self.of(held, opaque)]
+        if isinstance(wrapped := getattr(value, "__wrapped__", getattr(value, "fn", None)), FunctionType):
+            return [type(value).__qualname__, self.of(wrapped)]  # `@cache`, Prefect's `@task`
         if callable(value) and getattr(value, "__module__", None) and hasattr(value, "__qualname__"):
             return [value.__module__, value.__qualname__]  # built in
+        if not _installed(type(value).__module__) and _is_plain(type(value)):
+            return self._object(value, opaque)
         if opaque:
-            return ["a", type(value).__qualname__]
+            return ["a", self.of(type(value))]
         raise Unknown(f"a `{type(value).__qualname__}` is neither plain data nor code")
+
+    def _object(self, value: Any, opaque: bool) -> Any:
+        if (seen := self._seen.get(id(value))) is not None:
+            return ["again", seen]
+        self._see(value)
+        try:
+            held = value.__getstate__()
+        except Exception as error:
+            if not opaque:
+                raise Unknown(f"a `{type(value).__qualname__}` does not say what it holds: {error}") from None
+            held = None
+        return [self.of(type(value)), self.of(held, opaque)]
+
+    def _see(self, value: Any) -> None:
+        self._seen[id(value)] = len(self._seen)
+        self._kept.append(value)
 
     def _code(self, value: FunctionType | type) -> Any:
         if _installed(value.__module__):
             return [value.__module__, value.__qualname__, self._held(value)]
         if id(value) in self._seen:
             return ["again", value.__qualname__]
-        self._seen.add(id(value))
-        self._kept.append(value)
+        self._see(value)
         if isinstance(value, FunctionType):
             return ["function", value.__qualname__, self._held(value), list(self._function(value))]
         own = [each for each in value.__mro__ if each is value or not _installed(each.__module__)]
@@ -124,13 +158,21 @@ class _Walk:
     def _function(self, function: FunctionType) -> Iterator[Any]:
         yield self._compiled(function.__code__)
         yield self.of([function.__defaults__, function.__kwdefaults__])
-        names = sorted(_names(function.__code__))
-        for name in names:
-            if name in function.__globals__:
-                value = function.__globals__[name]
-                yield [name, self.of(value)]
-                if isinstance(value, ModuleType) and not _installed(value.__name__):
-                    yield [[each, self.of(vars(value)[each])] for each in names if each in vars(value)]
+        package = function.__globals__.get("__package__")
+        modules = {name: _module(name, taken, package) for name, taken in _imported(function.__code__)}
+        names, within = sorted(_names(function.__code__)), set[int]()
+        reached = {name: function.__globals__[name] for name in names if name in function.__globals__}
+        for name, value in [*reached.items(), *modules.items()]:
+            yield from self._looked_up(name, value, names, within)
+
+    def _looked_up(self, name: str, value: Any, names: list[str], within: set[int]) -> Iterator[Any]:
+        """What a name stands for; of a module of the user's, what these names stand for in it."""
+        yield [name, self.of(value)]
+        if isinstance(value, ModuleType) and not _installed(value.__name__) and id(value) not in within:
+            within.add(id(value))
+            for each in names:
+                if each in vars(value):
+                    yield from self._looked_up(each, vars(value)[each], names, within)
 
     def _compiled(self, code: CodeType) -> Any:
         constants = [self._compiled(each) if isinstance(each, CodeType) else self.of(each) for each in code.co_consts]
@@ -139,6 +181,8 @@ class _Walk:
     def _members(self, cls: type) -> Iterator[Any]:
         kinds = vars(cls).get("__annotations__", {})
         yield [[name, re.sub(" at 0x[0-9a-f]+", "", f"{kind}")] for name, kind in kinds.items()]
+        private = vars(cls).get("__private_attributes__", {})  # pydantic's, of `_prompt = "…"`
+        yield [[name, self.of(each.default), self.of(each.default_factory)] for name, each in private.items()]
         for name, value in sorted(vars(cls).items()):
             inner = next((getattr(value, each) for each in ("fget", "__func__", "func") if hasattr(value, each)), value)
             if isinstance(inner, FunctionType):
@@ -157,6 +201,44 @@ def _model(llm: LLM) -> Any:
 def _names(code: CodeType) -> set[str]:
     """The names a function's code, and that of the functions inside it, looks up."""
     return set(code.co_names).union(*(_names(each) for each in code.co_consts if isinstance(each, CodeType)))
+
+
+def _imported(code: CodeType) -> Iterator[tuple[str, list[str]]]:
+    """The modules a function's code, and that of the functions inside it, imports when called; what it takes of each.
+
+    One relative to the function's own begins with dots.
+    """
+    told = [each for each in dis.get_instructions(code) if each.opname != "EXTENDED_ARG"]
+    for dots, taken, each in zip(told, told[1:], told[2:], strict=False):
+        if each.opname == "IMPORT_NAME":
+            yield f"{'.' * dots.argval}{each.argval}", list(taken.argval or [])
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _imported(inner)
+
+
+def _module(name: str, taken: list[str], package: str | None) -> ModuleType | None:
+    """A module of the user's, imported as it will be when the step works; `None` if it is installed, or not there."""
+    try:
+        name = resolve_name(name, package)
+        top = name.partition(".")[0]
+        known = sys.modules.get(top)
+        spec = known.__spec__ if known else find_spec(top)
+        places = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
+        if _installed(top) or any(f"{place}".startswith(_INSTALLED) for place in places):
+            return None
+        module = import_module(name)
+        for each in taken:
+            if not hasattr(module, each):
+                import_module(f"{name}.{each}")
+    except Exception:  # the step may know what to do then
+        return None
+    return module
+
+
+def _is_plain(cls: type) -> bool:
+    """Whether a class is the user's, and so are all it is made of."""
+    return all(each in (object, ABC, Generic, Protocol) or not _installed(each.__module__) for each in cls.__mro__)
 
 
 def _filled(cell: Any) -> bool:

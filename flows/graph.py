@@ -6,8 +6,9 @@ from functools import cached_property
 
 from flows.errors import Refused
 from llms.strict import nearest
-from tasks import GeneratorStep, GlobalStep, Join, Step, Task
+from tasks import CombineOutputs, GeneratorStep, GlobalStep, Join, Step, Task
 from tasks.keep_columns import Narrowing
+from tasks.routing import Sample
 from tasks.wiring import Route
 
 
@@ -88,8 +89,8 @@ class Graph:
         return self.begins[step.name] == {step.name} and not isinstance(step, GeneratorStep)
 
     def fork(self, step: Step) -> Step | None:
-        """The last step that all rows of a join came through before they parted; `None` if there is none."""
-        return self._forks[step.name] if isinstance(step, Join) else None
+        """The last step that all rows of several branches came through before they parted; `None` if there is none."""
+        return self._forks[step.name] if isinstance(step, Join) or len(self.before[step.name]) > 1 else None
 
     @cached_property
     def _forks(self) -> dict[str, Step | None]:
@@ -117,6 +118,7 @@ class Graph:
         self.order  # noqa: B018  # raises if there is a circle
         for step in self.steps:
             self._check_mappings(step)
+            self._check_branches(step)
         needed = self._check_columns()
         for source in self.sources:
             self._check_source(source, needed[source.name])
@@ -131,6 +133,15 @@ class Graph:
                 f"`{step.name}` gets no rows: put a source before it (`LoadDataFromDicts(data=[…]) >> {step.name}`) "
                 "or give `run` a `dataset=`."
             )
+        if isinstance(step, GlobalStep) and step.input_batch_size:
+            raise Refused(f"`{step.name}` needs all rows at once: leave out its `input_batch_size`.")
+        for each in before:
+            route = self.routes.get((each.name, step.name))
+            if route and isinstance(route.by, Sample) and route.by.n > len(route.targets):
+                raise Refused(
+                    f"`{each.name} >> sample_n_steps({route.by.n})` stands before {len(route.targets)} steps: give it "
+                    "more of them, or a smaller `n`."
+                )
 
     def _check_mappings(self, step: Step) -> None:
         for name in step.input_mappings:
@@ -139,6 +150,45 @@ class Graph:
         for name in step.output_mappings:
             if step.outputs and name not in (known := [*step.outputs, *_extra(step)]):
                 raise Refused(f"`{step.name}` has no output column `{name}`: {nearest(name, known)}")
+
+    def _check_branches(self, step: Step) -> None:
+        """Refuse branches of which each has a model fill a column that there is one of when they are joined."""
+        if not isinstance(step, CombineOutputs):
+            return
+        filled: dict[str, Step] = {}
+        for branch in self.before[step.name]:
+            for column, by in self._filled(branch, self.fork(step)).items():
+                if (other := filled.setdefault(column, by)) is not by:
+                    raise Refused(
+                        f"`{other.name}` and `{by.name}` both fill `{column}`, and `{step.name}` makes one row of "
+                        f'theirs: let one call it otherwise, `output_mappings={{"{column}": "other_{column}"}}`; '
+                        "`GroupColumns` would make a list of them."
+                    )
+
+    def _filled(self, branch: Step, fork: Step | None) -> dict[str, Step]:
+        """The columns a model fills in every row of a branch, and the step that asks it.
+
+        None where a row may take another way, or leave: it may come through one of the branches only.
+        """
+        path: list[Step] = []
+        step = branch
+        while step is not fork:
+            path.append(step)
+            before = self.before[step.name]
+            if not before:
+                break  # a source: the branches do not part anywhere
+            if len(before) > 1 or not step.keeps_rows or (before[0].name, step.name) in self.routes:
+                return {}
+            step = before[0]
+        found: dict[str, Step] = {}
+        for step in reversed(path):
+            if isinstance(step, Narrowing):
+                found = {column: by for column, by in found.items() if step.keeps(column)}
+            for column in (step.output_mappings.get(name, name) for name in step.outputs):
+                found.pop(column, None)
+                if isinstance(step, Task):
+                    found[column] = step
+        return found
 
     def _check_columns(self) -> dict[str, dict[str, None]]:
         """Follow the columns from step to step; those that the sources have to bring.

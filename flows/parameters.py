@@ -23,7 +23,7 @@ from flows.errors import Refused
 from llms import LLM
 from llms.chat_completions import CommonOptions
 from llms.forms import fields_of
-from llms.models import Form, model, secrets
+from llms.models import Form, model, no_secret, secrets
 from llms.strict import Strict, explain
 from tasks import Step, Task
 
@@ -35,7 +35,7 @@ class Groups:
     """Shows a flow's `parameters` in Prefect's UI as a typed group per step.
 
     A group has what every step of its kind has. It is open: a step's other fields, and what only one model takes, can
-    be given in JSON, and are checked with all the rest when the steps are there.
+    be given in JSON, and are checked with all the rest when the steps are there. Secrets are refused before that.
 
     Args:
         **steps: The classes of the steps, by name.
@@ -45,14 +45,16 @@ class Groups:
         self._steps = steps
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"type": "object", "properties": {name: self._group(name, cls) for name, cls in self._steps.items()}}
+        groups = {name: self._group(name, cls) for name, cls in self._steps.items()}
+        return {"type": "object", "properties": groups} | no_secret(within=3)
 
     def _group(self, name: str, cls: type[Step]) -> JsonSchemaValue:
         fields = fields_of(Task if issubclass(cls, Task) else Step, *ASKED_ABOVE)
         if issubclass(cls, Task):
             options = {"title": "Generation Kwargs", "type": "object", "properties": fields_of(CommonOptions)}
-            fields["llm"] = {"title": "Model", "type": "object", "properties": {"generation_kwargs": options}}
-        return {"title": name, "type": "object", "properties": fields}
+            inner = {"generation_kwargs": options | no_secret(within=1)}
+            fields["llm"] = {"title": "Model", "type": "object", "properties": inner} | no_secret(within=2)
+        return {"title": name, "type": "object", "properties": fields} | no_secret(within=2)
 
 
 def parameters_of(steps: Iterable[Step]) -> type[Strict]:

@@ -19,6 +19,9 @@ GROUP = 2_000
 PART = 200_000
 """Rows per file."""
 
+UNFIT = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
+"""What pyarrow says of values that have no type, or not this one."""
+
 
 class Parts:
     """A folder of `part-00000.parquet`, `part-00001.parquet` … that grows row by row; or `.jsonl`.
@@ -56,9 +59,12 @@ class Parts:
         """Write what is left, and bring the files written under a narrower schema up to the last one."""
         self._flush()
         self._end_part()
-        for path, schema in self._files:
-            if self.schema is not None and schema != self.schema:
-                self._rewrite(path)
+        while narrower := [at for at, (_, schema) in enumerate(self._files) if schema != self.schema]:
+            path, _ = self._files[narrower[0]]
+            if (unfit := self._rewrite(path)) is None:
+                self._files[narrower[0]] = (path, self.schema)  # type: ignore[assignment]
+            else:
+                self._make_text(unfit)
         return [path for path, _ in self._files]
 
     def _flush(self) -> None:
@@ -96,18 +102,31 @@ class Parts:
             self._writer.close()
         self._writer, self._in_part = None, 0
 
-    def _rewrite(self, path: Path) -> None:
+    def _make_text(self, column: str) -> None:
+        assert self.schema is not None
+        self._texts.add(column)
+        self.schema = self.schema.set(self.schema.get_field_index(column), pa.field(column, pa.string()))
+
+    def _rewrite(self, path: Path) -> str | None:
+        """Write a file anew under the last schema; the column whose values do not go into their type, if there is one.
+
+        Such are whole numbers above 2**53 where a fraction came later.
+        """
         assert self.schema is not None
         wider = path.with_name(f"wider-{path.name}")
         with writer(wider, self.schema) as new:
             for rows in batches(path, GROUP):
-                columns = [
-                    pa.array(map(_text, values) if field.name in self._texts else values, field.type)
-                    for field in self.schema
-                    for values in [[row.get(field.name) for row in rows]]
-                ]
+                columns: list[pa.Array] = []
+                for field in self.schema:
+                    values = [row.get(field.name) for row in rows]
+                    try:
+                        values = list(map(_text, values)) if field.name in self._texts else values
+                        columns.append(pa.array(values, field.type))
+                    except UNFIT:
+                        return field.name
                 new.write_table(pa.table(columns, schema=self.schema))
         wider.replace(path)
+        return None
 
 
 class Lines:
@@ -160,7 +179,7 @@ def _array(values: list[Any], known: pa.DataType) -> pa.Array | None:
         return found if found.type == wide else pa.array(values, wide)
     except UnicodeEncodeError:
         return _array(mended(values), known)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
+    except UNFIT:
         return None
 
 

@@ -46,9 +46,10 @@ def _differ(row: dict[str, Any]) -> bool:
 @reporting
 def preference_dataset(
     data: Source | None = None,
-    llm: AnyLLM = LlamaServerLLM(generation_kwargs={"temperature": 0.2}),  # noqa: B008  # a block is plain data
-    other_llm: AnyLLM = LlamaServerLLM(generation_kwargs={"temperature": 3.0}),  # noqa: B008
-    judge: AnyLLM = LlamaServerLLM(n_ctx=4096, generation_kwargs={"max_new_tokens": 1500}),  # noqa: B008
+    llm: AnyLLM = LlamaServerLLM(generation_kwargs={"temperature": 0.2, "seed": 1}),  # noqa: B008  # a block is plain data
+    other_llm: AnyLLM = LlamaServerLLM(generation_kwargs={"temperature": 3.0, "seed": 2}),  # noqa: B008
+    more_llms: tuple[AnyLLM, ...] = (),
+    judge: AnyLLM = LlamaServerLLM(n_ctx=4096, generation_kwargs={"max_new_tokens": 1500, "seed": 3}),  # noqa: B008
     aspect: Literal[
         "overall-rating", "helpfulness", "honesty", "instruction-following", "truthfulness"
     ] = "overall-rating",
@@ -65,14 +66,16 @@ def preference_dataset(
         dict[str, dict[str, Any]] | None, Groups(first=TextGeneration, second=TextGeneration, judge=UltraFeedback)
     ] = None,
 ) -> Distiset:
-    """Have two models answer every instruction and a third judge them: pairs for preference optimization.
+    """Have two models or more answer every instruction and another judge them: pairs for preference optimization.
 
-    Instructions whose answers are the same, or rated the same, teach nothing and are left out.
+    A pair is the best rated answer and the worst. Instructions whose answers are the same, or rated the same, teach
+    nothing and are left out.
 
     Args:
         data: Rows with an `instruction`: a file, a folder, a Hub id, or the rows. Without any, packaged examples.
         llm: One model: a saved block (`openai-llm/prod`), or a class and its fields (`OpenAILLM model=gpt-5`).
         other_llm: The other model.
+        more_llms: Further models, if there are to be more than two answers to choose from.
         judge: The model that rates the answers; one that can be held to a schema is.
         aspect: What is rated.
         output: Folder for the dataset.
@@ -89,6 +92,7 @@ def preference_dataset(
     with Pipeline(name="preference-dataset") as pipeline:
         instructions = load(data or INSTRUCTIONS)
         answers = [TextGeneration(name="first", llm=llm), TextGeneration(name="second", llm=other_llm)]
+        answers += [TextGeneration(name=f"model_{number}", llm=more) for number, more in enumerate(more_llms, 3)]
         pairs = GroupColumns(columns=["generation", "model_name"], output_columns=["generations", "generation_models"])
         rated = UltraFeedback(
             name="judge",

@@ -1,5 +1,6 @@
 """A run told to those who are not before its terminal: to Prefect, and to the program that started it."""
 
+import json
 from pathlib import Path
 
 from prefect import get_run_logger
@@ -44,7 +45,9 @@ class Report:
             view.ended = {"state": word, "folder": str(folder) if self._output else None} | summary.model_dump()
         if not self._context or not (run := self._context.flow_run):
             return
-        if error is None:
+        if error is None and "estimate" in json.loads((folder / "run.json").read_text()):
+            word = "previewed"  # whoever waits for the dataset must not go on
+        elif error is None:
             states.completed(self._context, summary)
         try:
             self._events.emit(word, figures(summary) | ({"error": self._hide(f"{error}")} if error else {}))

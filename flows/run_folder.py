@@ -1,15 +1,18 @@
 """The folder a run writes: beside its place while it grows, moved there when it is whole."""
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from flows import provenance
 from flows.card import card
@@ -19,23 +22,33 @@ from flows.parts import Format, Parts, mended
 from llms import store
 from tasks.typing import Failure, Row
 
+COMPLETED = "completed"
+"""The state, in its `run.json`, of a run whose dataset is whole."""
+
 
 class RunFolder:
     """Writes rows and failures as they come to `<output>.partial`, which becomes `output` at the end.
 
     Args:
-        output: Where the dataset is to be.
+        output: Where the dataset is to be; from here to `promote`, or to `close` after a failure, it is this run's.
         leaves: The leaf steps, by the name of their folder.
         format: What the files of the leaves are.
+
+    Raises:
+        Refused: If another run is writing it, or it holds something else than a dataset.
     """
 
     def __init__(self, output: Path, leaves: Iterable[str], format: Format = "parquet") -> None:
         self.output = output
         self.partial = output.with_name(f"{output.name}.partial")
+        self.former = output.with_name(f"{output.name}.former")
         self.started = datetime.now(UTC)
         check(output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _claimed(output)
+        self._mend()
         shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
+        self.partial.mkdir()
         # pyarrow imports pandas, a second's work, with its first array: rather while the first answers are awaited
         threading.Thread(target=pa.array, args=([None],), daemon=True).start()
         self._leaves = {leaf: Parts(self.partial / leaf, format) for leaf in leaves}
@@ -59,6 +72,15 @@ class RunFolder:
 
     def close(self, facts: dict[str, Any], summary: Summary) -> None:
         """Write what is left, the errors if there are any, `run.json` and the card."""
+        done = False
+        try:
+            self._finish(facts, summary)
+            done = facts["state"] == COMPLETED
+        finally:
+            if not done:
+                self._release()
+
+    def _finish(self, facts: dict[str, Any], summary: Summary) -> None:
         for parts in self._leaves.values():
             parts.close()
         if self._errors is not None:
@@ -85,13 +107,60 @@ class RunFolder:
 
     def promote(self) -> Distiset:
         """Put the finished folder in its place, instead of the dataset of an earlier run."""
-        former = self.output.with_name(f"{self.output.name}.former")
-        shutil.rmtree(former, ignore_errors=True)
-        if self.output.exists():
-            self.output.rename(former)
-        self.partial.rename(self.output)
-        shutil.rmtree(former, ignore_errors=True)
+        try:
+            self._place()
+        finally:
+            self._release()
         return Distiset(self.output)
+
+    def _place(self) -> None:
+        if self.output.exists():
+            shutil.rmtree(self.former, ignore_errors=True)
+            self.output.rename(self.former)
+        self.partial.rename(self.output)
+        shutil.rmtree(self.former, ignore_errors=True)
+
+    def _mend(self) -> None:
+        """Bring to its end what a run had begun that was killed while it put its dataset in place."""
+        if _is_whole(self.partial):
+            self._place()
+        if self.former.exists() and not self.output.exists():
+            self.former.rename(self.output)
+        shutil.rmtree(self.former, ignore_errors=True)
+
+    def _release(self) -> None:
+        with suppress(OSError):  # Windows, which takes no file away that is open
+            Path(self._lock.lock_file).unlink()
+        self._lock.release()
+
+
+def _claimed(output: Path) -> FileLock:
+    """A lock on the place, which ends with this process if nobody releases it before.
+
+    Raises:
+        Refused: If another run has it.
+    """
+    file = output.with_name(f".{output.name}.lock")
+    lock = FileLock(file, thread_local=False)
+    while True:
+        with suppress(FileNotFoundError):  # the run that had it ended in between, and took the file away
+            file.touch()
+            before = file.stat()
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise Refused(
+                    f"another run is writing `{output}`: wait until it has ended, or choose another `output`."
+                ) from None
+            if os.path.samestat(before, file.stat()):
+                return lock
+        lock.release()
+
+
+def _is_whole(folder: Path) -> bool:
+    with suppress(OSError, ValueError, LookupError):  # there is none, or its run was killed before its end
+        return json.loads((folder / "run.json").read_text())["state"] == COMPLETED
+    return False
 
 
 def check(output: Path) -> None:

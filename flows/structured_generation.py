@@ -48,6 +48,7 @@ def structured_generation(
     output: Path = Path("outputs/structured_generation"),  # noqa: B008
     limit: int | None = None,
     use_cache: bool = True,
+    max_error_rate: float = 0.1,
     max_cost: float | None = None,
     max_tokens_total: int | None = None,
     approve: bool = False,
@@ -67,6 +68,7 @@ def structured_generation(
         output: Folder for the dataset.
         limit: Rows to take from the data, at most.
         use_cache: Take answers that are in the store already; without it every row is asked anew.
+        max_error_rate: The run fails when a larger share of the rows that enter a step fails in it.
         max_cost: Dollars this run may spend; the same command with more goes on from there.
         max_tokens_total: Tokens this run may spend, input and output together.
         approve: Wait, with an estimate from the first rows, until somebody gives the run a budget or says no.
@@ -89,6 +91,7 @@ def structured_generation(
     return pipeline.run(
         parameters,
         output=output,
+        max_error_rate=max_error_rate,
         limit=limit,
         use_cache=use_cache,
         max_cost=max_cost,

@@ -1,7 +1,7 @@
 """What a task run does with its batches: small and plain, so that it can be sent to another process."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ from flows.errors import RunFailed
 from flows.parameters import llm_of
 from tasks import Join, Step
 from tasks.join import groups, in_order
-from tasks.typing import Failure, Outcome, Row
+from tasks.typing import FRESH, Failure, Origin, Outcome, Row
 from tasks.wiring import Route
 
 
@@ -35,7 +35,8 @@ class Work:
     Attributes:
         step: The step.
         before: The names of the steps its batches come from, in that order.
-        forked: Whether the last batch is that of the step where branches part, by which a join knows its groups.
+        forked: Whether the last batch is that of the step where branches part, by which a join knows its groups, and
+            whatever comes after several branches the order of their rows.
         routes: The routes rows take to the step, by the name of the step they come from.
         brake: Stops it before it begins.
     """
@@ -73,18 +74,20 @@ class Work:
         """Do it.
 
         Raises:
-            RunFailed: If rows are lost.
+            RunFailed: If rows are lost, or a route does not know its own mind.
             Fatal: If no row can work.
         """
         if self.brake.is_set():
             raise Stopped("the run is ending")
         failures: list[Failure] = []
         taken = [self._routed(name, batch.rows, failures) for name, batch in zip(self.before, batches, strict=False)]
+        forked = batches[-1].rows if self.forked else None
         if isinstance(self.step, Join):
-            outcome = self.step.run_groups(groups(batches[-1].rows if self.forked else None, taken))
+            outcome = self.step.run_groups(groups(forked, taken))
         else:
-            outcome = self.step.run(rows := in_order(taken))
+            outcome = self.step.run(rows := in_order(forked, taken))
             _account_for(rows, self.step, outcome)
+            _identify(outcome.rows, rows)
         outcome.failures += failures
         outcome.rows_in += len(failures)
         outcome.digest = results.digest_of(outcome.rows)
@@ -96,15 +99,29 @@ class Work:
         """The rows that come from a step to this; those for which that cannot be said fail in the first they could."""
         if (route := self.routes.get(source)) is None:
             return rows
+        first = self.step.name == route.targets[0]
         taken: list[Row] = []
         for row in rows:
             try:
-                if self.step.name in route.by(row, route.targets):
-                    taken.append(row)
+                chosen = set(route.by(row, route.targets))
+                again = set(route.by(row, route.targets)) if first else chosen  # each target asks for itself
             except Exception as error:
-                if self.step.name == route.targets[0]:
+                if first:
                     failures.append(Failure(self.step.name, type(error).__name__, f"{error}", row, attempts=0))
+                continue
+            if chosen != again:
+                raise RunFailed(
+                    f"the route after `{source}` sends the same row ({row.origin}) to {_names(chosen)}, and when asked "
+                    f"again to {_names(again)}: rows would be lost. Let it decide by the row alone; to draw steps at "
+                    "random, use `sample_n_steps(…)`, which has a seed."
+                )
+            if self.step.name in chosen:
+                taken.append(row)
         return taken
+
+
+def _names(steps: Collection[str]) -> str:
+    return ", ".join(f"`{step}`" for step in sorted(steps)) or "none"
 
 
 def _account_for(rows: list[Row], step: Step, outcome: Outcome) -> None:
@@ -126,5 +143,14 @@ def _account_for(rows: list[Row], step: Step, outcome: Outcome) -> None:
             f"`{step.name}` lost rows: {len(rows):,} went in, {len(outcome.rows):,} came out, "
             f"{len(outcome.failures):,} failed, and {len(lost):,} did neither, such as that of {lost[0].origin}. "
             "What it makes of a row must pass `row.origin` on, `Row({…}, row.origin)`; a step that drops rows says "
-            "`keeps_rows = False`."
+            "`keeps_rows = False`, one made of a function `@step(…, keeps_rows=False)`."
         )
+
+
+def _identify(made: list[Row], batch: list[Row]) -> None:
+    """Tell rows apart that do not say which of a batch they were made of, so that what comes of each can be joined."""
+    nameless = [row for row in made if row.id is None]
+    if nameless and (first := batch[0].id):
+        place = f"{batch[0].origin}".partition("…")[0] + "…" + f"{batch[-1].origin}".rpartition("…")[2]
+        for number, row in enumerate(nameless):
+            row.origin = Origin(row.origin or place, (*first, FRESH, number))

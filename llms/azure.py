@@ -2,22 +2,31 @@
 
 import asyncio
 import os
+import re
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import quote
 
 from pydantic import Field, HttpUrl, SecretStr
 
 from llms import loop
-from llms.errors import Fatal
+from llms.errors import Fatal, LLMError, Throttled, Transient
 from llms.openai import OpenAILLM
 from llms.packages import package
+from llms.replies import from_sdk
 
 SCOPE = "https://cognitiveservices.azure.com/.default"
 """What a token of Entra must be good for."""
 
 MARGIN = 300.0
 """Seconds before its end from which on a token is replaced."""
+
+AGAIN = 5.0
+"""Seconds after which signing in is tried again, by one for all."""
+
+OFFLINE = re.compile("Max retries exceeded|Connection aborted|Timed out waiting")
+"""How Azure's command lines, which tell nothing but words, tell of the network."""
 
 
 class AzureOpenAILLM(OpenAILLM):
@@ -88,24 +97,61 @@ class AzureOpenAILLM(OpenAILLM):
 class _Identity:
     """Who this process is to Azure, and the token that proves it for a while."""
 
-    def __init__(self, identity: Any) -> None:
-        self._credential = identity.DefaultAzureCredential()
+    def __init__(self, llm: AzureOpenAILLM) -> None:
+        self._errors = package("azure.core.exceptions", llm)
+        self._credential = package("azure.identity.aio", llm).DefaultAzureCredential()
+        self._tried: list[Exception] = []
+        for each in self._credential.credentials:
+            each.get_token = self._noted(each.get_token)
         self._token: Any = None
+        self._failure: Any = None
+        self._due = 0.0
         self._lock = asyncio.Lock()
 
     async def token(self) -> str:
+        """The token in force: one that nears its end is replaced, and stays good until then."""
         async with self._lock:
-            if not self._token or self._token.expires_on < time.time() + MARGIN:
-                self._token = await self._credential.get_token(SCOPE)
+            if self._due <= time.time():
+                await self._renew()
+            if not self._token or self._token.expires_on <= time.time():
+                raise self._meaning(self._failure)
             return self._token.token
 
     async def close(self) -> None:
         await self._credential.close()
 
+    async def _renew(self) -> None:
+        self._tried.clear()
+        try:
+            self._token = await self._credential.get_token(SCOPE)
+            self._due = self._token.expires_on - MARGIN
+        except self._errors.AzureError as error:
+            self._failure, self._due = error, time.time() + AGAIN
+
+    def _noted(self, ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """`ask`, with what goes wrong kept: the chain of credentials hands on no more than its words."""
+
+        async def asked(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return await ask(*args, **kwargs)
+            except Exception as error:
+                self._tried.append(error)
+                raise
+
+        return asked
+
+    def _meaning(self, error: Any) -> LLMError:
+        message = f"`azure-identity` cannot sign in to Azure: {error.message}"
+        passes = any(map(self._passes, self._tried))
+        return Transient(message, retry_after=AGAIN) if passes else Fatal(message)
+
+    def _passes(self, error: Exception) -> bool:
+        """Whether it was the network, or a server that is unwell."""
+        line = (self._errors.ServiceRequestError, self._errors.ServiceResponseError)
+        if isinstance(error, line) or OFFLINE.search(str(error)):
+            return True
+        return isinstance(from_sdk(error, SCOPE), Throttled | Transient)
+
 
 async def _signed_in(llm: AzureOpenAILLM) -> str:
-    identity = loop.shared("azure-identity", lambda: _Identity(package("azure.identity.aio", llm)), _Identity.close)
-    try:
-        return await identity.token()
-    except package("azure.core.exceptions", llm).ClientAuthenticationError as error:
-        raise Fatal(f"`azure-identity` cannot sign in to Azure: {error.message}") from None
+    return await loop.shared("azure-identity", lambda: _Identity(llm), _Identity.close).token()

@@ -1,25 +1,27 @@
 """What every model here is: a Prefect block, plain data, and a function from chats to texts."""
 
-import inspect
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Self, final, get_type_hints
+from collections.abc import Hashable, Mapping, Sequence
+from re import Pattern
+from typing import Annotated, Any, ClassVar, Self, final
 
 from prefect.blocks.core import Block
 from pydantic import (
     AfterValidator,
+    BaseModel,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
     TypeAdapter,
     ValidationError,
-    create_model,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from llms import engine, forms, loop, request
+from llms import engine, forms, loop, request, secrets
 from llms.errors import Drained, Fatal, LLMError, Rejected
+from llms.signature import options_of
 from llms.strict import Strict, explain
 from llms.structured import StructuredOutput
 from llms.typing import ChatType, FormattedInput, GenerateOutput, HiddenState, StructuredOutputType, Usage
@@ -34,7 +36,7 @@ class _Load:
     """`OpenAILLM.load("prod")` reads a saved block; `llm.load()` readies this one."""
 
     def __get__(self, llm: "LLM | None", cls: type["LLM"]) -> Any:
-        return super(LLM, cls).load if llm is None else llm.ready
+        return super(LLM, cls).load if llm is None else llm._readied
 
 
 class LLM(Strict, Block, ABC):
@@ -69,7 +71,7 @@ class LLM(Strict, Block, ABC):
         super().__pydantic_init_subclass__(**kwargs)
         own = vars(cls).get("agenerate", vars(cls).get("generate"))
         if own and "Options" not in vars(cls) and not getattr(own, "__isabstractmethod__", False):
-            cls.Options = _options_of(cls, own)
+            cls.Options = options_of(cls, own, cls.Options)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -102,6 +104,14 @@ class LLM(Strict, Block, ABC):
 
         Override it to check for a package, a key or a file; `llm.load()` calls it.
         """
+
+    def _readied(self) -> None:
+        """The same, with errors that hold no secret."""
+        try:
+            self.ready()
+        except LLMError as error:
+            secrets.hide(error, self)
+            raise
 
     def unload(self) -> None:
         """Let go of memory and connections. The block stays usable."""
@@ -157,8 +167,8 @@ class LLM(Strict, Block, ABC):
         outputs: dict[int, GenerateOutput] = {}
         for at, given in enumerate(inputs):
             chat, structure = given if isinstance(given, tuple) else (given, None)
-            name = f"{structure}"
             try:
+                name = _spelled(structure)
                 models[name] = models.get(name) or (self if structure is None else self.held_to(structure))
             except Rejected as error:
                 outputs[at] = GenerateOutput.failed(error, num_generations)
@@ -171,25 +181,7 @@ class LLM(Strict, Block, ABC):
     def _answers(
         self, requests: Sequence[tuple[Any, ChatType]], num_generations: int, options: dict[str, Any], look_up: bool
     ) -> list[GenerateOutput]:
-        return engine.answer_batch(requests, num_generations, options, look_up)
-
-    def generate_isolated(
-        self, inputs: list[ChatType], num_generations: int, options: dict[str, Any]
-    ) -> list[GenerateOutput]:
-        """`generate`, where a chat that makes it raise is found and fails alone."""
-        try:
-            outputs = self.generate(inputs, num_generations, **options)
-        except Fatal:
-            raise
-        except Exception as error:
-            if len(inputs) > 1:  # find the chat that did it: the others have their answers
-                return [self.generate_isolated([chat], num_generations, options)[0] for chat in inputs]
-            reason = error if isinstance(error, LLMError) else Rejected(f"{type(error).__name__}: {error}")
-            return [GenerateOutput.failed(reason, num_generations)]
-        if outputs is None or len(outputs) != len(inputs):
-            count = "nothing" if outputs is None else f"{len(outputs)} outputs"
-            raise Fatal(f"`{type(self).__name__}.generate` returned {count} for {len(inputs)} chats: one each is due.")
-        return [GenerateOutput.of(output) for output in outputs]
+        return engine.answer_batch(self, requests, num_generations, options, look_up)
 
 
 class AsyncLLM(LLM, ABC):
@@ -206,6 +198,9 @@ class AsyncLLM(LLM, ABC):
     )
     tokens_per_minute: int | None = Field(
         default=None, gt=0, description="Tokens a minute, at most; found out when empty."
+    )
+    timeout: float | None = Field(
+        default=None, gt=0, description="Seconds to wait for one response, before it is asked for again."
     )
     deadline: float | None = Field(
         default=None,
@@ -225,12 +220,15 @@ class AsyncLLM(LLM, ABC):
         """Answer one chat `num_generations` times."""
 
     def account(self) -> Hashable:
-        """What shares a provider's limits: equal for models whose requests are counted together."""
+        """What shares a provider's limits: equal for models whose requests are counted together.
+
+        Those that were given different limits, a `max_concurrency` for one, are counted apart all the same.
+        """
         return (type(self).__qualname__, self.model_name)
 
     def limits(self) -> dict[str, Any]:
         """How many requests went out at once, what the provider refused, and how the limit moved."""
-        return loop.run(_summary(self))
+        return loop.run(request.summary(self))
 
     @final
     def generate(
@@ -254,9 +252,9 @@ class AsyncLLM(LLM, ABC):
     def _answers(
         self, requests: Sequence[tuple[Any, ChatType]], num_generations: int, options: dict[str, Any], look_up: bool
     ) -> list[GenerateOutput]:
-        self.ready()
+        self._readied()
         try:
-            return loop.run(engine.answer_all(requests, num_generations, options, look_up))
+            return loop.run(engine.answer_all(self, requests, num_generations, options, look_up))
         except Drained:
             raise
         except Fatal:
@@ -284,7 +282,7 @@ class StructuredLLM(LLM, ABC):
         """
         try:
             held = self.model_copy(update={"structured_output": _structures.validate_python(structured_output)})
-            held.ready()
+            held._readied()
         except ValidationError as error:
             raise Rejected(f"`structured_output`: {explain(error)}", attempts=0) from None
         except Fatal as error:
@@ -292,29 +290,19 @@ class StructuredLLM(LLM, ABC):
         return held
 
 
-_structures: TypeAdapter[StructuredOutputType] = TypeAdapter(StructuredOutput)
+def _spelled(structure: Any) -> str:
+    """A structure as text: two classes may bear one name, so a class is spelled as the schema it stands for."""
 
+    def plain(part: Any) -> Any:
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part.model_json_schema()
+        return part.pattern if isinstance(part, Pattern) else f"{part}"
 
-async def _summary(llm: AsyncLLM) -> dict[str, Any]:
-    return request.limiter(llm).summary()
-
-
-def _options_of(cls: type[LLM], generate: Callable[..., Any]) -> type[Strict]:
-    """The runtime parameters a user's `generate` or `agenerate` declares in its signature."""
     try:
-        hints = get_type_hints(inspect.unwrap(generate), include_extras=True)
-    except NameError:  # a type imported for the type checker only
-        hints = {}
-    parameters = list(inspect.signature(generate).parameters.values())[1:]
-    named: dict[str, Any] = {
-        each.name: (hints.get(each.name, Any), ... if each.default is each.empty else each.default)
-        for each in parameters
-        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
-        and each.name not in ("input", "inputs", "num_generations")
-    }
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
-    if takes_any and cls.Options is not LLM.Options:  # `**kwargs` passed on to a model that declares them
-        return create_model("Options", __base__=cls.Options, **named) if named else cls.Options
-    config = ConfigDict(extra="allow" if takes_any else "forbid", arbitrary_types_allowed=True, protected_namespaces=())
-    base = type("Options", (Strict,), {"model_config": config, "__module__": cls.__module__})
-    return create_model(f"{cls.__name__}Options", __base__=base, **named)
+        return json.dumps(structure, default=plain)
+    except Exception as error:  # of pydantic, whose classes may hold what no schema can say
+        what = f"{error}".partition("\n")[0]
+        raise Rejected(f"`structured_output`: {what}", attempts=0) from None
+
+
+_structures: TypeAdapter[StructuredOutputType] = TypeAdapter(StructuredOutput)

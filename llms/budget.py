@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from llms.errors import Drained
-from llms.typing import GenerateOutput
+from llms.typing import GenerateOutput, Usage
 
 FIRST = 8
 """Requests in flight while nobody knows yet what one costs."""
@@ -17,7 +17,8 @@ class Budget:
     """A limit on dollars or tokens, over all the models and batches of a run; on the shared loop only.
 
     A request begins when it fits in with those in flight, each taken to cost what they did on average so far. So the
-    limit is passed by no more than the last requests differ from that.
+    limit is passed by no more than the last requests differ from that. A failure that nobody was billed for says
+    nothing about that.
 
     Args:
         max_cost: Dollars to spend at most; answers whose price is not known count as free.
@@ -40,22 +41,33 @@ class Budget:
         finally:
             _enforced.reset(outer)
 
-    async def admit(self) -> None:
+    async def admit(self, most: int = 1) -> int:
         """Wait until another request may begin; `leave` must follow.
 
+        Args:
+            most: Requests that would begin together.
+
+        Returns:
+            How many of them may, one at least.
+
         Raises:
-            Drained: If there is not enough left for it.
+            Drained: If there is not enough left for one.
         """
         if not await self._admitted():
             raise Drained(self._sentence())
+        count = 1
+        while count < most and self._fits():
+            self._in_flight += 1
+            count += 1
+        return count
 
-    async def leave(self, outputs: Sequence[GenerateOutput] = ()) -> None:
-        """The request is over, and this is what it came to."""
+    async def leave(self, outputs: Sequence[GenerateOutput] = (), requests: int = 1) -> None:
+        """So many requests are over, and this is what they came to."""
         for output in outputs:
-            self._answered += 1
+            self._answered += not output.error or output.usage != Usage()
             self.spent["max_cost"] += output.cost or 0.0
             self.spent["max_tokens_total"] += output.usage.input_tokens + output.usage.output_tokens
-        self._in_flight -= 1
+        self._in_flight -= requests
         self._dispatch()
 
     async def _admitted(self) -> bool:

@@ -16,7 +16,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from pydantic import BaseModel, BeforeValidator, Field
 
-from llms import loop
+from llms import loop, secrets
 from llms.errors import Fatal, Transient
 from llms.replies import failure, rates, said
 from llms.strict import Strict
@@ -149,14 +149,22 @@ async def _complete(
         ) as response:
             text = await response.text(errors="replace")
     except TimeoutError:
-        raise Transient(f"`{url}` gave no answer within {timeout:g} s.") from None
+        trouble = Transient(f"`{url}` gave no answer within {timeout:g} s.")
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
-        raise Fatal(f"`{url}` is not an address: `base_url` is one, `https://` included.") from None
+        trouble = Fatal(f"`{url}` is not an address: `base_url` is one, `https://` included.")
     except aiohttp.ClientError as error:
-        raise Transient(f"`{url}`: {type(error).__name__}: {error}") from None
+        what = secrets.hidden(f"{error}", ())  # a proxy that refuses is named with its login
+        trouble = Transient(f"`{url}`: {type(error).__name__}: {what}")
     except ValueError as error:  # a key with a line break, a login in the URL: no request was sent
-        raise Fatal(f"`{url}` cannot be asked: {error}") from None
-    seconds = time.perf_counter() - started
+        trouble = Fatal(f"`{url}` cannot be asked: {error}")
+    else:
+        output = _answer(response, text, url, read)
+        output.seconds = time.perf_counter() - started
+        return output
+    raise trouble  # not above, where aiohttp's error would go along: it holds the headers, and the proxy's login
+
+
+def _answer(response: aiohttp.ClientResponse, text: str, url: str, read: Read | None) -> GenerateOutput:
     if response.status != 200:
         raise failure(response.status, response.headers, text, url)
     try:
@@ -168,7 +176,7 @@ async def _complete(
         raise Transient(
             f"`{url}` answered no completion: {message}", status=200, code=code, request_id=request_id
         ) from None
-    output.seconds, output.headers = seconds, rates(response.headers)
+    output.headers = rates(response.headers)
     return output
 
 

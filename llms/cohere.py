@@ -49,8 +49,8 @@ class CohereLLM(RemoteLLM):
     _documentation_url = HttpUrl("https://docs.cohere.com/v2/reference/chat")
     _logo_url = HttpUrl("https://cdn.simpleicons.org/cohere")
     _provider: ClassVar[str | None] = "cohere"
-    _api_key_env: ClassVar[str] = "COHERE_API_KEY"
-    _other_api_key_envs: ClassVar[tuple[str, ...]] = ("CO_API_KEY",)
+    _api_key_env: ClassVar[str] = "CO_API_KEY"
+    _other_api_key_envs: ClassVar[tuple[str, ...]] = ("COHERE_API_KEY",)
     _base_url_env: ClassVar[str | None] = "CO_API_URL"
     _default_base_url: ClassVar[str | None] = "https://api.cohere.com"
     _structured_modes: ClassVar[tuple[StructuredMode, ...]] = ("json_schema", "json_object", "prompt")

@@ -8,6 +8,7 @@ round by round.
 """
 
 import math
+from typing import NamedTuple
 
 CUT = 0.8
 """What remains of the limit after a refusal."""
@@ -41,6 +42,14 @@ DOUBT = 30.0
 
 QUICK = 0.05
 """Seconds below which no answer has waited: it is our own machine that takes them."""
+
+
+class Change(NamedTuple):
+    """The limit was moved."""
+
+    seconds: float
+    limit: int
+    reason: str
 
 
 class Sample:

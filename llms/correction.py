@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llms import request
@@ -24,8 +25,9 @@ async def answer(
 ) -> GenerateOutput:
     """Answer one chat with texts that keep to the model's `structured_output`, where it has one.
 
-    A text that does not is `None`, and the output's error says why.
+    A text that does not is `None`, and the output's error says why. The model's `deadline` is for all of it.
     """
+    deadline = request.Deadline(llm)
     structure: StructuredOutputType | None = getattr(llm, "structured_output", None)
     texts: list[str | None] = []
     wrong: dict[int, str] = {}
@@ -36,16 +38,17 @@ async def answer(
             wrong.update(_judged(structure, output))
         await keep([at for at in range(len(output)) if at not in wrong], output)
 
-    output = await request.answer(llm, chat, num_generations, options, judge)
+    output = await request.answer(llm, chat, num_generations, options, judge, deadline)
     if wrong:
-        await asyncio.gather(*(_mend(llm, chat, options, keep, output, at, texts[at], wrong[at]) for at in wrong))
+        ask = partial(request.answer, llm, num_generations=1, options=options, deadline=deadline)
+        await asyncio.gather(*(_mend(llm, chat, ask, keep, output, at, texts[at], wrong[at]) for at in wrong))
     return output
 
 
 async def _mend(
     llm: "AsyncLLM",
     chat: ChatType,
-    options: dict[str, Any],
+    ask: Callable[..., Awaitable[GenerateOutput]],
     keep: Keep,
     output: GenerateOutput,
     at: int,
@@ -70,7 +73,7 @@ async def _mend(
             break
         chat = _objected(chat, text, wrong)
         judged.clear()
-        again = await request.answer(llm, chat, 1, options, judge)
+        again = await ask(chat, keep=judge)
         if again.error:
             output.error = again.error
             return

@@ -8,7 +8,7 @@ LLMError
     └── Drained the run may spend no more: what is in flight is finished, nothing new begins
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -23,7 +23,12 @@ class LLMError(Exception):
         retry_after: Seconds the provider asked us to wait.
         attempts: How often the request was sent.
         headers: What the provider said of its rate limits, names in lower case.
+
+    Attributes:
+        spent: Where it stops a batch, the answers that had come: outputs with `usage` and `cost`, without texts.
     """
+
+    spent: Sequence[Any] = ()
 
     def __init__(
         self,

@@ -1,11 +1,16 @@
 """Groq."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, HttpUrl
 
 from llms.chat_completions import CommonOptions, ExtraBody, ReasoningEffort, ResponseFormat
+from llms.errors import Rejected
 from llms.openai import ChatCompletionsLLM
+from llms.typing import ChatType, GenerateOutput
+
+MISSED = ("json_validate_failed", "tool_use_failed")
+"""What Groq calls an answer that is not what the schema asks for; it sends that with 400, as if we had asked badly."""
 
 
 class GroqLLM(ChatCompletionsLLM):
@@ -44,3 +49,12 @@ class GroqLLM(ChatCompletionsLLM):
         )
         service_tier: str | None = Field(default=None, description="`auto`, `on_demand`, `flex`, `performance` …")
         extra_body: ExtraBody = None
+
+    async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
+        """Answer one chat, once; an answer that Groq itself found to miss the schema is none, to be asked for again."""
+        try:
+            return await super().agenerate(input, num_generations, **kwargs)
+        except Rejected as error:
+            if self.structured_output is None or error.code not in MISSED:
+                raise
+            return GenerateOutput([None] * num_generations)

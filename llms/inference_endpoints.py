@@ -15,7 +15,6 @@ from llms.chat_completions import ChatOptions, ExtraBody, MaxTokens, StopTexts, 
 from llms.chat_template import spelled_out
 from llms.errors import Fatal, LLMError, Throttled, Transient
 from llms.openai import ChatCompletionsLLM
-from llms.packages import package
 from llms.remote import StructuredMode
 from llms.replies import from_sdk
 from llms.strict import Strict, explain
@@ -148,7 +147,7 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
         """The key in force, or the token that `hf auth login` has left here."""
         if self.api_key or os.getenv(self._api_key_env):
             return super()._key()
-        return _left_here(package("huggingface_hub", self), int(time.monotonic() // 60)) or super()._key()
+        return _left_here(int(time.monotonic() // 60)) or super()._key()
 
     def _mode(self) -> StructuredMode | Literal["regex"] | None:
         mode = super()._mode()
@@ -171,14 +170,16 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
         if self.endpoint_name:
             needed[self._place()] = self._found
         if tokenizer := self.tokenizer_id:
-            needed[tokenizer] = lambda: tgi.template(package("huggingface_hub", self), tokenizer, self._key())
+            needed[tokenizer] = lambda: tgi.template(tokenizer, self._key())
         return [(key, find) for key, find in needed.items() if key not in _known]
 
     def _found(self) -> str:
         """The URL at which the endpoint of this name runs."""
-        hub, name, place = package("huggingface_hub", self), self.endpoint_name, f"endpoint {self.endpoint_name}"
+        from huggingface_hub import get_inference_endpoint
+
+        name, place = self.endpoint_name or "", f"endpoint {self.endpoint_name}"
         try:
-            endpoint = hub.get_inference_endpoint(name, namespace=self.endpoint_namespace, token=self._key())
+            endpoint = get_inference_endpoint(name, namespace=self.endpoint_namespace, token=self._key())
         except Exception as error:
             raise from_sdk(error, place) from None
         state = endpoint.raw["status"]["state"]
@@ -204,6 +205,8 @@ def _facts(error: LLMError) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _left_here(hub: Any, minute: int) -> str | None:
+def _left_here(minute: int) -> str | None:
     """The token of the command line, read once a minute: it is a file's, and may be renewed."""
-    return hub.get_token()
+    from huggingface_hub import get_token
+
+    return get_token()

@@ -1,20 +1,19 @@
 """A JSON schema as a tree of shapes: all JSON texts that are valid against it, as far as a tree can say it.
 
-What a tree cannot say (`not`, `if`, `contains`, `uniqueItems`, a pattern together with a length …) is left out, and
-checked when the text is there. Texts are written as most are: members in the schema's order, one space at most.
+What a tree cannot say (`not`, `if`, `contains`, `uniqueItems`, a pattern that looks around or goes with a length …) is
+left out, and checked when the text is there. Texts are written as most are: members in the schema's order, one space at
+most.
 """
 
 import json
-import math
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote
 
 from jsonschema.validators import validator_for
 
 from llms.errors import Fatal
-from llms.number_shapes import decimals, integers
+from llms.number_shapes import decimals, of_integer, of_number
 from llms.patterns import of_pattern
 from llms.schema_merge import Schema, merged
 from llms.shapes import (
@@ -152,9 +151,9 @@ class _Reader:
             case "string":
                 return _string(schema)
             case "integer":
-                return _integer(schema)
+                return of_integer(schema)
             case "number":
-                return _number(schema)
+                return of_number(schema)
             case "boolean":
                 return choice("true", "false")
             case _:
@@ -252,13 +251,21 @@ def _listed(start: str, first: list[Shape], rest: Shape, least: int, most: int |
 
 def _string(schema: Mapping[str, Any]) -> Shape:
     least, most = schema.get("minLength", 0), schema.get("maxLength")
-    if isinstance(pattern := schema.get("pattern"), str):
-        return sequence('"', _sized(mapped(of_pattern(pattern), _spelled), least, most), '"')
+    if isinstance(pattern := schema.get("pattern"), str) and (shape := _of_pattern(pattern)) is not None:
+        return sequence('"', _sized(mapped(shape, _spelled), least, most), '"')
     if (form := schema.get("format")) in FORMATS:
         return sequence('"', mapped(of_pattern(FORMATS[form]), _spelled), '"')
     return sequence(
         '"', repeat(CHARACTER, min(least, LONGEST), most if most is not None and most <= LONGEST else None), '"'
     )
+
+
+def _of_pattern(pattern: str) -> Shape | None:
+    """The texts that match a pattern; `None` where it has something that no tree can say."""
+    try:
+        return of_pattern(pattern)
+    except Fatal:
+        return None
 
 
 def _sized(shape: Shape, least: int, most: int | None) -> Shape:
@@ -281,31 +288,3 @@ def _spelled(chars: Chars) -> Shape:
 
 def _quoted(name: str) -> Shape:
     return literal(json.dumps(name, ensure_ascii=False))
-
-
-def _integer(schema: Mapping[str, Any]) -> Shape:
-    least, most, above, below = _bounds(schema)
-    low = None if least is None else math.ceil(least) + (above and least == math.ceil(least))
-    high = None if most is None else math.floor(most) - (below and most == math.floor(most))
-    step = schema.get("multipleOf", 1)
-    return integers(low, high, step if isinstance(step, int) else 1)
-
-
-def _number(schema: Mapping[str, Any]) -> Shape:
-    return decimals(*_bounds(schema))
-
-
-def _bounds(schema: Mapping[str, Any]) -> tuple[Decimal | None, Decimal | None, bool, bool]:
-    """The least and the most that a number may be, and whether it must be above and below these."""
-    found: list[tuple[Decimal | None, bool]] = []
-    for word, exclusive, pick in (("minimum", "exclusiveMinimum", max), ("maximum", "exclusiveMaximum", min)):
-        bound, strict = schema.get(word), schema.get(exclusive)
-        if isinstance(strict, bool):  # as the fourth draft had it
-            limits = [(bound, strict)] if bound is not None else []
-        else:
-            limits = [(each, each is strict) for each in (bound, strict) if each is not None]
-        nearest = pick((each for each, _ in limits), default=None)
-        strictly = any(beyond for each, beyond in limits if each == nearest)
-        found.append((None if nearest is None else Decimal(str(nearest)), strictly))
-    (least, above), (most, below) = found
-    return least, most, above, below

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from llms.concurrency import FEW, Concurrency
+from llms.concurrency import FEW, Change, Concurrency
 from llms.pacing import Rates
 from llms.stalls import Stalls
 
@@ -26,14 +26,6 @@ PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 EARLY = 1e-6
 """Seconds by which a timer may be early."""
-
-
-class Change(NamedTuple):
-    """The limit was moved."""
-
-    seconds: float
-    limit: int
-    reason: str
 
 
 class Episode(NamedTuple):
@@ -101,9 +93,9 @@ class Place:
         """The provider asked for patience; nobody is admitted for `retry_after` seconds."""
         self._limiter._throttled(self, retry_after, headers)
 
-    def failed(self) -> None:
-        """The server or the network failed: the limit does not grow for a moment."""
-        self._limiter._failed()
+    def failed(self, retry_after: float | None = None) -> None:
+        """The server or the network failed: the limit does not grow for a moment, nobody goes for `retry_after` s."""
+        self._limiter._failed(retry_after)
 
 
 class Limiter:
@@ -255,7 +247,13 @@ class Limiter:
         elif self._episode and place._epoch == self._epoch - 1:
             episode = self._episode
             self._episode = episode._replace(in_flight=episode.in_flight - 1, accepted=episode.accepted - 1)
-        until = now + (min(LONGEST_PAUSE, PAUSE * 2.0 ** (self._streak - 1)) if retry_after is None else retry_after)
+        own = min(LONGEST_PAUSE, PAUSE * 2.0 ** min(self._streak - 1, 10))
+        # What the provider says is believed once; refused again after it, we wait as if it had said nothing.
+        self._pause(now, own if retry_after is None else max(retry_after, own) if self._streak > 1 else retry_after)
+
+    def _pause(self, now: float, seconds: float) -> None:
+        """Nobody is admitted for so long."""
+        until = now + seconds
         if until > self._paused_until:
             self.counts.seconds_paused += until - max(now, self._paused_until)
             self._paused_until = until
@@ -285,9 +283,11 @@ class Limiter:
         elif first or episode.full or tempo.learned is None:
             tempo.resume(now, episode.accepted, 0.0 if first else episode.seconds)
 
-    def _failed(self) -> None:
+    def _failed(self, retry_after: float | None) -> None:
+        now = asyncio.get_running_loop().time()
         self.counts.failed += 1
-        self._concurrency.failed(asyncio.get_running_loop().time())
+        self._concurrency.failed(now)
+        self._pause(now, retry_after or 0.0)
 
     def _note(self, now: float, reason: str) -> None:
         """Remember that the limit moved; growth only from a tenth on."""
@@ -302,6 +302,8 @@ def limiter_of(
     key: Hashable, *, most: int = 500, start: int | None = None, rpm: float | None = None, tpm: float | None = None
 ) -> Limiter:
     """The limiter of this key with these settings on the running loop, made on first use and shared from then on.
+
+    With other settings it is another one, which knows nothing of this one's requests.
 
     Raises:
         RuntimeError: If no event loop is running.

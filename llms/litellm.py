@@ -25,12 +25,15 @@ SETTINGS = {
 }
 """Variables that `litellm` reads when it is imported, and never again."""
 
+CODES = {"ContextWindowExceededError": "context_length_exceeded"}
+"""What the class of an error alone tells, as OpenAI calls it: LiteLLM drops the provider's own code for it."""
+
 
 class LiteLLM(RemoteLLM):
     """Models of any provider that LiteLLM knows, named like `groq/llama-3.3-70b-versatile`.
 
-    Keys are read from the provider's own variables. LiteLLM does not go together with the current SDKs of other
-    providers: install `distilflow[litellm]` by itself, and prefer a provider's own class where there is one.
+    Keys are read from the provider's own variables. Prefer a provider's own class where there is one: this takes
+    seconds to import, and several times the CPU for each request.
 
     Example:
         ```python
@@ -135,17 +138,28 @@ class LiteLLM(RemoteLLM):
             "max_retries": 0,
             "drop_params": False,  # what the provider lacks is refused by name, never left out
         }
-        if mode := self._mode():
+        ours = options.model_dump(by_alias=True, exclude_none=True)
+        if pattern := self._pattern():
+            ours["extra_body"] = held_to("regex", pattern) | ours.get("extra_body", {})
+        elif mode := self._mode():
             request |= held_to(mode, self._schema(), strict)
-        return request | options.model_dump(by_alias=True, exclude_none=True) | self.litellm_params
+        return request | ours | self.litellm_params
+
+    def _pattern(self) -> str | None:
+        """The regular expression this model is held to, where vLLM serves it: no other takes one from LiteLLM."""
+        provider = self.litellm_params.get("custom_llm_provider") or self.model.partition("/")[0]
+        schema = self.structured_output and self.structured_output["schema"]
+        return schema if isinstance(schema, str) and provider == "hosted_vllm" else None
 
     def _failed(self, error: Exception) -> LLMError:
         """One of our own errors; the headers and the body of the reply are in places of LiteLLM's own."""
         headers, body = getattr(error, "litellm_response_headers", None), getattr(error, "body", None)
         status, message = getattr(error, "status_code", None), getattr(error, "message", None) or str(error)
-        if not isinstance(status, int):
+        if not isinstance(status, int) or status == 200:  # an answer that nobody can read is no refusal
             return from_sdk(error, self._url())
-        return failure(status, headers or {}, json.dumps(body) if isinstance(body, dict) else message, self._url())
+        failed = failure(status, headers or {}, json.dumps(body) if isinstance(body, dict) else message, self._url())
+        failed.code = failed.code or CODES.get(type(error).__name__)
+        return failed
 
     def _sdk(self) -> Any:
         for name, value in SETTINGS.items():
@@ -164,6 +178,8 @@ class LiteLLM(RemoteLLM):
 
     def _mode(self) -> Any:
         """How this model is held to its structure: the strictest way that its provider has, where none is named."""
+        if self._pattern():
+            return "regex"
         mode = super()._mode()
         if mode != "json_schema" or self.structured_mode:
             return mode

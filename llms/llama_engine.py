@@ -5,6 +5,8 @@ import logging
 import threading
 import weakref
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +20,7 @@ from llms.sampling import Sampler
 from llms.typing import FinishReason, HiddenState
 
 EXIT_PATIENCE = 5.0
-"""Seconds that the end of the process waits for an answer that a thread still writes."""
+"""Seconds that the end of the process waits for a token that a thread still computes."""
 
 
 @dataclass
@@ -73,20 +75,24 @@ class LlamaEngine:
         """
         self._llama, self.n_ctx, self._n_parallel = llama, n_ctx, n_parallel
         self._n_batch, self._n_threads = max(n_batch, n_parallel), n_threads
-        self._lock = threading.Lock()
+        self._lock, self._closing = threading.Lock(), threading.Event()
         llama.llama_backend_init()
         params = llama.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers if n_gpu_layers >= 0 else 0x7FFFFFFF
         self._model = llama.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
-            raise Fatal(f"llama.cpp cannot load `{path}`: it is no GGUF file of a model that this version knows.")
+            raise Fatal(f"llama.cpp cannot load `{path}`: {_trouble_with(path)}")
         self._vocab = llama.llama_model_get_vocab(self._model)
         self._n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
-        self._context = self._new_context(n_ctx * n_parallel, n_parallel, self._n_batch)
+        try:
+            self._context = self._new_context(n_ctx * n_parallel, n_parallel, self._n_batch)
+        except Fatal:
+            llama.llama_model_free(self._model)
+            raise
         self._memory = llama.llama_get_memory(self._context)
         self._batch = llama.llama_batch_init(self._n_batch, 0, 1)
         self._ends = np.array([t for t in range(self._n_vocab) if llama.llama_vocab_is_eog(self._vocab, t)], np.int32)
-        weakref.finalize(self, _free, llama, self._lock, self._model, self._context, self._batch)
+        weakref.finalize(self, _free, llama, self._lock, self._closing, self._model, self._context, self._batch)
 
     @property
     def template(self) -> str | None:
@@ -124,12 +130,12 @@ class LlamaEngine:
         Raises:
             RuntimeError: If llama.cpp cannot compute.
         """
-        with self._lock:
+        with self._computing():
             self._llama.llama_memory_clear(self._memory, True)
             waiting = deque(texts)
             live: dict[int, Text] = {}
             idle = list(range(self._n_parallel))
-            while waiting or live:
+            while (waiting or live) and not self._closing.is_set():
                 while waiting and idle:
                     live[idle.pop()] = waiting.popleft()
                 for sequence, place in self._compute(live):
@@ -144,12 +150,14 @@ class LlamaEngine:
         """The last hidden state of every token of every prompt."""
         llama, longest = self._llama, max(map(len, prompts), default=1)
         size = llama.llama_model_n_embd(self._model)
-        with self._lock:
+        states: list[HiddenState] = []
+        with self._computing():
             context = self._new_context(longest, 1, longest, embeddings=True)
             batch = llama.llama_batch_init(longest, 0, 1)
             try:
-                states = []
                 for prompt in prompts:
+                    if self._closing.is_set():
+                        break
                     llama.llama_memory_clear(llama.llama_get_memory(context), True)
                     batch.n_tokens = 0
                     for position, token in enumerate(prompt):
@@ -157,22 +165,32 @@ class LlamaEngine:
                     self._decode(context, batch)
                     rows = [llama.llama_get_embeddings_ith(context, place) for place in range(len(prompt))]
                     states.append(np.stack([np.ctypeslib.as_array(row, shape=(size,)) for row in rows]))
-                return states
             finally:
                 llama.llama_batch_free(batch)
                 llama.llama_free(context)
+        return states
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Take one's turn. Where the process is about to end it is the last one, and nobody sees what is half done."""
+        with self._lock:
+            yield
+        if self._closing.is_set():
+            threading.Event().wait()
 
     def _new_context(self, n_ctx: int, n_seq: int, n_batch: int, embeddings: bool = False) -> Any:
         params = self._llama.llama_context_default_params()
         params.n_ctx, params.n_seq_max, params.no_perf = n_ctx, n_seq, True
         params.kv_unified = False  # a common one is a tenth faster, but a text would depend on those beside it
-        params.n_batch, params.n_ubatch = n_batch, n_batch if embeddings else min(512, n_batch)
+        params.n_batch, params.n_ubatch = n_batch, min(512, n_batch)
         params.n_threads = params.n_threads_batch = self._n_threads
-        if embeddings:
+        if embeddings:  # as exact as the weights: what attention remembers is rounded to sixteen bits otherwise
             params.embeddings, params.pooling_type = True, self._llama.LLAMA_POOLING_TYPE_NONE
+            params.type_k = params.type_v = self._llama.GGML_TYPE_F32
+            params.flash_attn_type = self._llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         context = self._llama.llama_init_from_model(self._model, params)
         if not context:
-            raise Fatal(f"llama.cpp has no memory for {n_ctx} tokens: lower `n_ctx` or `n_parallel`.")
+            raise Fatal(f"llama.cpp has no memory for {n_ctx} tokens: lower `n_ctx`, `n_parallel` or `n_gpu_layers`.")
         return context
 
     def _compute(self, live: dict[int, Text]) -> list[tuple[int, int]]:
@@ -243,7 +261,19 @@ def _add(batch: Any, token: int, position: int, sequence: int, scored: bool) -> 
     return place
 
 
-def _free(llama: Any, lock: threading.Lock, model: Any, context: Any, batch: Any) -> None:
+def _trouble_with(path: Path) -> str:
+    """What may be wrong with a file that llama.cpp does not load, and what to do: it gives no reason itself."""
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            return "it is no GGUF file."
+    return (
+        "this version does not know such a model, the file is damaged, or there is no memory for it: lower "
+        "`n_gpu_layers`, or take a smaller quantization. With `verbose=True` llama.cpp says what it is."
+    )
+
+
+def _free(llama: Any, lock: threading.Lock, closing: threading.Event, model: Any, context: Any, batch: Any) -> None:
+    closing.set()
     if lock.acquire(timeout=EXIT_PATIENCE):  # a thread that computes would be left without its memory
         llama.llama_batch_free(batch)
         llama.llama_free(context)

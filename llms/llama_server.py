@@ -118,7 +118,7 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
     max_concurrency: int = Field(
         default=32, gt=0, description="Chats sent to the server at once; the others wait here."
     )
-    timeout: float = Field(default=600.0, gt=0, description="Seconds to wait for one answer, its turn included.")
+    timeout: float = Field(default=600.0, gt=0, description="Seconds to wait for one answer, its turn included.")  # type: ignore[override]
 
     generations_at_once: ClassVar[int | None] = 1
 
@@ -152,8 +152,8 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat `num_generations` times.
 
-        The server holds a text to a structure, but does not close it within `max_new_tokens`: one that was cut is
-        asked for once more, with only those texts allowed that are surely short enough.
+        The server holds a text to a structure, but does not close it within `max_new_tokens`, or the context where that
+        is empty: one that was cut is asked for once more, with only those texts allowed that are surely short enough.
 
         Raises:
             Fatal: If `max_new_tokens` is too small for the `structured_output`.
@@ -163,9 +163,8 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
         ask = partial(self._ask, server, input, num_generations, options)
         if not self.structured_output:
             return await ask({})
-        grammar, limit = grammar_of(self.structured_output), options.model_dump()["max_new_tokens"]
-        if not limit:
-            return await ask({"grammar": str(grammar)})
+        grammar = grammar_of(self.structured_output)
+        limit = options.model_dump()["max_new_tokens"] or self.n_ctx
         way = await asyncio.to_thread(server.way, grammar.shortest)
         if limit < way.steps:
             raise Fatal(f"`structured_output` needs `max_new_tokens` of {way.steps} or more: {limit} is too small.")
@@ -235,11 +234,16 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
         params.cpuparams.n_threads = self.n_threads or (-1 if self.model_path else 1)
         params.verbosity = 0
         params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key]
-        if hidden_states:  # of every token, as they are
+        if hidden_states:  # of every token, as they are, and as exact as the weights
             params.embedding, params.embd_normalize = True, -1
             params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_NONE
+            params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
             params.n_batch = params.n_ubatch = self.n_ctx
         try:
             return _Server(xllamacpp.Server(params), key)
         except (RuntimeError, ValueError) as error:
-            raise Fatal(f"llama.cpp cannot serve `{path}`: {error}") from None
+            raise Fatal(
+                f"llama.cpp cannot serve `{path}`: {error}. Where it is a GGUF file of a model that it knows, memory "
+                "ran out: lower `n_ctx`, `n_parallel` or `n_gpu_layers`, or take a smaller quantization."
+            ) from None

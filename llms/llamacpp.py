@@ -1,12 +1,14 @@
 """llama.cpp in this process, through llama-cpp-python: GGUF models, held to a schema or a pattern token by token."""
 
 import os
+import re
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, HttpUrl
+from pydantic import Field, HttpUrl, model_validator
 
 from llms import local
 from llms.answers import Answer, answered
@@ -14,11 +16,14 @@ from llms.chat_template import spelled_out
 from llms.errors import Fatal, Rejected
 from llms.guide import Automaton, Guide
 from llms.llama_engine import LlamaEngine, Text, quiet
-from llms.local import LocalLLM
+from llms.local import LocalLLM, accepted
 from llms.packages import package
 from llms.sampling import Sampler
 from llms.strict import Strict
 from llms.typing import ChatType, GenerateOutput, HiddenState
+
+SPLIT = re.compile(r"(?P<name>.*)-00001-of-(?P<count>\d{5})\.gguf")
+"""The name of the first of several files that hold one model."""
 
 
 class LlamaCppLLM(LocalLLM):
@@ -40,7 +45,13 @@ class LlamaCppLLM(LocalLLM):
     _documentation_url = HttpUrl("https://llama-cpp-python.readthedocs.io")
     _logo_url = HttpUrl("https://cdn.simpleicons.org/meta")
 
-    model_path: Path = Field(description="Path of a GGUF file.")
+    model_path: Path | None = Field(default=None, description="Path of a GGUF file; or else it is on the Hub.")
+    repo_id: str | None = Field(
+        default=None, description="Repository on the Hub, such as `Qwen/Qwen3-0.6B-GGUF`, to download the file from."
+    )
+    filename: str | None = Field(
+        default=None, description="Name of the GGUF file in the repository; the first one's, where there are several."
+    )
     n_gpu_layers: int = Field(default=-1, ge=-1, description="Layers on the GPU, where there is one; -1 means all.")
     n_ctx: int = Field(default=1024, gt=0, description="Tokens of context of one chat, its answer included.")
     n_batch: int = Field(default=512, gt=0, description="Tokens to compute at once, at most.")
@@ -68,13 +79,21 @@ class LlamaCppLLM(LocalLLM):
         presence_penalty: float | None = Field(default=None, description="Against tokens already used at all.")
         repetition_penalty: float | None = Field(default=None, gt=0, description="Against repeating; 1 is none.")
 
+    @model_validator(mode="after")
+    def _is_in_one_place(self) -> Self:
+        given = [f"`{name}`" for name in ("model_path", "repo_id", "filename") if getattr(self, name)]
+        if given not in (["`model_path`"], ["`repo_id`", "`filename`"]):
+            found = " and ".join(given) or "none"
+            raise ValueError(f"give either `model_path`, or `repo_id` and `filename` to download it, not {found}.")
+        return self
+
     @property
     def model_name(self) -> str:
         """The file's name without its ending."""
-        return self.model_path.stem
+        return Path(self.model_path or self.filename or "").stem
 
     def ready(self) -> None:
-        """Load the model, and compile what its texts are held to."""
+        """Load the model, downloading it first where it is not here yet, and compile what its texts are held to."""
         self._automaton(self._engine())
 
     def generate(self, inputs: list[ChatType], num_generations: int = 1, **kwargs: Any) -> list[GenerateOutput]:
@@ -87,17 +106,22 @@ class LlamaCppLLM(LocalLLM):
             Fatal: If no request can work: a missing package or file, a misspelt parameter, a `max_new_tokens` that is
                 too small for the `structured_output`.
         """
+        return self.generate_together([(self, chat) for chat in inputs], num_generations, **kwargs)
+
+    def generate_together(
+        self, requests: Sequence[tuple[Self, ChatType]], num_generations: int = 1, **kwargs: Any
+    ) -> list[GenerateOutput]:
+        """The same for chats that have structures of their own, in one batch.
+
+        Args:
+            requests: Of each chat, this block or a copy that is held to another structure. What such a copy cannot be
+                held to costs the answers of its own chats only.
+        """
         options = self.options(kwargs).model_dump(exclude_none=True)
         engine = self._engine()
-        automaton = self._automaton(engine)
-        if automaton and (limit := options.get("max_new_tokens")) and limit < automaton.least:
-            raise Fatal(
-                f"`structured_output` needs `max_new_tokens` of {automaton.least} or more: {limit} is too small."
-            )
-        if automaton and "stop" in options:
-            raise Fatal("`stop` and `structured_output` exclude each other: a structure has an end of its own.")
+        automata = self._of_each(requests, lambda llm: llm._held(engine, options))
         started = time.perf_counter()
-        answers = [self._answer(engine, automaton, chat, num_generations, options) for chat in inputs]
+        answers = [llm._answer(engine, automata[id(llm)], chat, num_generations, options) for llm, chat in requests]
         return answered(answers, lambda texts, _: engine.write(texts), 1 + self.max_schema_retries, started)
 
     def get_last_hidden_state(self, inputs: list[ChatType]) -> list[HiddenState]:
@@ -111,7 +135,7 @@ class LlamaCppLLM(LocalLLM):
 
     def _key(self) -> tuple[object, ...]:
         sizes = (self.n_ctx, self.n_batch, self.n_parallel, self.n_gpu_layers, self.n_threads)
-        return (type(self), self.model_path, *sizes)
+        return (type(self), self.model_path, self.repo_id, self.filename, *sizes)
 
     def _engine(self) -> LlamaEngine:
         return local.engine(self._key(), self._start)
@@ -119,17 +143,52 @@ class LlamaCppLLM(LocalLLM):
     def _start(self) -> LlamaEngine:
         llama_cpp = package("llama_cpp", self)
         quiet(self.verbose)
-        if not self.model_path.is_file():
-            raise Fatal(f"`LlamaCppLLM` finds no file `{self.model_path}`: `model_path` is the path of a GGUF file.")
         return LlamaEngine(
             llama_cpp,
-            self.model_path,
+            self._file(),
             n_ctx=self.n_ctx,
             n_parallel=self.n_parallel,
             n_batch=self.n_batch,
             n_gpu_layers=self.n_gpu_layers,
             n_threads=self.n_threads or max(1, (os.cpu_count() or 2) // 2),
         )
+
+    def _file(self) -> Path:
+        """The GGUF file, downloaded where it is on the Hub and not here yet."""
+        if self.model_path is None:
+            return self._downloaded(self.repo_id or "", self.filename or "")
+        if not self.model_path.is_file():
+            raise Fatal(
+                f"`LlamaCppLLM` finds no file `{self.model_path}`: `model_path` is the path of a GGUF file. To "
+                "download one from the Hub, give `repo_id` and `filename` instead."
+            )
+        return self.model_path
+
+    def _downloaded(self, repo_id: str, filename: str) -> Path:
+        hub = package("huggingface_hub", self)
+        split = SPLIT.fullmatch(filename)
+        count = int(split["count"]) if split else 1
+        names = [f"{split['name']}-{at:05}-of-{count:05}.gguf" for at in range(1, count + 1)] if split else [filename]
+        try:
+            first, *_ = [hub.hf_hub_download(repo_id, name) for name in names]
+        except (OSError, ValueError) as error:
+            why = " ".join(str(error).split())[:500]
+            raise Fatal(
+                f"`LlamaCppLLM` cannot download `{filename}` of `{repo_id}`: {why} Check `repo_id` and `filename`; a "
+                "model that is not open to all wants a token in `HF_TOKEN`."
+            ) from None
+        return Path(first)
+
+    def _held(self, engine: LlamaEngine, options: dict[str, Any]) -> Automaton | None:
+        """What texts with these options are held to."""
+        automaton, limit = self._automaton(engine), options.get("max_new_tokens")
+        if automaton and limit and limit < automaton.least:
+            raise Fatal(
+                f"`structured_output` needs `max_new_tokens` of {automaton.least} or more: {limit} is too small."
+            )
+        if automaton and "stop" in options:
+            raise Fatal("`stop` and `structured_output` exclude each other: a structure has an end of its own.")
+        return automaton
 
     def _automaton(self, engine: LlamaEngine) -> Automaton | None:
         if self.structured_output is None:
@@ -140,14 +199,15 @@ class LlamaCppLLM(LocalLLM):
     def _answer(
         self,
         engine: LlamaEngine,
-        automaton: Automaton | None,
+        held: Automaton | Rejected | None,
         chat: ChatType,
         num_generations: int,
         options: dict[str, Any],
     ) -> Answer[Text]:
         """An answer that is still to be written; one without texts, and why, to a chat that cannot have any."""
-        error, prompt, limit = None, list[int](), 0
+        error, prompt, limit, automaton = None, list[int](), 0, None
         try:
+            automaton = accepted(held)
             prompt = self._prompt(engine, chat)
             limit = min(options.get("max_new_tokens", self.n_ctx), self.n_ctx - len(prompt))
             if automaton and limit < automaton.least:

@@ -9,11 +9,17 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+FILES = 10_240
+"""Files this process may have open, where its system allows so many: each request in flight is one."""
+
+PATIENCE = 5.0
+"""Seconds that a client may take to close."""
 
 HEARTBEAT = 1.0
 """Seconds after which whoever waits looks up: a signal that comes just before it falls asleep does not wake it."""
@@ -23,6 +29,7 @@ class _Loop:
     """A thread that runs an event loop, and what has to be closed before it ends."""
 
     def __init__(self) -> None:
+        _allow_files()
         self.pid = os.getpid()
         self.loop = asyncio.new_event_loop()
         self.clients: dict[Hashable, tuple[Any, Callable[[], Awaitable[Any]]]] = {}
@@ -30,11 +37,30 @@ class _Loop:
         self.thread.start()
 
     async def close(self) -> None:
+        """Give up what still runs, then close every client; one that cannot be closed keeps no other open."""
         clients, self.clients = self.clients, {}
-        for _, close in clients.values():
-            await close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
+        if tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=PATIENCE)
+        await asyncio.gather(*(_closed(close) for _, close in clients.values()), return_exceptions=True)
+
+
+async def _closed(close: Callable[[], Awaitable[Any]]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        await close()
+
+
+def _allow_files() -> None:
+    """Raise the usual limit of 1,024 open files, which 1,000 requests in flight meet; it is there for `select`."""
+    with suppress(ImportError, ValueError, OSError):  # there is none, or nobody may raise it
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        unlimited = resource.RLIM_INFINITY
+        wanted = FILES if hard == unlimited else min(FILES, hard)
+        if soft != unlimited and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 _current: _Loop | None = None
@@ -128,7 +154,11 @@ def close() -> None:
     if ending and ending.pid != os.getpid():
         _inherited.append(ending)
     elif ending:
-        asyncio.run_coroutine_threadsafe(ending.close(), ending.loop).result(timeout=10)
-        ending.loop.call_soon_threadsafe(ending.loop.stop)
-        ending.thread.join(timeout=10)
-        ending.loop.close()
+        closing = asyncio.run_coroutine_threadsafe(ending.close(), ending.loop)
+        try:
+            wait([closing], 3 * PATIENCE)
+        finally:
+            ending.loop.call_soon_threadsafe(ending.loop.stop)
+            ending.thread.join(PATIENCE)
+            if not ending.thread.is_alive():
+                ending.loop.close()

@@ -107,6 +107,19 @@ def secrets(cls: type[LLM]) -> set[str]:
     return {name for name, field in cls.model_fields.items() if "Secret" in str(field.annotation)}
 
 
+def no_secret(within: int = 0) -> JsonSchemaValue:
+    """The JSON schema of what names no secret, nor does what is in it, so many levels down.
+
+    Prefect keeps the parameters of a run in clear, and holds them to the schema before it does.
+    """
+    names = {"propertyNames": {"not": {"enum": _secret_names()}}}
+    return names | ({"additionalProperties": no_secret(within - 1)} if within else {})
+
+
+def _secret_names() -> list[str]:
+    return sorted(set[str]().union(*map(secrets, models().values())))
+
+
 def _field(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
@@ -132,13 +145,16 @@ class Form:
     """Shows the parameter in Prefect's UI: a name, or one tab per model with a picker of saved blocks and *Add*.
 
     Prefect holds what it is given to the same schema. It leaves the values of a model's fields to `model`, which turns
-    texts into numbers and says what is wrong; their names it knows, and those of secrets are none of them.
+    texts into numbers and says what is wrong; their names it knows, and those of secrets are none of them. Nor may they
+    be in a name with fields, `"OpenAILLM model=gpt-5 api_key=…"`.
     """
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         shipped = [cls for cls in models().values() if cls.__module__.startswith("llms.")]
         tabs = handler(core_schema.union_schema([_tab(cls) for cls in shipped]))  # a union refers to what has a `ref`
-        return {"title": "Model", "anyOf": [{"title": "By name", "type": "string"}, *tabs["anyOf"]]}
+        secret = rf"""(^|\W)({"|".join(_secret_names())})["'\\]*\s*[=:]"""
+        name = {"title": "By name", "type": "string", "not": {"pattern": secret}}
+        return {"title": "Model", "anyOf": [name, *tabs["anyOf"]]}
 
 
 @cache

@@ -1,7 +1,9 @@
 """Numbers between two bounds, as they are written in JSON."""
 
 import math
+from collections.abc import Mapping
 from decimal import Decimal
+from typing import Any
 
 from llms.shapes import IMPOSSIBLE, NOTHING, Chars, Shape, among, choice, literal, optional, repeat, sequence
 
@@ -16,6 +18,36 @@ MOST = 1000
 
 DIGIT = among("0123456789")
 FROM_ONE = among("123456789")
+
+
+def of_integer(schema: Mapping[str, Any]) -> Shape:
+    """The integers that are valid against a schema."""
+    least, most, above, below = _bounds(schema)
+    low = None if least is None else math.ceil(least) + (above and least == math.ceil(least))
+    high = None if most is None else math.floor(most) - (below and most == math.floor(most))
+    step = schema.get("multipleOf", 1)
+    return integers(low, high, step if isinstance(step, int) else 1)
+
+
+def of_number(schema: Mapping[str, Any]) -> Shape:
+    """The numbers that are valid against a schema."""
+    return decimals(*_bounds(schema))
+
+
+def _bounds(schema: Mapping[str, Any]) -> tuple[Decimal | None, Decimal | None, bool, bool]:
+    """The least and the most that a number may be, and whether it must be above and below these."""
+    found: list[tuple[Decimal | None, bool]] = []
+    for word, exclusive, pick in (("minimum", "exclusiveMinimum", max), ("maximum", "exclusiveMaximum", min)):
+        bound, strict = schema.get(word), schema.get(exclusive)
+        if isinstance(strict, bool):  # as the fourth draft had it
+            limits = [(bound, strict)] if bound is not None else []
+        else:
+            limits = [(each, each is strict) for each in (bound, strict) if each is not None]
+        nearest = pick((each for each, _ in limits), default=None)
+        strictly = any(beyond for each, beyond in limits if each == nearest)
+        found.append((None if nearest is None else Decimal(str(nearest)), strictly))
+    (least, above), (most, below) = found
+    return least, most, above, below
 
 
 def integers(least: int | None, most: int | None, step: int = 1) -> Shape:

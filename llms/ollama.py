@@ -1,6 +1,8 @@
 """Ollama: open models on a machine of one's own, or on ollama.com."""
 
+import asyncio
 import os
+import re
 from base64 import b64decode
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +21,9 @@ from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, Messag
 
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "load": "error", "unload": "error"}
 """What the server says, in our one vocabulary; `load` and `unload` answer a chat that asks nothing."""
+
+PORT = 11434
+"""Where a server listens that nobody told to do so elsewhere."""
 
 BESIDE_OPTIONS = ("keep_alive", "logprobs", "think", "top_logprobs")
 """Runtime parameters that are members of the request; the server wants all others together, as its `options`."""
@@ -41,7 +46,7 @@ class OllamaLLM(RemoteLLM):
     _logo_url = HttpUrl("https://cdn.simpleicons.org/ollama")
     _api_key_env: ClassVar[str] = "OLLAMA_API_KEY"
     _base_url_env: ClassVar[str | None] = "OLLAMA_HOST"
-    _default_base_url: ClassVar[str | None] = "http://127.0.0.1:11434"
+    _default_base_url: ClassVar[str | None] = f"http://127.0.0.1:{PORT}"
     _structured_modes: ClassVar[tuple[StructuredMode, ...]] = ("json_schema", "json_object", "prompt")
     generations_at_once: ClassVar[int | None] = 1
 
@@ -97,10 +102,12 @@ class OllamaLLM(RemoteLLM):
 
     async def _answer(self, request: dict[str, Any]) -> GenerateOutput:
         url = self._url()
-        key = ("ollama", url, hash(self._key()), self.timeout)
-        client = loop.shared(key, self._client, lambda client: client.close())
+        client = loop.shared(("ollama", url, self._key()), self._client, lambda client: client.close())
         try:
-            return _decode(await client.chat(**request))
+            async with asyncio.timeout(self.timeout):
+                return _decode(await client.chat(**request))
+        except TimeoutError:
+            raise Transient(f"`{url}` gave no answer within {self.timeout:g} s.") from None
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise Transient(f"`{url}` answered no completion: {type(error).__name__}: {error}", status=200) from None
         except Exception as error:
@@ -123,7 +130,7 @@ class OllamaLLM(RemoteLLM):
         session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         return package("ollama", self).AsyncClient(
             host=self._url(),
-            timeout=self.timeout,
+            timeout=None,  # ours
             headers={"Authorization": f"Bearer {key}"} if (key := self._key()) else None,
             transport=httpx_aiohttp.AiohttpTransport(client=session),
             event_hooks={"response": [refuse]},
@@ -132,7 +139,11 @@ class OllamaLLM(RemoteLLM):
     def _address(self) -> str:
         """The server in any of the spellings its own programs take: `host`, `host:port`, `:port`, a URL."""
         address = super()._address()
-        return address if "://" in address else f"http://{address}".replace("http://:", "http://127.0.0.1:")
+        if "://" in address:
+            return address
+        place, slash, path = address.partition("/")
+        place = place if re.search(r":\d+$", place) else f"{place}:{PORT}"
+        return f"http://{'127.0.0.1' if place.startswith(':') else ''}{place}{slash}{path}"
 
     def _key(self) -> str:
         return super()._key() if self.api_key or os.getenv(self._api_key_env) else ""

@@ -1,6 +1,8 @@
 """OpenAI, and the protocol most others speak."""
 
+import os
 from abc import ABC
+from collections.abc import Hashable
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, HttpUrl, SecretStr
@@ -71,6 +73,13 @@ class OpenAILLM(ChatCompletionsLLM):
     _default_base_url: ClassVar[str | None] = "https://api.openai.com/v1"
     _strict: ClassVar[bool] = True
 
+    organization: str | None = Field(
+        default=None, description="Organization that pays, of several; `OPENAI_ORG_ID` when empty."
+    )
+    project: str | None = Field(
+        default=None, description="Project that pays, of several; `OPENAI_PROJECT_ID` when empty."
+    )
+
     class Options(ChatOptions):
         """Runtime parameters."""
 
@@ -81,3 +90,18 @@ class OpenAILLM(ChatCompletionsLLM):
         verbosity: Literal["low", "medium", "high"] | None = Field(default=None, description="How long answers are.")
         service_tier: str | None = Field(default=None, description="`auto`, `default`, `flex`, `priority` …")
         extra_body: ExtraBody = None
+
+    def account(self) -> Hashable:
+        """The organization and the project too: each has limits of its own."""
+        return (super().account(), *self._payer().values())
+
+    async def _headers(self) -> dict[str, str]:
+        return self._payer() | await super()._headers()
+
+    def _payer(self) -> dict[str, str]:
+        """Who pays, where the key alone does not say."""
+        payer = {
+            "OpenAI-Organization": self.organization or os.getenv("OPENAI_ORG_ID"),
+            "OpenAI-Project": self.project or os.getenv("OPENAI_PROJECT_ID"),
+        }
+        return {name: value for name, value in payer.items() if value}

@@ -12,7 +12,7 @@ def package(name: str, llm: object, extra: str | None = None) -> Any:
     Args:
         name: Of the package, or of a module in it.
         llm: The model, for the message.
-        extra: Brings the package; the one named like the model's module, when not told.
+        extra: Brings the package; the one named like the module of the class that ships with this, when not told.
 
     Raises:
         Fatal: If it is not installed; the message holds the command that installs it.
@@ -20,7 +20,8 @@ def package(name: str, llm: object, extra: str | None = None) -> Any:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        extra = extra or type(llm).__module__.rpartition(".")[2]
+        modules = (cls.__module__ for cls in type(llm).__mro__)
+        extra = extra or next(name.removeprefix("llms.") for name in modules if name.startswith("llms."))
         raise Fatal(
             f"`{type(llm).__name__}` needs the `{error.name}` package: `pip install 'distilflow[{extra}]'`."
         ) from None

@@ -9,8 +9,9 @@ from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
 from jsonschema.validators import validator_for
+from referencing import Registry
 
-from llms.errors import Fatal
+from llms.errors import Fatal, Rejected
 from llms.shapes import Chars, Shape, among, choice, repeat, sequence, union
 from llms.typing import StructuredOutputType
 
@@ -40,8 +41,18 @@ def shape_of(structure: StructuredOutputType) -> Shape:
 
 
 def mistake(structure: StructuredOutputType, text: str) -> str | None:
-    """Why a text does not keep to the structure; `None` when it does."""
-    schema = structure["schema"]
+    """Why a text does not keep to the structure; `None` when it does.
+
+    Raises:
+        Rejected: If no text can be held against it, as with a `$ref` to nowhere.
+    """
+    try:
+        return _mistake(structure["schema"], text)
+    except Exception as error:  # of libraries, which find out only now
+        raise Rejected(f"`structured_output` cannot be checked: {type(error).__name__}: {error}") from None
+
+
+def _mistake(schema: dict[str, Any] | str, text: str) -> str | None:
     if isinstance(schema, str):
         return None if re.fullmatch(schema, text) else "it does not match the pattern"
     try:
@@ -51,7 +62,8 @@ def mistake(structure: StructuredOutputType, text: str) -> str | None:
     except RecursionError:
         return "it is nested too deeply"
     cls = validator_for(schema)
-    error = next(iter(cls(schema, format_checker=cls.FORMAT_CHECKER).iter_errors(value)), None)
+    checker = cls(schema, registry=Registry(), format_checker=cls.FORMAT_CHECKER)  # which fetches nothing
+    error = next(iter(checker.iter_errors(value)), None)
     return f"at `{error.json_path}`: {error.message}" if error else None
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from llms import store
@@ -9,6 +10,12 @@ from llms.errors import Fatal
 from llms.typing import ChatType, GenerateOutput
 
 logger = logging.getLogger(__name__)
+
+_left_alone: set[Path] = set()
+"""Stores that could not be used, while nothing had to be looked up in them: they are not tried again."""
+
+_said: set[str] = set()
+"""Why answers are not stored, as it was said: once, not once per answer."""
 
 
 class Recall:
@@ -34,11 +41,17 @@ class Recall:
         self._found: dict[str, store.StoredAnswer] = {}
         try:
             self._keys = [[store.key_of(llm, chat, options, each) for each in self._numbers] for llm, chat in requests]
+        except store.StoreError as error:
+            self._give_up(error)
+        try:
             if look_up:
                 self._found = store.get({key for keys in self._keys for key in keys})
+                _left_alone.discard(store.path())
+            elif store.path() not in _left_alone:
+                store.prepare()  # here, where waiting for whoever locks it holds up nobody else
         except store.StoreError as error:
-            self._keys = []
             self._give_up(error)
+            _left_alone.add(store.path())
         # Generations with a seed are a sequence: to ask for some of them would repeat the first ones.
         self._whole = options.get("seed") is not None
 
@@ -74,13 +87,14 @@ class Recall:
         Raises:
             Fatal: If they cannot be stored, and answers are looked up.
         """
-        if not self._keys or not places:
+        if not self._keys or not places or (not self._look_up and store.path() in _left_alone):
             return
         answers = store.StoredAnswer.of(self.requests[at][0], new)
         try:
             await store.put({self._keys[at][number]: answers[place] for number, place in places.items()})
         except store.StoreError as error:
             self._give_up(error)
+            _left_alone.add(store.path())
 
     def completed(self, at: int, new: GenerateOutput) -> GenerateOutput:
         """The generations that were missing, `new`, together with those that were there."""
@@ -97,6 +111,10 @@ class Recall:
         return output
 
     def _give_up(self, error: store.StoreError) -> None:
+        """Go on without a store, where nothing is looked up in it."""
         if self._look_up:
             raise Fatal(str(error)) from None
-        logger.warning("Answers are not stored: %s", error)
+        self._keys = []
+        if str(error) not in _said:
+            _said.add(str(error))
+            logger.warning("Answers are not stored: %s", error)

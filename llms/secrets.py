@@ -1,7 +1,9 @@
 """Keys stay out of what is said: some providers repeat, in what they refuse, the key they were given."""
 
 import os
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
@@ -13,6 +15,12 @@ if TYPE_CHECKING:
 
 SHORTEST = 8
 """Characters of the shortest secret that is looked for: a shorter one is part of many words."""
+
+NAMES = re.compile(r"(API_?KEY|ACCESS_KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)$", re.I)
+"""How variables of the environment end that hold a secret, whichever SDK reads them."""
+
+LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+"""Who asks and with which password, in a URL."""
 
 
 def hide(error: LLMError, llm: "LLM") -> None:
@@ -34,16 +42,19 @@ def hide(error: LLMError, llm: "LLM") -> None:
 
 
 def hidden(text: str, secrets: Iterable[str]) -> str:
-    """A text without these secrets."""
+    """A text without these secrets, and without the logins in its URLs."""
     for secret in sorted(secrets, key=len, reverse=True):  # one may be part of another
         text = text.replace(secret, "***")
-    return text
+    return LOGIN.sub("***", text)
 
 
 def of(llm: "LLM") -> set[str]:
-    """The secrets in a model's fields, and those it would read from the environment."""
+    """The secrets in a model's fields, the key it would use, and all that the environment holds."""
     fields = [getattr(llm, name) for name in type(llm).model_fields]
     held = [each for value in fields for each in (value.values() if isinstance(value, dict) else [value])]
-    names = [getattr(llm, "_api_key_env", ""), *getattr(llm, "_other_api_key_envs", ())]
     secrets = [each.get_secret_value() for each in held if isinstance(each, SecretStr)]
-    return {each for each in [*secrets, *(os.getenv(name, "") for name in names if name)] if len(each) >= SHORTEST}
+    names = {getattr(llm, "_api_key_env", ""), *getattr(llm, "_other_api_key_envs", ())}
+    secrets += [value for name, value in os.environ.items() if name in names or NAMES.search(name)]
+    with suppress(Exception):  # it has none, or finds it nowhere
+        secrets.append(getattr(llm, "_key")())  # noqa: B009  (of those behind an API; an engine's is no text)
+    return {each for each in secrets if isinstance(each, str) and len(each) >= SHORTEST}

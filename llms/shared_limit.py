@@ -88,6 +88,7 @@ class SharedLimit:
         self._work: asyncio.Task[None] | None = None
         self._client: PrefectClient
         self._reached = self._is_rate = False
+        self._missed_at = -math.inf  # when Prefect could not be reached
         self._permits = 0  # of a rate: taken, and their time has come
         self._due, self._taken_at = 0.0, -math.inf  # of a rate: what this process may take, were it alone
         self._forgotten = 0.0  # of a rate: what Prefect lost in rounding
@@ -171,6 +172,8 @@ class SharedLimit:
             except Exception as error:
                 if self._cure(error):
                     raise
+                if isinstance(error, httpx.TransportError):
+                    self._missed_at = self._clock()
                 storms += 1
                 pause = min(15.0, 2.0**storms / 10) * random.uniform(0.5, 1.5)
                 if storms == 3:  # its SQLite may be busy for a moment
@@ -269,7 +272,10 @@ class SharedLimit:
         except httpx.HTTPStatusError as error:
             if error.response.status_code != 410:
                 raise
-            if now < lease.renewed_at + LEASE:  # a server that was restarted forgets the lease, but not its slots
+            # A server that was restarted forgets the lease, but not its slots. If it was only out of reach, for longer
+            # than the lease, they go back twice, and others may have as many too many in flight: that passes, lost
+            # slots do not.
+            if now < lease.renewed_at + LEASE or self._missed_at > lease.renewed_at:
                 await self._client.release_concurrency_slots([self.name], lease.slots, now - lease.taken_at + 0.1)
             self._drop(lease)
             return False

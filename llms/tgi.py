@@ -62,19 +62,18 @@ def _logprobs(details: dict[str, Any]) -> Logprobs | None:
     return [[{"token": each["text"], "logprob": each["logprob"]} for each in place] for place in chosen_first]
 
 
-def template(hub: Any, tokenizer: str, token: str) -> tuple[str, dict[str, str]]:
+def template(tokenizer: str, token: str) -> tuple[str, dict[str, str]]:
     """The chat template of a tokenizer and the special tokens it may name.
 
     Args:
-        hub: The `huggingface_hub` package.
         tokenizer: Name of a model on the Hub, or path of a folder.
         token: Opens models that are not public.
 
     Raises:
         Fatal: If there is no such model, or it has no template.
     """
-    config = json.loads(_read(hub, tokenizer, "tokenizer_config.json", token) or "{}")
-    found = _read(hub, tokenizer, "chat_template.jinja", token) or config.get("chat_template")
+    config = json.loads(_read(tokenizer, "tokenizer_config.json", token) or "{}")
+    found = _read(tokenizer, "chat_template.jinja", token) or config.get("chat_template")
     if isinstance(found, list):
         found = {each["name"]: each["template"] for each in found}.get("default")
     if not found:
@@ -84,14 +83,16 @@ def template(hub: Any, tokenizer: str, token: str) -> tuple[str, dict[str, str]]
     return found, texts | {"bos_token": ""}  # the server begins every text with that one itself
 
 
-def _read(hub: Any, tokenizer: str, name: str, token: str) -> str | None:
+def _read(tokenizer: str, name: str, token: str) -> str | None:
     """The text of a tokenizer's file; `None` if it has no such file."""
+    from huggingface_hub import errors, hf_hub_download
+
     if Path(tokenizer).is_dir():
         path = Path(tokenizer, name)
         return path.read_text() if path.exists() else None
     try:
-        return Path(hub.hf_hub_download(tokenizer, name, token=token)).read_text()
-    except hub.errors.RemoteEntryNotFoundError:
+        return Path(hf_hub_download(tokenizer, name, token=token)).read_text()
+    except errors.RemoteEntryNotFoundError:
         return None
     except Exception as error:
         raise from_sdk(error, f"{tokenizer}/{name}") from None

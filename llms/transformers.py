@@ -3,8 +3,9 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, HttpUrl, SecretStr
 
@@ -12,7 +13,7 @@ from llms import local
 from llms.answers import Answer, answered
 from llms.errors import Fatal, Rejected
 from llms.guide import Automaton
-from llms.local import LocalLLM
+from llms.local import LocalLLM, accepted
 from llms.packages import package
 from llms.strict import Strict
 from llms.transformers_batch import Text
@@ -98,7 +99,7 @@ class TransformersLLM(LocalLLM):
             default=None, gt=0, description="Tokens to generate at most; 1024 when neither this nor the model says."
         )
         do_sample: bool | None = Field(
-            default=None, description="Whether to sample; not when the `temperature` is 0 and this is empty."
+            default=None, description="Whether to sample; not where the `temperature` is 0, and yes at any other given."
         )
         temperature: float | None = Field(default=None, ge=0, description="How freely to sample; 0 is greedy.")
         top_k: int | None = Field(default=None, ge=0, description="Sample from this many tokens; 0 means all.")
@@ -140,28 +141,35 @@ class TransformersLLM(LocalLLM):
             Fatal: If no request can work: a missing package, model or chat template, a misspelt parameter, a
                 `max_new_tokens` that is too small for the `structured_output`.
         """
+        return self.generate_together([(self, chat) for chat in inputs], num_generations, **kwargs)
+
+    def generate_together(
+        self, requests: Sequence[tuple[Self, ChatType]], num_generations: int = 1, **kwargs: Any
+    ) -> list[GenerateOutput]:
+        """The same for chats that have structures of their own, in one batch.
+
+        Args:
+            requests: Of each chat, this block or a copy that is held to another structure. What such a copy cannot be
+                held to costs the answers of its own chats only.
+        """
         options = self.options(kwargs).model_dump(exclude_none=True)
         engine = self._engine()
-        automaton = self._automaton(engine)
-        started = time.perf_counter()
         limit = options.pop("max_new_tokens", engine.max_new_tokens)
-        if automaton and limit < automaton.least:
-            raise Fatal(
-                f"`structured_output` needs `max_new_tokens` of {automaton.least} or more: {limit} is too small."
-            )
-        if automaton and "stop" in options:
-            raise Fatal("`stop` and `structured_output` exclude each other: a structure has an end of its own.")
+        automata = self._of_each(requests, lambda llm: llm._held(engine, limit, options))
+        started = time.perf_counter()
         stop, seed = options.pop("stop", ()), options.pop("seed", self.seed)
         sampling = engine.defaults.updated(options)
         form = Text(
             prompt=[],
             limit=limit,
             seed=seed if sampling.do_sample else seed or 0,
-            automaton=automaton,
             stop=tuple(filter(None, [stop] if isinstance(stop, str) else stop)),
         )
-        prompts = engine.tokenize(inputs, self.chat_template)
-        answers = [self._answer(engine, form, prompt, num_generations) for prompt in prompts]
+        prompts = engine.tokenize([chat for _, chat in requests], self.chat_template)
+        answers = [
+            llm._answer(engine, form, automata[id(llm)], prompt, num_generations)
+            for (llm, _), prompt in zip(requests, prompts, strict=True)
+        ]
 
         def write(texts: list[Text], attempt: int) -> None:
             # Where the likeliest text had a mistake, another is taken.
@@ -189,6 +197,17 @@ class TransformersLLM(LocalLLM):
         torch, transformers = package("torch", self), package("transformers", self)
         return TransformersEngine(torch, transformers, *load(torch, transformers, self))
 
+    def _held(self, engine: TransformersEngine, limit: int, options: dict[str, Any]) -> Automaton | None:
+        """What texts with these options are held to."""
+        automaton = self._automaton(engine)
+        if automaton and limit < automaton.least:
+            raise Fatal(
+                f"`structured_output` needs `max_new_tokens` of {automaton.least} or more: {limit} is too small."
+            )
+        if automaton and "stop" in options:
+            raise Fatal("`stop` and `structured_output` exclude each other: a structure has an end of its own.")
+        return automaton
+
     def _automaton(self, engine: TransformersEngine) -> Automaton | None:
         if self.structured_output is None:
             return None
@@ -196,26 +215,33 @@ class TransformersLLM(LocalLLM):
         return engine.compiler.automaton(self.structured_output)
 
     def _answer(
-        self, engine: TransformersEngine, form: Text, prompt: list[int] | Rejected, num_generations: int
+        self,
+        engine: TransformersEngine,
+        form: Text,
+        held: Automaton | Rejected | None,
+        prompt: list[int] | Rejected,
+        num_generations: int,
     ) -> Answer[Text]:
         """An answer that is still to be written; one without texts, and why, to a chat that cannot have any.
 
         Args:
             form: What its texts have in common with all others.
+            held: What they are held to.
         """
         answer = Answer[Text](self.structured_output, num_generations, form.begun)
         try:
-            tokens = self._fitting(engine, prompt)
+            automaton, tokens = accepted(held), self._fitting(engine, prompt)
             limit = form.limit if engine.context is None else min(form.limit, engine.context - len(tokens))
-            if form.automaton and limit < form.automaton.least:
+            if automaton and limit < automaton.least:
                 raise Rejected(
                     f"The chat has {len(tokens)} tokens, which leaves {limit} of the {engine.context} that "
-                    f"`{self.model}` reads for an answer, and `structured_output` needs {form.automaton.least}."
+                    f"`{self.model}` reads for an answer, and `structured_output` needs {automaton.least}."
                 )
         except Rejected as error:
             answer.error = error.with_traceback(None)  # which would hold on to the engine
         else:
-            answer.new, answer.input_tokens = replace(form, prompt=tokens, limit=limit).begun, len(tokens)
+            answer.new = replace(form, prompt=tokens, limit=limit, automaton=automaton).begun
+            answer.input_tokens = len(tokens)
         return answer
 
     def _fitting(self, engine: TransformersEngine, prompt: list[int] | Rejected) -> list[int]:

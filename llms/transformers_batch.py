@@ -73,10 +73,10 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def updated(self, options: Mapping[str, Any]) -> "Sampling":
-        """The same with these runtime parameters; a temperature of 0 means not to sample."""
+        """The same with these runtime parameters: a temperature of 0 means not to sample, any other one to do so."""
         if options.get("temperature", self.temperature) == 0:
             return replace(self, **{**options, "temperature": 1.0, "do_sample": False})
-        return replace(self, **{"do_sample": True, **options})
+        return replace(self, **{**({"do_sample": True} if "temperature" in options else {}), **options})
 
     def steps(self, transformers: Any) -> list[Step]:
         """What narrows the scores before a token is drawn, in the order of transformers."""

@@ -7,6 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from itertools import chain
 from typing import Any, TypeVar
 
 from jinja2 import TemplateError
@@ -35,6 +36,9 @@ SHARE = 0.8
 SCORES = 24
 """Bytes that choosing a token takes per token of the vocabulary: six copies of its scores."""
 
+KEPT = ("bos_token_id", "cache_config", "cache_implementation", "eos_token_id", "pad_token_id", "use_cache")
+"""What holds of a model's own configuration where texts keep to a structure: the rest of it may forbid every token."""
+
 EXIT_PATIENCE = 5.0
 """Seconds that the end of the process waits for a token that a thread still computes."""
 
@@ -61,6 +65,9 @@ class TransformersEngine:
         self.pad = next((token for token in (tokenizer.pad_token_id, *self._ends) if token is not None), 0)
         self.defaults = self._sampling()
         self.max_new_tokens: int = model.generation_config.max_new_tokens or ROOM
+        self._own = model.generation_config
+        kept = {name: getattr(self._own, name, None) for name in KEPT}
+        self._bare = transformers.GenerationConfig(**kept)
         self._device = model.device
         per_token = self._bytes_per_token(text)
         self.room = int(SHARE * _free_memory(torch, self._device) / per_token)
@@ -129,7 +136,9 @@ class TransformersEngine:
         def size(text: Text) -> int:
             return len(text.prompt) + text.limit + self._extra
 
-        for text in self._in_batches(texts, size, lambda batch: self._write(batch, sampling), rows):
+        kinds = [[text for text in texts if bool(text.automaton) is held] for held in (False, True)]
+        unfit = [self._in_batches(kind, size, lambda batch: self._write(batch, sampling), rows) for kind in kinds]
+        for text in chain(*unfit):
             text.error = Rejected(
                 f"There is no memory on `{self._device}` for a chat of {len(text.prompt)} tokens and an answer of "
                 f"{text.limit}: lower `max_new_tokens`, or the memory of the weights by `dtype` or `quantization`."
@@ -159,6 +168,7 @@ class TransformersEngine:
         ids, mask = self._padded([text.prompt for text in texts], left=True)
         known = self.pieces if any(text.stop for text in texts) else []
         batch = Batch(self._torch, texts, ids, mask, self._ends, known)
+        self.model.generation_config = self._bare if any(text.automaton for text in texts) else self._own
         self.model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -196,12 +206,16 @@ class TransformersEngine:
             longest = size(waiting[0])
             with self._lock:
                 batch = [waiting.popleft() for _ in range(min(len(waiting), most, max(1, self.room // longest)))]
-                if self._fits(compute, batch):
-                    continue
-                if len(batch) == 1:
-                    unfit += batch
-                    continue
-                self.room = len(batch) * longest // 2
+                fits = self._fits(compute, batch)
+                if not fits and len(batch) > 1:
+                    self.room = len(batch) * longest // 2
+            if self._closing.is_set():  # the process ends, and nobody is to see what is half done
+                threading.Event().wait()
+            if fits:
+                continue
+            if len(batch) == 1:
+                unfit += batch
+                continue
             logger.warning("Memory ran out with %d texts at once: %d from now on.", len(batch), len(batch) // 2)
             waiting.extendleft(reversed(batch))
         return unfit
@@ -247,9 +261,9 @@ class TransformersEngine:
     def _sampling(self) -> Sampling:
         """How the model wants tokens chosen. Said there no more, or transformers would do so beside us."""
         config = self.model.generation_config
-        names = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
+        names = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
         wanted = {name: value for name in names if (value := getattr(config, name, None)) is not None}
-        for name in (*names, "do_sample", "max_length"):
+        for name in (*names, "max_length"):
             setattr(config, name, None)
         return Sampling(**wanted)
 

@@ -83,7 +83,9 @@ def _placement(torch: Any, llm: "TransformersLLM") -> dict[str, Any]:
 def _seen(torch: Any, numbers: list[int], setting: str) -> None:
     """Check that this process sees these GPUs: they are counted among those of `CUDA_VISIBLE_DEVICES`."""
     count = torch.cuda.device_count()
-    if max(numbers) >= count:
+    if not numbers:
+        raise Fatal(f'{setting} names no GPU: give their numbers, `auto` for all of them, or `device="cpu"`.')
+    if min(numbers) < 0 or max(numbers) >= count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         why = "" if visible is None else f" with `CUDA_VISIBLE_DEVICES={visible}`"
         raise Fatal(f"{setting}: this process sees {count} GPUs{why}, and they are counted from 0.")

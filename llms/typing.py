@@ -1,7 +1,7 @@
 """What goes into a model and what comes out: chats, generations, hidden states."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -79,6 +79,15 @@ class Usage:
         )
 
 
+KINDS: dict[str, Any] = {
+    "cost": float | int | None,
+    "seconds": float | int,
+    "headers": Mapping | None,
+    "error": LLMError | None,
+}
+"""What the facts of an output are, for those that have one value."""
+
+
 class GenerateOutput(list[str | None]):
     """The generations of one chat: a list of texts, `None` where the model gave none, that knows what it cost.
 
@@ -123,11 +132,38 @@ class GenerateOutput(list[str | None]):
         self.error = error
 
     @classmethod
-    def of(cls, texts: "Iterable[str | None]") -> "GenerateOutput":
-        """The same texts as a `GenerateOutput`; one that already is passes untouched."""
+    def of(cls, texts: "Iterable[str | None]", num_generations: int) -> "GenerateOutput":
+        """The same texts as a `GenerateOutput`; one that already is passes untouched.
+
+        Raises:
+            TypeError: If it is no list of texts.
+            ValueError: If it is one that does not hold what it should.
+        """
         if texts is None or isinstance(texts, str):
             raise TypeError(f"a chat is answered with a list of texts, not with {texts!r}")
-        return texts if isinstance(texts, cls) else cls(texts)
+        output = texts if isinstance(texts, cls) else cls(texts)
+        if len(output) != num_generations:
+            raise ValueError(f"{len(output)} generations came where {num_generations} were asked for")
+        if odd := output._odd():
+            raise ValueError(f"an answer's {odd}")
+        return output
+
+    def _odd(self) -> str | None:
+        """What is not as it should be; models of the user's own make outputs, too."""
+        if not all(text is None or isinstance(text, str) for text in self):
+            return f"texts are texts or `None`, not {list(self)!r:.200}"
+        for name in ("finish_reasons", "reasoning", "logprobs"):
+            parts, kind = getattr(self, name), list if name == "logprobs" else str
+            if len(parts) != len(self) or not all(part is None or isinstance(part, kind) for part in parts):
+                return f"`{name}` are one per text, not {parts!r:.200}"
+        if not isinstance(self.usage, Usage) or not all(isinstance(each, int) for each in astuple(self.usage)):
+            return f"`usage` is a `Usage` of whole numbers, not {self.usage!r:.200}"
+        for name, kind in KINDS.items():
+            if not isinstance(value := getattr(self, name), kind):
+                return f"`{name}` cannot be {value!r:.200}"
+        if self.headers and not all(isinstance(value, str) for value in self.headers.values()):
+            return "`headers` are texts"
+        return None
 
     @classmethod
     def joined(cls, outputs: "list[GenerateOutput]") -> "GenerateOutput":
@@ -150,6 +186,12 @@ class GenerateOutput(list[str | None]):
         """No text at all, and why."""
         reasons: list[FinishReason | None] = ["error"] * num_generations
         return cls([None] * num_generations, finish_reasons=reasons, cost=0.0, attempts=error.attempts, error=error)
+
+    def fail(self, error: LLMError) -> None:
+        """Take the texts back, which nobody can use; what they cost stays."""
+        none = GenerateOutput.failed(error, len(self))
+        self[:], self.finish_reasons, self.error = none, none.finish_reasons, error
+        self.reasoning, self.logprobs = none.reasoning, none.logprobs
 
     def each(self) -> "list[GenerateOutput]":
         """Every generation by itself; what the request took is with none of them."""

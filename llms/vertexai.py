@@ -9,9 +9,10 @@ from mimetypes import guess_type
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+import aiohttp
 from pydantic import Field, HttpUrl, SecretStr
 
-from llms import loop
+from llms import chat_completions, loop
 from llms.chat_completions import ChatOptions, held_to
 from llms.errors import Fatal, Rejected, Transient
 from llms.images import inline
@@ -130,7 +131,7 @@ class VertexAILLM(RemoteLLM):
 
     async def _answer(self, request: dict[str, Any], num_generations: int) -> GenerateOutput:
         url = self._url()
-        key = ("vertexai", url, hash(self._key()), self._project(), self._location(), self.timeout)
+        key = ("vertexai", url, self._key(), self._project(), self._location())
         client = loop.shared(key, self._client, lambda client: client.aio.aclose())
         auth = package("google.auth.exceptions", self)
         try:
@@ -148,8 +149,10 @@ class VertexAILLM(RemoteLLM):
             raise Transient(f"`{url}` answered no completion: {text[:500] or 'nothing'}", status=200) from None
 
     def _client(self) -> Any:
+        url = self._url()
+        session = loop.shared(("vertexai", url), lambda: _session(url), lambda session: session.close())
         # Without `retry_options`, it sleeps and asks a second time where the line is bad.
-        http = {"base_url": self._url(), "timeout": int(self.timeout * 1000), "retry_options": {"attempts": 1}}
+        http = {"base_url": url, "aiohttp_client": session, "retry_options": {"attempts": 1}}
         return package("google.genai", self).Client(enterprise=True, **self._login(), http_options=http)
 
     def _login(self) -> dict[str, Any]:
@@ -227,14 +230,20 @@ class VertexAILLM(RemoteLLM):
             config["thinking_config"] = thinking
         if filters := ours.pop("safety_settings", None):
             config["safety_settings"] = [{"category": name, "threshold": most} for name, most in filters.items()]
+        config["http_options"] = {"timeout": int(self.timeout * 1000)}
         if more := ours.pop("extra_body", None):
-            config["http_options"] = {"extra_body": more}
+            config["http_options"]["extra_body"] = more
         contents = [
             {"role": "model" if message["role"] == "assistant" else "user", "parts": _parts(message["content"])}
             for message in chat
             if message["role"] != "system"
         ]
         return {"model": self.model, "contents": contents, "config": config | ours}
+
+
+def _session(url: str) -> aiohttp.ClientSession:
+    """The connections to one address, whoever asks; the SDK's own would send it a login from `~/.netrc`."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), proxy=chat_completions._proxy(url))
 
 
 @lru_cache

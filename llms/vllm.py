@@ -2,7 +2,9 @@
 
 import json
 import time
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, HttpUrl, SecretStr
 
@@ -10,7 +12,7 @@ from llms import local
 from llms.answers import Answer, answered
 from llms.errors import Fatal, Rejected
 from llms.guide import Automaton
-from llms.local import LocalLLM
+from llms.local import LocalLLM, accepted
 from llms.strict import Strict
 from llms.typing import ChatType, GenerateOutput, HiddenState
 from llms.vllm_engine import Reader, Text, Writer
@@ -84,8 +86,8 @@ class vLLM(LocalLLM):
         default=None, gt=0, description="Tokens of one chat, its answer included; what the model reads when empty."
     )
     enforce_eager: bool = Field(default=False, description="Whether to start sooner and write slower, uncompiled.")
-    cuda_devices: list[int] | Literal["auto"] = Field(
-        default="auto", description="Numbers of the GPUs to use; the first ones when `auto`."
+    cuda_devices: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | Literal["auto"] = Field(
+        default="auto", description="Numbers of the GPUs to use, from 0; the first ones when `auto`."
     )
     engine_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="What else vLLM's engine is told, in its own words."
@@ -131,6 +133,10 @@ class vLLM(LocalLLM):
         """Start the engine, downloading the model first where it is not here yet, and compile the structure."""
         self._automaton(self._writer())
 
+    def ready_hidden_states(self) -> None:
+        """Start the engine that hidden states come from, and no other: a GPU has no room for both at once."""
+        self._reader()
+
     def unload(self) -> None:
         """End the engine's processes, once nobody asks them any more."""
         super().unload()
@@ -149,21 +155,27 @@ class vLLM(LocalLLM):
             Fatal: If no request can work: a missing package, model or chat template, a misspelt parameter, a
                 `max_new_tokens` that is too small for the `structured_output`.
         """
+        return self.generate_together([(self, chat) for chat in inputs], num_generations, **kwargs)
+
+    def generate_together(
+        self, requests: Sequence[tuple[Self, ChatType]], num_generations: int = 1, **kwargs: Any
+    ) -> list[GenerateOutput]:
+        """The same for chats that have structures of their own, in one batch.
+
+        Args:
+            requests: Of each chat, this block or a copy that is held to another structure. What such a copy cannot be
+                held to costs the answers of its own chats only.
+        """
         options = self.options(kwargs).model_dump(exclude_none=True)
         engine = self._writer()
-        automaton = self._automaton(engine)
+        limit = options.pop("max_new_tokens", engine.max_new_tokens)
+        automata = self._of_each(requests, lambda llm: llm._held(engine, limit, options))
         started = time.perf_counter()
-        limit, seed = options.pop("max_new_tokens", engine.max_new_tokens), options.pop("seed", self.seed)
-        if automaton and limit < automaton.least:
-            raise Fatal(
-                f"`structured_output` needs `max_new_tokens` of {automaton.least} or more: {limit} is too small."
-            )
-        if automaton and options.keys() & {"stop", "stop_token_ids"}:
-            raise Fatal("`stop` and `structured_output` exclude each other: a structure has an end of its own.")
+        seed = options.pop("seed", self.seed)
         sampling = {**engine.defaults, **options.pop("extra_sampling_params", {}), **options}
         greedy = sampling.get("temperature") == 0
-        form = Text(prompt=[], limit=limit, seed=seed, automaton=automaton)
-        answers = [self._answer(engine, form, chat, num_generations) for chat in inputs]
+        form = Text(prompt=[], limit=limit, seed=(seed or 0) if greedy else seed)
+        answers = [llm._answer(engine, form, automata[id(llm)], chat, num_generations) for llm, chat in requests]
 
         def write(texts: list[Text], attempt: int) -> None:
             # Where the likeliest text had a mistake, another is taken.
@@ -193,27 +205,41 @@ class vLLM(LocalLLM):
     def _reader(self) -> Reader:
         return local.engine(self._key(Reader), lambda: start(self, Reader))
 
+    def _held(self, engine: Writer, limit: int, options: dict[str, Any]) -> Automaton | None:
+        """What texts of so many tokens, with these options, are held to."""
+        automaton = self._automaton(engine)
+        if automaton and limit < automaton.least:
+            raise Fatal(
+                f"`structured_output` needs `max_new_tokens` of {automaton.least} or more: {limit} is too small."
+            )
+        if automaton and options.keys() & {"stop", "stop_token_ids"}:
+            raise Fatal("`stop` and `structured_output` exclude each other: a structure has an end of its own.")
+        return automaton
+
     def _automaton(self, engine: Writer) -> Automaton | None:
         return engine.automaton(self.structured_output) if self.structured_output else None
 
-    def _answer(self, engine: Writer, form: Text, chat: ChatType, num_generations: int) -> Answer[Text]:
+    def _answer(
+        self, engine: Writer, form: Text, held: Automaton | Rejected | None, chat: ChatType, num_generations: int
+    ) -> Answer[Text]:
         """An answer that is still to be written; one without texts, and why, to a chat that cannot have any.
 
         Args:
             form: What its texts have in common with all others.
+            held: What they are held to.
         """
         answer = Answer[Text](self.structured_output, num_generations, form.begun)
         try:
-            tokens = engine.tokenize(chat, self.chat_template)
+            automaton, tokens = accepted(held), engine.tokenize(chat, self.chat_template)
             limit = min(form.limit, engine.context - len(tokens))
-            if form.automaton and limit < form.automaton.least:
+            if automaton and limit < automaton.least:
                 raise Rejected(
                     f"The chat has {len(tokens)} tokens, which leaves {limit} of the {engine.context} that "
-                    f"`{self.model}` reads for an answer, and `structured_output` needs {form.automaton.least}."
+                    f"`{self.model}` reads for an answer, and `structured_output` needs {automaton.least}."
                 )
         except Rejected as error:
             answer.error = error.with_traceback(None)  # which would hold on to the engine
         else:
-            text = Text(tokens, limit, form.seed, automaton=form.automaton)
-            answer.new, answer.input_tokens = text.begun, len(tokens)
+            answer.new = replace(form, prompt=tokens, limit=limit, automaton=automaton).begun
+            answer.input_tokens = len(tokens)
         return answer

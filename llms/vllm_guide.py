@@ -58,7 +58,7 @@ class Guide:
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
         self._device = device
         self._rows: dict[int, Row] = {}
-        self._masks: dict[tuple[int, int, int], Any] = {}
+        self._masks: dict[tuple[Automaton, int, int], Any] = {}
 
     def is_argmax_invariant(self) -> bool:
         """No: the likeliest token may be one that must not come."""
@@ -97,7 +97,7 @@ class Guide:
         if row.astray:
             return None
         # The fewer tokens are left, the fewer are allowed: of one state, as many are always the same.
-        key = (id(row.automaton), row.state, len(allowed))
+        key = (row.automaton, row.state, len(allowed))
         if key not in self._masks:
             import torch
 

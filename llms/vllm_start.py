@@ -119,7 +119,7 @@ def _seeing(llm: "vLLM") -> Iterator[None]:
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = list(map(str, range(torch.cuda.device_count()))) if before is None else before.split(",")
     visible = [each for each in visible if each.strip()]
-    if max(llm.cuda_devices, default=0) >= len(visible):
+    if max(llm.cuda_devices) >= len(visible):
         why = "" if before is None else f" with `CUDA_VISIBLE_DEVICES={before}`"
         raise Fatal(
             f"`cuda_devices={llm.cuda_devices}`: this process sees {len(visible)} GPUs{why}, and they are counted "

@@ -40,8 +40,9 @@ class Step(Strict, ABC):
     )
     use_cache: bool = Field(default=True, description="Take what the step made of the same rows before, in any run.")
 
-    keeps_rows: ClassVar[bool] = False
-    """Whether every row comes out again, once or several times, or fails: a pipeline then makes sure that it does."""
+    keeps_rows: ClassVar[bool] = True
+    """Whether every row comes out again, once or several times, or fails: a pipeline makes sure that it does. A step
+    that drops rows says `False`."""
 
     def model_post_init(self, context: Any) -> None:
         """Take a name and a place in the pipeline being declared."""
@@ -160,18 +161,24 @@ class Step(Strict, ABC):
             for row in rows:  # find the rows that did it: the others go on
                 outcome.add(self._run([row]))
             return outcome
-        same = len(made) == len(rows) and not failures
-        borrowed = self.input_mappings.keys() - rows[0].keys() - set(self.outputs)
-        return Outcome(
-            [
-                self._named(
-                    {name: value for name, value in row.items() if name not in borrowed},
-                    Row.of(row).origin or (rows[at].origin if same else None),
-                )
-                for at, row in enumerate(made)
-            ],
-            failures,
-        )
+        known = {row.id or row.origin: row for row in rows}
+        alone = rows[0] if len(rows) == 1 else None
+        same = len(made) == len(rows) and not failures and not isinstance(self, GlobalStep)
+        named: list[Row] = []
+        for at, columns in enumerate(made):
+            row = Row.of(columns)
+            guessed = rows[at] if same else alone
+            source = guessed if row.origin is None else known.get(row.id or row.origin, guessed)
+            named.append(
+                self._named(self._returned(row, source), row.origin or (None if source is None else source.origin))
+            )
+        return Outcome(named, failures)
+
+    def _returned(self, made: Mapping[str, Any], source: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What was made, without what `input_mappings` lent it: a column the row itself has of that name comes back."""
+        lent = self.input_mappings.keys() - set(self.outputs)
+        own = {} if source is None else {name: source[name] for name in lent if name in source}
+        return {name: own.get(name, value) for name, value in made.items() if name not in lent or name in own}
 
     def _view(self, row: Row) -> Row:
         """A copy of the row under the names this step knows, so that no other step sees what it does to it.
@@ -197,7 +204,13 @@ class Step(Strict, ABC):
 
 
 class GlobalStep(Step, ABC):
-    """A step that needs all rows at once, such as one that removes duplicates."""
+    """A step that needs all rows at once, such as one that removes duplicates.
+
+    It may drop rows, and bring them in another order: what it makes of a row must pass `row.origin` on, as
+    `row | {…}` does.
+    """
+
+    keeps_rows: ClassVar[bool] = False
 
 
 class GeneratorStep(Step, ABC):

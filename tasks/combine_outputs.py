@@ -1,5 +1,8 @@
 """Columns of several branches side by side."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from tasks.join import Join
 from tasks.typing import Row
 
@@ -30,10 +33,22 @@ class CombineOutputs(Join):
         columns = dict(rows[0])
         for row in rows[1:]:
             for name in row.keys() & columns.keys() - {"model_name"}:
-                if row[name] != columns[name]:
+                if not _same(row[name], columns[name]):
                     raise ValueError(
                         f"two branches fill `{name}`: let one of them call it otherwise, "
                         f'`output_mappings={{"{name}": "other_{name}"}}`.'
                     )
             columns |= row
         return Row(columns, rows[0].origin)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are equal; NaN is equal to NaN, and an array to one that holds the same."""
+    one, other = (each.tolist() if hasattr(each, "tolist") else each for each in (one, other))
+    match one, other:
+        case (Mapping(), Mapping()):
+            return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+        case (list() | tuple(), list() | tuple()):
+            return len(one) == len(other) and all(map(_same, one, other))
+        case _:
+            return bool(one == other or (one != one and other != other))

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from types import SimpleNamespace
-from typing import Any, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, get_type_hints
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -25,6 +25,7 @@ def step(
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     step_type: Literal["normal", "global", "generator"] = "normal",
+    keeps_rows: bool = True,
 ) -> Callable[[Callable[..., Any]], type[Any]]:
     """Make a step of a function that yields lists of rows.
 
@@ -36,6 +37,8 @@ def step(
         inputs: The columns every row must have.
         outputs: The columns it adds.
         step_type: A `"normal"` step gets batches, a `"global"` one all rows at once, a `"generator"` none.
+        keeps_rows: Whether a normal step makes something of every row: a pipeline makes sure that it does. `False` for
+            one that drops some.
 
     Raises:
         ValueError: If the function cannot be a step.
@@ -76,6 +79,7 @@ def step(
                 offset = max(offset - len(rows), 0)
 
         members = {
+            "keeps_rows": keeps_rows and step_type == "normal",
             "process": bring if source else process,
             "inputs": property(lambda _: read),
             "outputs": property(lambda _: added),
@@ -204,7 +208,7 @@ def _class(
         "__module__": function.__module__,
         "__qualname__": function.__qualname__,
         "__doc__": about or name,
-        "__annotations__": {each: hints.get(each, Any) for each in own},
+        "__annotations__": {"keeps_rows": ClassVar[bool]} | {each: hints.get(each, Any) for each in own},
     }
     metaclass: Any = type(base)
     return metaclass(name, (base,), body | fields | members)

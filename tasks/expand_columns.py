@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -29,6 +29,8 @@ class ExpandColumns(Step):
         ExpandColumns(columns={"generations": "generation", "ratings": "rating"})
         ```
     """
+
+    keeps_rows: ClassVar[bool] = False
 
     columns: list[str] | dict[str, str] = Field(
         description="The columns to expand; `{column: new name}` where the element is to be called otherwise."

@@ -1,7 +1,7 @@
 """Rows worth keeping."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -26,6 +26,8 @@ class Filter(Step):
         Filter(column="is_correct")
         ```
     """
+
+    keeps_rows: ClassVar[bool] = False
 
     where: SkipJsonSchema[Callable[[Row], Any] | None] = Field(
         default=None, exclude=True, description="A function of the row: what it returns is true of the rows to keep."

@@ -40,8 +40,6 @@ class Formatter(Step, ABC):
 class SFTFormatter(Formatter, ABC):
     """One answer, to be learnt."""
 
-    keeps_rows: ClassVar[bool] = True
-
     @property
     def optional_inputs(self) -> Sequence[str]:
         """`system_prompt`."""
@@ -65,6 +63,8 @@ class SFTFormatter(Formatter, ABC):
 
 class DPOFormatter(Formatter, ABC):
     """Two answers, one to be preferred."""
+
+    keeps_rows: ClassVar[bool] = False
 
     @property
     def optional_inputs(self) -> Sequence[str]:

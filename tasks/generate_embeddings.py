@@ -1,7 +1,7 @@
 """Texts as vectors, out of a language model's last layer."""
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -29,8 +29,6 @@ class GenerateEmbeddings(Step):
         next(step.process(inputs=[{"text": "What's the capital of Spain?"}]))
         ```
     """
-
-    keeps_rows: ClassVar[bool] = True
 
     llm: AnyLLM = Field(description="The model whose hidden states are taken.")
     pooling: Literal["last", "mean", "cls"] = Field(

@@ -1,11 +1,11 @@
 """Rows of several branches: brought together by which row they were made of."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, ClassVar
 
 from tasks.base import Step
-from tasks.typing import Origin, Outcome, Row
+from tasks.typing import FRESH, Id, Origin, Outcome, Row
 
 
 class Join(Step, ABC):
@@ -13,6 +13,8 @@ class Join(Step, ABC):
 
     A row that a branch lost, because it failed or was filtered there, is joined without it.
     """
+
+    keeps_rows: ClassVar[bool] = False
 
     @abstractmethod
     def joined(self, rows: list[Row]) -> Row:
@@ -32,18 +34,23 @@ class Join(Step, ABC):
             except Exception as error:
                 outcome.failures.append(self._failure(_merged(rows, origin), error))
             else:
-                outcome.rows.append(self._named(made, origin))
+                outcome.rows.append(self._named(self._returned(made, rows[0]), origin))
         return outcome
 
 
-def in_order(batches: Sequence[Sequence[Row]]) -> list[Row]:
-    """The rows of all batches in the order they were loaded in; those of which that is not known come last."""
+def in_order(forked: Sequence[Row] | None, batches: Sequence[Sequence[Row]]) -> list[Row]:
+    """The rows of all batches in the order of the rows as they were where the branches part, or else were loaded in."""
     if len(batches) == 1:
         return list(batches[0])
-    return sorted((row for batch in batches for row in batch), key=lambda row: (row.id is None, row.id or ()))
+    places = _places(forked or ())
+
+    def place(row: Row) -> tuple[int, Id]:
+        return places.get(_made_of(row.id or (), places) or (), len(places)), row.id or ()
+
+    return sorted((row for batch in batches for row in batch), key=place)
 
 
-def groups(forked: Iterable[Row] | None, batches: Sequence[Sequence[Row]]) -> list[tuple[Origin, list[Row]]]:
+def groups(forked: Sequence[Row] | None, batches: Sequence[Sequence[Row]]) -> list[tuple[Origin, list[Row]]]:
     """What the branches made of each row, in the order of the rows, under the row's own origin.
 
     Args:
@@ -54,20 +61,40 @@ def groups(forked: Iterable[Row] | None, batches: Sequence[Sequence[Row]]) -> li
     Raises:
         ValueError: If a row does not say what it was made of.
     """
-    known = None if forked is None else {row.id for row in forked if row.id is not None}
-    found: dict[tuple[int, ...], list[Row]] = {}
+    places = None if forked is None else _places(forked)
+    found: dict[Id, list[Row]] = {}
     for row in (row for batch in batches for row in batch):
-        if row.id is None:
+        if not row.id or (id := _made_of(row.id, places)) is None:
             raise ValueError(
                 "rows can be joined only if each says what it was made of: a step that makes a number of rows out of "
                 "others must pass `row.origin` on, `Row({…}, row.origin)`."
             )
-        if known is None:
-            found.setdefault((0, *row.id[1:]), []).append(row)
-        else:
-            beginnings = (row.id[:end] for end in range(len(row.id), 0, -1))
-            found.setdefault(next((each for each in beginnings if each in known), row.id), []).append(row)
-    return [(Origin(f"{found[id][0].origin}", id), found[id]) for id in sorted(found)]
+        found.setdefault(id, []).append(row)
+    known = places or {}
+    order = sorted(found, key=lambda id: (known.get(id, len(known)), id))
+    return [(Origin(f"{found[id][0].origin}", id), found[id]) for id in order]
+
+
+def _places(rows: Iterable[Row]) -> dict[Id, int]:
+    """Where each row stands, by its id."""
+    return {row.id: place for place, row in enumerate(rows) if row.id}
+
+
+def _made_of(id: Id, known: Collection[Id] | None) -> Id | None:
+    """The row that one was made of, among those known; itself if of none, `None` if it does not say.
+
+    Args:
+        id: That of the row.
+        known: Those where branches part; when that is nowhere, the row's number in its source tells.
+    """
+    if known is None:
+        return None if FRESH in id else (0, *id[1:])
+    for end in range(len(id), 0, -1):
+        if id[:end] in known:
+            return id[:end]
+        if id[end - 1] == FRESH:
+            return None
+    return id
 
 
 def _merged(rows: list[Row], origin: Origin) -> Row:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
@@ -44,8 +44,6 @@ class KeepColumns(Narrowing):
         KeepColumns(columns=["instruction", "generation"])
         ```
     """
-
-    keeps_rows: ClassVar[bool] = True
 
     columns: Columns = Field(description="The columns to keep, in the order they are to have.")
 

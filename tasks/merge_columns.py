@@ -1,7 +1,6 @@
 """Several columns of a row as one list."""
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
 
 from pydantic import Field
 
@@ -25,8 +24,6 @@ class MergeColumns(Narrowing):
         MergeColumns(columns=["answer", "other_answers"], output_column="generations")
         ```
     """
-
-    keeps_rows: ClassVar[bool] = True
 
     columns: Columns = Field(description="The columns to merge, in the order their values are to have.")
     output_column: str = Field(

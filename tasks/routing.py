@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from tasks.typing import Row
 from tasks.wiring import Route
@@ -11,32 +11,46 @@ from tasks.wiring import Route
 if TYPE_CHECKING:
     from tasks.base import Step
 
+    S = TypeVar("S", bound=Step)
+
 
 @dataclass
 class Router:
-    """Stands between a step and several: `data >> route(by) >> [short, long]`.
+    """Stands between one step or several and others: `data >> route(by) >> [short, long]`.
 
     Attributes:
         by: Of a row and the names of the steps, the names of those it goes to.
     """
 
     by: Callable[[Row, Sequence[str]], Collection[str]]
-    source: "Step | None" = None
+    sources: "Sequence[Step]" = ()
 
-    def __rrshift__(self, source: "Step") -> "Router":
-        return Router(self.by, source)
+    def __rrshift__(self, sources: "Step | Sequence[Step]") -> "Router":
+        return Router(self.by, sources if isinstance(sources, list | tuple) else [sources])  # type: ignore[list-item]
 
-    def __rshift__(self, targets: "list[Step]") -> "list[Step]":
-        if self.source is None:
+    @overload
+    def __rshift__(self, targets: "S") -> "S": ...
+
+    @overload
+    def __rshift__(self, targets: "list[S]") -> "list[S]": ...
+
+    def __rshift__(self, targets: Any) -> Any:
+        if not self.sources:
             raise ValueError("a router stands between a step and several: `data >> route(by) >> [short, long]`.")
-        for target in targets:
-            names = tuple(each.name for each in targets)
-            self.source._pipeline().connect(self.source, target, Route(self.by, names))
+        several = targets if isinstance(targets, list | tuple) else [targets]
+        names = tuple(each.name for each in several)
+        for source in self.sources:
+            for target in several:
+                source._pipeline().connect(source, target, Route(self.by, names))
         return targets
 
 
 def route(by: Callable[[Row], Any]) -> Router:
     """Send each row to the step, or the steps, a function names.
+
+    The function is asked more than once about a row, by each of the steps and again when a run goes on, and must give
+    the same answer every time: it decides by the row alone. One that does not ends the run. To draw steps at random,
+    use `sample_n_steps`.
 
     Args:
         by: Of a row, the name of the step it goes to, or several in a list; `None` if it goes to none.

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from tasks.base import GeneratorStep
 from tasks.files import kind_of
-from tasks.json_stream import read_json
+from tasks.json_stream import read_json, ticked
 from tasks.load_data_from_dicts import LoadDataFromDicts
 from tasks.load_data_from_files import LoadDataFromFiles
 from tasks.load_data_from_hub import LoadDataFromHub, is_saved
@@ -21,10 +21,28 @@ ENDING = re.compile(r"\.[a-z]{2,7}(\.gz)?$", re.IGNORECASE)  # `.txt`, but not t
 
 
 def _inline(data: Any) -> Any:
-    """Rows written as JSON, as a form or a shell gives them, are rows; all else passes."""
+    """Rows written as JSON, as a form or a shell gives them, and those of a table in memory are rows; all else passes.
+
+    A table is a `Dataset` of `datasets`, a `DataFrame` of pandas or polars, or pyarrow's `Table`.
+    """
     if isinstance(data, str) and data.lstrip().startswith(("[", "{")):
         return [dict(row) for row in read_json(BytesIO(data.encode()), "data")]
-    return data
+    table: Any = data
+    match f"{type(data).__module__.partition('.')[0]}.{type(data).__name__}":
+        case "datasets.DatasetDict":
+            raise ValueError(f'`data` has the splits {ticked(list(data))}: give one, `data["{next(iter(data))}"]`.')
+        case "datasets.Dataset":
+            return table.to_list()
+        case "polars.DataFrame":
+            return table.to_dicts()
+        case "pyarrow.Table":
+            return table.to_pylist()
+        case "pandas.DataFrame":
+            import pyarrow as pa
+
+            return pa.Table.from_pandas(data, preserve_index=False).to_pylist()  # missing values are `None` then
+        case _:
+            return data
 
 
 Source = Annotated[
@@ -53,7 +71,7 @@ def load(data: Source, **fields: Any) -> GeneratorStep:
     the Hub; `hf://org/name`, and `org/name` otherwise, is a dataset of the Hub.
 
     Args:
-        data: A path, a glob, rows, rows as JSON, or a dataset of the Hub.
+        data: A path, a glob, rows, rows as JSON, a dataset of the Hub, or a `Dataset` or `DataFrame` in memory.
         **fields: Further fields of the step, such as `num_examples` or `batch_size`.
 
     Raises:

@@ -4,7 +4,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 from pydantic import Field
 
@@ -20,8 +20,6 @@ class Task(Step, ABC):
     Every row comes back with its own columns, those of `outputs`, `model_name`, and `<name>_metadata` with the prompt
     really sent, the raw answer, why it ended and what it cost.
     """
-
-    keeps_rows: ClassVar[bool] = True
 
     llm: AnyLLM = Field(description="The model that answers.")
     num_generations: int = Field(default=1, gt=0, description="Answers per row, each a row of its own.")

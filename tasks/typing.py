@@ -9,6 +9,12 @@ from llms.typing import ChatType, FormattedInput, GenerateOutput, Usage
 __all__ = ["ChatType", "Failure", "FormattedInput", "Origin", "Outcome", "Row", "RowsFailed", "Spending", "dollars"]
 
 
+Id = tuple[int, ...]
+
+FRESH = -1
+"""In an id: the row does not say what it was made of, but that was in the batch that began with the row before this."""
+
+
 class Origin(str):
     """Where a row came from, as an error names it, and which row it is.
 
@@ -17,9 +23,9 @@ class Origin(str):
             end. In the order of the ids, rows are in the order they were loaded in.
     """
 
-    id: tuple[int, ...]
+    id: Id
 
-    def __new__(cls, place: str, id: tuple[int, ...]) -> "Origin":
+    def __new__(cls, place: str, id: Id) -> "Origin":
         origin = super().__new__(cls, place)
         origin.id = id
         return origin
@@ -29,7 +35,7 @@ class Origin(str):
 
 
 class Row(dict[str, Any]):
-    """A row: a dictionary of columns that remembers where it came from.
+    """A row: a dictionary of columns that remembers where it came from, and so do its copies and `row | {…}`.
 
     Attributes:
         origin: The file and line, or the position, it was loaded from; inside a pipeline an `Origin`.
@@ -44,14 +50,24 @@ class Row(dict[str, Any]):
     def __reduce__(self) -> Any:
         return (Row, (dict(self), self.origin))
 
+    def __or__(self, other: Any) -> Any:
+        return Row({**self, **other}, self.origin) if isinstance(other, Mapping) else NotImplemented
+
+    def __ror__(self, other: Any) -> Any:
+        return Row({**other, **self}, self.origin) if isinstance(other, Mapping) else NotImplemented
+
+    def copy(self) -> "Row":
+        """The same columns, of the same origin."""
+        return Row(self, self.origin)
+
     @classmethod
     def of(cls, columns: Mapping[str, Any]) -> "Row":
         """The same columns as a `Row`; one that already is passes untouched."""
         return columns if isinstance(columns, cls) else cls(columns)
 
     @property
-    def id(self) -> tuple[int, ...] | None:
-        """Which row it is; `None` outside a pipeline, and of a row whose step did not say what it made it of."""
+    def id(self) -> Id | None:
+        """Which row it is; `None` outside a pipeline."""
         return self.origin.id if isinstance(self.origin, Origin) else None
 
 

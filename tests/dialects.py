@@ -37,6 +37,11 @@ class Dialect:
     """How the path of every request ends."""
     usage = Usage(9, 4, 5, 2, 1)
     """What the usage of a reply with one text comes to."""
+    details: dict[str, dict[str, int]] = {
+        "prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 1},
+        "completion_tokens_details": {"reasoning_tokens": 2},
+    }
+    """What it says of its tokens besides how many there are; its SDK knows no more."""
     ended: dict[str | None, FinishReason | None] = {
         "stop": "stop",
         "length": "length",
@@ -75,6 +80,8 @@ class Dialect:
     """What a refusal means here, where that is not what it means elsewhere."""
     headers: dict[str, str] = {}
     """The headers of a reply that are part of the answer."""
+    patterns = ""
+    """Where a text can be held to a regular expression, if not everywhere."""
     key_env: str | None = None
     """The variable of its key, where that is not the same for all models of its class."""
     needs_key = True
@@ -126,8 +133,7 @@ class Dialect:
                 "prompt_tokens": 9,
                 "completion_tokens": 4 * len(texts),
                 "total_tokens": 9 + 4 * len(texts),
-                "prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 1},
-                "completion_tokens_details": {"reasoning_tokens": 2},
+                **self.details,
             },
         }
 
@@ -176,6 +182,30 @@ class Dialect:
     def asks_for_json(self, body: dict[str, Any]) -> bool:
         """Whether a request asks for JSON of whatever kind."""
         return body.get("response_format") == {"type": "json_object"}
+
+
+class _Totals(Dialect):
+    """As OpenAI, but it says no more than how many tokens there were."""
+
+    usage = Usage(9, 4)
+    details = {}
+
+
+class _Groq(Dialect):
+    """Groq does not say what it wrote to a cache."""
+
+    usage = Usage(9, 4, 5, 2)
+    details = {
+        "prompt_tokens_details": {"cached_tokens": 5},
+        "completion_tokens_details": {"reasoning_tokens": 2},
+    }
+
+
+class _VLLM(Dialect):
+    """A server of vLLM says what its cache held, if it is told to, and no more."""
+
+    usage = Usage(9, 4, 5)
+    details = {"prompt_tokens_details": {"cached_tokens": 5}}
 
 
 class _Llama(Dialect):
@@ -535,9 +565,10 @@ class _Deployment(Dialect):
         return {"base_url": url, "api_key": KEY, "api_version": "2024-10-21"}
 
 
-class _Endpoint(Dialect):
+class _Endpoint(_Totals):
     """An endpoint of one's own, which may be asleep and is waited for."""
 
+    patterns = "endpoints, not the router"
     kinds = {"503": Throttled}
     needed = {"model_id": "m"}
 
@@ -550,6 +581,7 @@ class _TextGeneration(_Endpoint):
     usage = Usage(9, 4)
     ended = {"eos_token": "stop", "stop_sequence": "stop", "length": "length", "something new": None}
     codes = {}
+    patterns = ""
     thinks = False
     turns = False
     images = False
@@ -620,6 +652,7 @@ class _LiteLLM(Dialect):
     ended = Dialect.ended | {"something new": "stop", None: "stop"}  # its own reading
     codes = {name: code for name, code in Dialect.codes.items() if name not in ("key", "model")}  # it keeps no others
     lacks = ("thinking",)
+    patterns = "`hosted_vllm/…`"
     key_env = "OPENAI_API_KEY"
     needed = {"model": "openai/m"}
 
@@ -629,12 +662,16 @@ class _LiteLLM(Dialect):
 
 DIALECTS: dict[str, tuple[type[Dialect], ...]] = {
     "AnthropicLLM": (_Anthropic,),
+    "AnyscaleLLM": (_VLLM,),
     "AzureOpenAILLM": (Dialect, _Deployment),
     "CohereLLM": (_Cohere,),
+    "GroqLLM": (_Groq,),
     "InferenceEndpointsLLM": (_Endpoint, _TextGeneration),
     "LiteLLM": (_LiteLLM,),
     "LlamaServerLLM": (_Llama,),
+    "MistralLLM": (_Totals,),
     "OllamaLLM": (_Ollama,),
+    "TogetherLLM": (_Totals,),
     "VertexAILLM": (_Gemini, _GeminiToken),
 }
 """The classes that do not speak like OpenAI, or not only."""
@@ -748,15 +785,43 @@ USAGE = {
 }
 
 
-def remote() -> list[type[RemoteLLM]]:
-    """Every class of models behind an API that ships with this."""
+def shipped() -> list[type[LLM]]:
+    """Every class of models that ships with this."""
     for module in pkgutil.iter_modules(llms.__path__, "llms."):
         import_module(module.name)
-    shipped = [cls for cls in models().values() if cls.__module__.startswith("llms.") and not isabstract(cls)]
-    return sorted((cls for cls in shipped if issubclass(cls, RemoteLLM)), key=lambda cls: cls.__name__)
+    found = [cls for cls in models().values() if cls.__module__.startswith("llms.") and not isabstract(cls)]
+    return sorted(found, key=lambda cls: cls.__name__.lower())
+
+
+def remote() -> list[type[RemoteLLM]]:
+    """Those behind an API."""
+    return [cls for cls in shipped() if issubclass(cls, RemoteLLM)]
 
 
 def table() -> str:
+    """What stands in the README between its two comments."""
+    return f"{providers()}\nTheir runtime parameters, and those of the models in this process:\n\n{parameters()}"
+
+
+def parameters() -> str:
+    """Every option of all models, and who has it."""
+    options = {}
+    for way in ways(*shipped()):
+        chats = way.dialect.turns
+        options[f"`{way.cls.__name__}`{'' if chats else f' ({way.dialect.name})'}"] = way.dialect.options_of(way.cls)
+    having: dict[str, list[str]] = {}
+    for model, each in options.items():
+        for name in each.model_fields:
+            having.setdefault(name, []).append(model)
+    lines = [("parameter", "models"), ("---", "---")]
+    for name, those in sorted(having.items(), key=lambda item: (-len(item[1]), item[0])):
+        without = [model for model in options if model not in those]
+        few = without if len(without) < len(those) else those
+        lines.append((f"`{name}`", ("all but " if few is without else "") + ", ".join(few) if without else "all"))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def providers() -> str:
     """What every provider can do, from the facts of its class and of its dialect, which the tests hold to be true."""
     rows: dict[tuple[str, ...], str] = {}
     for way in ways(*remote()):
@@ -780,7 +845,7 @@ def facts(way: Way) -> tuple[str, ...]:
         "yes" if likely else "",
         "yes" if dialect.images else "",
         ", ".join(f"`{mode}`" for mode in dialect.modes(cls)),
-        "yes" if cls._takes_patterns else "",
+        dialect.patterns or ("yes" if cls._takes_patterns else ""),
         ", ".join(["apart"] * dialect.thinks + [f"`{name}`" for name in knobs]),
         ", ".join(said for name, said in USAGE.items() if getattr(dialect.usage, name)),
     )

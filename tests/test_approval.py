@@ -13,7 +13,7 @@ import pytest
 from prefect import flow
 from prefect.settings import PREFECT_API_URL
 
-from flows import Pipeline, approval
+from flows import Pipeline, approval, events
 from flows.approval import SAMPLE, Declined
 from llms import Drained, OpenAILLM, Price
 from tasks import LoadDataFromDicts, TextGeneration
@@ -104,10 +104,16 @@ def prompts(wire: Any) -> list[str]:
     return [request.body["messages"][-1]["content"] for request in wire.requests]
 
 
-def test_a_yes_with_a_budget(wire, tmp_path):
+def test_a_yes_with_a_budget(wire, tmp_path, monkeypatch):
     """The form shows the estimate; all is made under the budget given; the sample is not asked again."""
+    told: list[str] = []
+    monkeypatch.setattr(events, "emit_event", lambda event, *_, **__: told.append(event.rpartition(".")[2]))
     started = Started(pipeline(wire).run, approve=True, output=tmp_path / "out")
     run = started.asks()
+    assert told[0] == "started" and told[-1] == "previewed" and "completed" not in told
+    wanted = {"flow_run_id": {"any_": [run["id"]]}, "key": {"any_": ["asks-first-summary"]}}
+    [summary] = api("POST", "artifacts/filter", {"artifacts": wanted})
+    assert summary["data"].startswith("# asks first: the first rows") and "Approve the run" in summary["data"]
     assert len(wire.requests) == SAMPLE and not (tmp_path / "out").exists()
     schema, description = form(run)
     assert f"{ROWS} rows" in description and "| `m` | 60 | 540 | 240 |" in description
@@ -123,6 +129,7 @@ def test_a_yes_with_a_budget(wire, tmp_path):
     dataset = started.ends()
     assert dataset.summary.rows == ROWS and len(prompts(wire)) == len(set(prompts(wire))) == ROWS
     assert json.loads((tmp_path / "out" / "run.json").read_text())["budget"] == {"max_cost": 600}
+    assert told[-1] == "completed"
     assert state(run)["type"] == "COMPLETED"
 
 
@@ -164,9 +171,9 @@ def test_in_a_flow_of_ones_own_each_pipeline_asks(wire):
 
     started = Started(mine)
     run = started.asks()
+    first = state(run)["id"]
     resume(run, decision="run")
-    until(lambda: state(run)["type"] == "RUNNING")
-    until(lambda: state(run)["type"] == "PAUSED")
+    until(lambda: state(run)["type"] == "PAUSED" and state(run)["id"] != first)
     until(lambda: form(api("GET", f"flow_runs/{run['id']}")) is not None)
     assert len(wire.requests) == 20, "the second's first rows were the first's"
     resume(run, decision="run", max_cost=400)

@@ -15,15 +15,19 @@ import pytest
 import yaml
 from prefect import flow
 from prefect.assets import Asset
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Completed
+from prefect.states import Completed, Failed, Running
 
 from deployments.__main__ import main
 from deployments.files import SHIPPED
 from flows import Distiset, Pipeline, RunFailed, assets
 from flows.artifacts import LONG, StepProgress, key
-from flows.events import amounts
+from flows.events import Events, amounts
 from flows.progress import Now, StepNow
 from flows.text_generation import text_generation
 from llms import AsyncLLM, Drained, OpenAILLM, Price, Rejected
@@ -116,7 +120,8 @@ class TestArtifacts:
             ("say", "Rejected", "data[30]"),
             ("say", "Rejected", "data[31]"),
         ]
-        assert dataset.folder.as_uri() in shown["polly-s-words-files"]["data"]
+        files = shown["polly-s-words-files"]["data"]
+        assert f"```\n{dataset.folder}\n```" in files and f"({dataset.folder.as_uri()})" in files
 
         again = parrots(30, 2).run(output=tmp_path / "out")
         assert artifacts_of(run_of(again)).keys() == shown.keys(), "versions of the same"
@@ -133,6 +138,11 @@ class TestArtifacts:
         run: Any = parrots(60).flow(output=tmp_path / "out", max_cost=0.2, return_state=True)
         shown = artifacts_of(run.state_details.flow_run_id)
         assert "with more `max_cost`: it goes on from here" in shown["polly-s-words-summary"]["data"]
+
+    def test_of_a_preview(self):
+        shown = artifacts_of(run_of(parrots(30).run(dry_run=2)))
+        summary = shown["polly-s-words-summary"]["data"]
+        assert summary.startswith("# Polly's words: the first rows") and "run it without `dry_run`" in summary
 
     def test_files_that_do_not_stay_are_not_linked(self):
         dataset = parrots(3).run()
@@ -292,10 +302,8 @@ def test_amounts_are_round():
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of Prefect with all its services."""
-    server = Server(tmp_path_factory.mktemp("prefect"))
-    server.start()
-    yield server
-    server.stop()
+    with Server(tmp_path_factory.mktemp("prefect")) as server:
+        yield server
 
 
 RUN = """
@@ -418,20 +426,8 @@ class TestAutomations:
 
     def test_a_run_is_told_of_and_what_it_cost_is_acted_on(self, server, wire, tmp_path, capsys):
         """A real server takes the automations, and hears the run; the notification it sends comes to the wire."""
-        (tmp_path / "automations").mkdir()
-        for path in (SHIPPED / "automations").glob("*.yaml"):
-            text = path.read_text().replace("slack-webhook/distilflow", "custom-webhook/told")
-            (tmp_path / "automations" / path.name).write_text(text)
         with temporary_settings({PREFECT_API_URL: server.url}):
-            from prefect.blocks.notifications import CustomWebhookNotificationBlock
-
-            url = wire.url.removesuffix("/v1") + "/told"
-            hook = CustomWebhookNotificationBlock(
-                name="told", url=url, json_data={"subject": "{{subject}}", "body": "{{body}}"}
-            )
-            hook.save("told", overwrite=True)
-            names = [path.stem for path in (tmp_path / "automations").glob("*.yaml")]
-            assert main(["--from", str(tmp_path), *names]) in (0, None)
+            names = self.applied(tmp_path, wire)
             made = [line for line in capsys.readouterr().out.splitlines() if line.startswith("created    automation")]
             assert len(made) == len(names) and not any("tells nobody" in line for line in made)
             there = {each["name"]: each["enabled"] for each in api("automations/filter")}
@@ -447,15 +443,12 @@ class TestAutomations:
             )
             assert done.returncode == 0, done.stderr
 
-            def told() -> list[Any]:
-                return [request.body for request in wire.requests if request.path == "/told"]
-
             def events() -> list[Any]:
                 wanted = {"event": {"prefix": ["distilflow.run."]}}
                 found = api("events/filter", filter=wanted, limit=50)["events"]
                 return [each for each in found if each["resource"]["distilflow.pipeline"] == "dear"]
 
-            until(lambda: bool(told()) and any(each["event"].endswith("completed") for each in events()), 120)
+            until(lambda: bool(self.told(wire)) and any(each["event"].endswith("completed") for each in events()), 120)
             heard = sorted(events(), key=lambda each: each["occurred"])
             assert [heard[0]["event"], heard[-1]["event"]] == ["distilflow.run.started", "distilflow.run.completed"]
             payload = heard[-1]["payload"]
@@ -468,5 +461,64 @@ class TestAutomations:
                 assert each["resource"]["prefect.resource.id"].startswith("prefect.flow-run.")
                 related = [resource["prefect.resource.id"] for resource in each["related"]]
                 assert "prefect.tag.distilflow" in related
-            [message] = told()
+            [message] = self.told(wire)
             assert message["subject"].startswith("dear/") and "has spent $20" in message["subject"]
+
+    def test_a_run_that_fails_is_stuck_or_lost_is_acted_on_and_no_other(self, server, wire, tmp_path):
+        """Those that wait for what does not come wait for ten seconds here, Prefect's least."""
+
+        def said(word: str) -> list[Any]:
+            return [each for each in self.told(wire) if word in each["subject"]]
+
+        def beat(run: FlowRun) -> None:
+            related = [
+                {"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in run.tags
+            ]
+            resource = {"prefect.resource.id": f"prefect.flow-run.{run.id}"}
+            emit_event("prefect.flow-run.heartbeat", resource, related=related)
+
+        with temporary_settings({PREFECT_API_URL: server.url}), get_client(sync_client=True) as client:
+            self.applied(tmp_path, wire, (": 1800", ": 10"), (": 300", ": 10"))
+            EventsWorker.drain_all()  # one that was there before speaks to another server
+
+            def run(name: str, *tags: str) -> FlowRun:
+                state = Running()
+                return client.create_flow_run(flow(lambda: None, name="acted on"), name=name, tags=tags, state=state)
+
+            ours, theirs = [
+                {name: run(name, *tags) for name in ("fails", "hangs", "dies")} for tags in (["distilflow"], [])
+            ]
+            for runs in (theirs, ours):
+                client.set_flow_run_state(runs["fails"].id, Failed(message="as it may"), force=True)
+                Events(runs["hangs"], "hanging").emit("started", {})
+                beat(runs["dies"])
+            EventsWorker.drain_all()
+            until(lambda: client.read_flow_run(ours["dies"].id).state_type.value == "CRASHED", 120)
+            until(lambda: len(said("acted on/")) == 2 and bool(said("made no rows")), 120)
+            assert sorted(each["subject"] for each in said("acted on/")) == [
+                "acted on/dies: Crashed",
+                "acted on/fails: Failed",
+            ]
+            [stuck] = said("made no rows")
+            assert str(ours["hangs"].id) in stuck["body"]
+            others = {name: client.read_flow_run(each.id).state_type.value for name, each in theirs.items()}
+            assert others == {"fails": "FAILED", "hangs": "RUNNING", "dies": "RUNNING"}
+
+    def applied(self, folder: Path, wire: Any, *edits: tuple[str, str]) -> list[str]:
+        """The shipped automations, applied with these edits; they tell the wire. Their names."""
+        url = wire.url.removesuffix("/v1") + "/told"
+        said = {"subject": "{{subject}}", "body": "{{body}}"}
+        CustomWebhookNotificationBlock(name="told", url=url, json_data=said).save("told", overwrite=True)
+        (folder / "automations").mkdir()
+        for path in (SHIPPED / "automations").glob("*.yaml"):
+            text = path.read_text()
+            for old, new in [("slack-webhook/distilflow", "custom-webhook/told"), *edits]:
+                text = text.replace(old, new)
+            (folder / "automations" / path.name).write_text(text)
+        names = [path.stem for path in (folder / "automations").glob("*.yaml")]
+        assert main(["--from", str(folder), *names]) == 0
+        return names
+
+    def told(self, wire: Any) -> list[Any]:
+        """What the notifications said."""
+        return [request.body for request in wire.requests if request.path == "/told"]

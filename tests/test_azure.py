@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+import os
 import pickle
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import AsyncAzureOpenAI, AsyncOpenAI
 
-from llms import Fatal, Rejected, loop
+from llms import Fatal, Rejected, Transient, loop, request
 from llms.azure import SCOPE, AzureOpenAILLM
 from llms.typing import ChatType
 
@@ -285,6 +288,93 @@ def test_a_token_that_ends_is_replaced(wire, managed_identity):
     llm.generate([CHAT])
     used = [each.headers["authorization"] for each in wire.requests if "chat" in each.path]
     assert used[0] != used[1] == used[2]
+
+
+@pytest.mark.parametrize("how", ["unwell", "unreachable", "unknown"])
+def test_a_network_that_is_down_when_signing_in_is_bad_weather(how, wire, managed_identity, monkeypatch):
+    monkeypatch.setattr(request, "ATTEMPTS", 1)
+    answer = wire.answer
+    wire.answer = lambda asked: wire.Reply({"error": "busy"}, 503) if "msi" in asked.path else answer(asked)
+    addresses = {"unreachable": "http://127.0.0.1:9/msi/token", "unknown": "http://no.such.invalid/msi/token"}
+    if how in addresses:
+        monkeypatch.setenv("IDENTITY_ENDPOINT", addresses[how])
+    (output,) = azure(wire, api_key=None, azure_identity=True).generate([CHAT])
+    assert type(output.error) is Transient and "`azure-identity` cannot sign in to Azure" in str(output.error)
+    assert output.error.retry_after and bool(asked_for_tokens(wire)) is (how == "unwell")
+
+
+def test_all_that_wait_are_told_of_one_failure(wire, managed_identity, monkeypatch):
+    monkeypatch.setattr(request, "ATTEMPTS", 1)
+    wire.answer = lambda request: wire.Reply({"error": "busy"}, status=503)
+    outputs = azure(wire, api_key=None, azure_identity=True).generate([CHAT] * 20)
+    assert {type(output.error) for output in outputs} == {Transient}
+    assert len(wire.requests) <= 8  # azure-identity asks four times
+
+
+@pytest.fixture
+def command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Azure's command line, signed in: a token is in the file `token`, what is wrong instead in the file `wrong`.
+
+    `azure-identity` asks it each time, and keeps nothing itself.
+    """
+    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "AzureCliCredential")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    script = f"#!/bin/sh\ncd {tmp_path}\ntest -e wrong && cat wrong >&2 && exit 1\ncat token\n"
+    (tmp_path / "az").write_text(script)
+    (tmp_path / "az").chmod(0o755)
+    loop.close()
+    yield tmp_path
+    loop.close()
+
+
+def lasts(folder: Path, seconds: int) -> None:
+    token = {"accessToken": "token-1", "expires_on": int(time.time()) + seconds}
+    (folder / "token").write_text(json.dumps(token))
+
+
+@pytest.mark.parametrize("wrong", ["Max retries exceeded with url: /token", "AADSTS50173: revoked"])
+def test_a_token_that_is_still_good_is_used_while_there_is_no_other(wrong, wire, command_line):
+    lasts(command_line, 200)
+    llm = azure(wire, api_key=None, azure_identity=True)
+    llm.generate([CHAT])
+    (command_line / "wrong").write_text(wrong)
+    assert llm.generate([CHAT] * 5) == [["Madrid."]] * 5
+    assert {each.headers["authorization"] for each in wire.requests} == {"Bearer token-1"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        ("Max retries exceeded with url: /token", Transient),
+        ("('Connection aborted.', ConnectionResetError(104))", Transient),
+        ("AADSTS50173: The provided grant has expired.", Fatal),
+    ],
+)
+def test_a_token_that_has_ended_when_there_is_no_other(wrong, kind, wire, command_line, monkeypatch):
+    monkeypatch.setattr(request, "ATTEMPTS", 1)
+    lasts(command_line, 1)
+    llm = azure(wire, api_key=None, azure_identity=True)
+    llm.generate([CHAT])
+    time.sleep(1.1)
+    (command_line / "wrong").write_text(wrong)
+    if kind is Fatal:
+        with pytest.raises(Fatal, match="cannot sign in to Azure.*AADSTS50173"):
+            llm.generate([CHAT])
+    else:
+        (output,) = llm.generate([CHAT])
+        assert type(output.error) is Transient and wrong in str(output.error)
+
+
+def test_a_line_that_breaks_when_a_token_has_ended_is_bad_weather(wire, managed_identity, monkeypatch):
+    """A credential that worked once is asked directly from then on, and its error comes as it is."""
+    monkeypatch.setattr(request, "ATTEMPTS", 1)
+    managed_identity[0] = "1"
+    llm, answer = azure(wire, api_key=None, azure_identity=True), wire.answer
+    llm.generate([CHAT])
+    time.sleep(1.1)
+    wire.answer = lambda asked: wire.Reply(drop=True) if "msi" in asked.path else answer(asked)
+    (output,) = llm.generate([CHAT])
+    assert type(output.error) is Transient
 
 
 def test_who_cannot_sign_in_is_told_so_at_once(wire, managed_identity):

@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+from typing import ClassVar
 
 import pytest
 
 from flows import Pipeline
 from flows.errors import Refused
-from llms import AsyncLLM, Drained, LlamaServerLLM, OpenAILLM, Price, loop
+from llms import LLM, AsyncLLM, Drained, LlamaServerLLM, OpenAILLM, Price, Transient, loop
 from llms.budget import FIRST, Budget
 from llms.typing import ChatType, GenerateOutput, Usage
 from tasks import LoadDataFromDicts, TextGeneration
@@ -98,6 +99,85 @@ def test_whoever_gives_up_waiting_leaves_the_turn_to_the_next():
     loop.run(check())
 
 
+def test_a_failure_that_nobody_was_billed_for_says_nothing_of_what_one_costs():
+    """Else the first ones that fail would let all others go at once."""
+
+    async def check() -> None:
+        budget, failed = Budget(max_tokens=100), GenerateOutput.failed(Transient("away"), 1)
+        for _ in range(3):
+            await budget.admit()
+            await budget.leave([failed])
+        waiting = [asyncio.create_task(budget.admit()) for _ in range(50)]
+        await asyncio.sleep(0)
+        assert budget._in_flight == FIRST
+        for _ in range(50):  # a run in which all fail comes to its end
+            await budget.leave([failed])
+        assert await asyncio.gather(*waiting) == [1] * 50 and budget._in_flight == 0
+        await budget.admit()
+        paid = GenerateOutput([None], usage=Usage(40, 0), error=Transient("cut"))  # a failure, too
+        await budget.leave([paid])
+        assert await budget.admit() == 1
+        with pytest.raises(Drained):  # a third one of 40 would pass the limit
+            await asyncio.wait_for(asyncio.gather(budget.admit(), budget.leave([paid])), 10)
+
+    loop.run(check())
+
+
+def test_those_that_would_begin_together_begin_as_far_as_they_fit():
+    async def check() -> None:
+        budget = Budget(max_tokens=100)
+        assert await budget.admit(50) == FIRST
+        await budget.leave([GenerateOutput(["x"], usage=Usage(1, 4))] * FIRST, FIRST)
+        assert await budget.admit(50) == (100 - 5 * FIRST) // 5
+        assert await asyncio.wait_for(asyncio.gather(budget.admit(50), budget.leave([], 12)), 10) == [12, None]
+
+    loop.run(check())
+
+
+class Batch(LLM):
+    """An engine of a user's own, at a dollar a chat, that remembers how many it was asked at once."""
+
+    sizes: ClassVar[list[int]] = []
+
+    @property
+    def model_name(self) -> str:
+        return "batch"
+
+    def cost(self, usage: Usage) -> float:
+        return usage.input_tokens
+
+    def generate(self, inputs: list[ChatType], num_generations: int = 1) -> list[GenerateOutput]:
+        self.sizes.append(len(inputs))
+        return [GenerateOutput(["x"] * num_generations, usage=Usage(1, 0)) for _ in inputs]
+
+
+def chats(count: int) -> list[ChatType]:
+    return [[{"role": "user", "content": f"question {each}"}] for each in range(count)]
+
+
+def test_an_engine_that_takes_a_batch_stops_at_the_limit_too(wire, tmp_path):
+    Batch.sizes.clear()
+    with pytest.raises(Drained, match="`max_cost=25`"):
+        run(wire, rows=200, llm=Batch(), folder=tmp_path / "out", max_cost=25)
+    assert sum(Batch.sizes) == 25
+    assert run(wire, rows=200, llm=Batch(), folder=tmp_path / "out").summary.rows == 200
+    assert sum(Batch.sizes) == 200  # what was paid for is in the store
+
+
+def test_an_engine_that_takes_a_batch_is_asked_as_much_as_fits_and_tells_what_was_spent():
+    Batch.sizes.clear()
+    with pytest.raises(Drained) as caught, Budget(max_cost=30).enforced():
+        Batch().generate_outputs(chats(100))
+    assert Batch.sizes == [FIRST, 30 - FIRST]
+    assert len(caught.value.spent) == sum(each.cost for each in caught.value.spent) == 30
+
+
+def test_without_a_limit_it_is_asked_all_at_once_and_its_cost_is_known():
+    Batch.sizes.clear()
+    assert [output.cost for output in Batch().generate_outputs(chats(20))] == [1] * 20
+    assert Batch.sizes == [20]
+
+
 class Sampler(AsyncLLM):
     """A model of a user's own, whose `cost` is known."""
 
@@ -115,3 +195,9 @@ class Sampler(AsyncLLM):
 def test_a_model_of_ones_own_is_counted(wire):
     with pytest.raises(Drained):
         run(wire, rows=60, llm=Sampler(), max_cost=25)
+
+
+def test_what_a_run_had_spent_when_it_stopped_is_told():
+    with pytest.raises(Drained) as caught, Budget(max_cost=20).enforced():
+        Sampler().generate_outputs(chats(60))
+    assert len(caught.value.spent) == 20 and all(each.cost == 1.0 for each in caught.value.spent)

@@ -18,12 +18,13 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from llms import Fatal, LLMError, OpenAILLM, Rejected, Throttled, Transient, loop, request
+from llms import Fatal, LLMError, OpenAILLM, Rejected, Throttled, Transient, limiter, loop, replies, request
 from llms.chat_completions import complete
 from llms.strict_schema import strict
 from llms.typing import ChatType, GenerateOutput, Usage
 
 KEY = "sk-secret"
+NOW = 1_800_000_000.0
 CHAT: ChatType = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "¿Capital de España? 🇪🇸"}]
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 IMAGE: ChatType = [
@@ -73,7 +74,8 @@ def harmless(error: LLMError) -> None:
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What the engine waits between attempts; it passes at once."""
+    """What the engine waits between attempts; it passes at once, and so does what the limiter adds to a refusal."""
+    monkeypatch.setattr(limiter, "LONGEST_PAUSE", 0.02)
     asked: list[float] = []
 
     async def shortly(seconds: float) -> None:
@@ -296,28 +298,30 @@ def test_the_sdk_would_have_retried_the_same_errors(status, wire):
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
-        (lambda: {"Retry-After": "1"}, 1),
-        (lambda: {"Retry-After": "0.25"}, 0.25),
-        (lambda: {"retry-after-ms": "250", "Retry-After": "60"}, 0.25),
-        (lambda: {"Retry-After": formatdate(time.time() + 2, usegmt=True)}, 1),
+        ({"Retry-After": "1"}, 1),
+        ({"Retry-After": "0.25"}, 0.25),
+        ({"retry-after-ms": "250", "Retry-After": "60"}, 0.25),
+        ({"Retry-After": formatdate(NOW + 1, usegmt=True)}, 1),
     ],
     ids=["seconds", "part of a second", "milliseconds", "date"],
 )
-def test_waits_as_long_as_it_is_asked_to_and_then_succeeds(headers, seconds, wire):
-    wire.script(wire.Reply(said("slow down", "rate_limit_exceeded"), status=429, headers=headers()))
-    started = time.monotonic()
-    (output,) = openai_llm(wire).generate([CHAT])
+def test_waits_as_long_as_it_is_asked_to_and_then_succeeds(headers, seconds, wire, monkeypatch):
+    monkeypatch.setattr(replies, "time", SimpleNamespace(time=lambda: NOW))
+    wire.script(wire.Reply(said("slow down", "rate_limit_exceeded"), status=429, headers=headers))
+    llm, started = openai_llm(wire), time.monotonic()
+    (output,) = llm.generate([CHAT])
     assert output == ["Madrid."] and output.attempts == 2 and output.error is None
-    assert seconds <= time.monotonic() - started < seconds + 4
+    assert seconds <= time.monotonic() - started
+    assert llm.limits()["seconds_paused"] == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("value", ["soon", "", "nan", "inf", "-1", "0", "Wed, 99 Foo 2026"])
 def test_nonsense_about_when_to_come_back_is_passed_over(value, wire):
     wire.script(wire.Reply(said("slow down", None), status=429, headers={"Retry-After": value}))
-    started = time.monotonic()
-    (output,) = openai_llm(wire).generate([CHAT])
+    llm = openai_llm(wire)
+    (output,) = llm.generate([CHAT])
     assert output == ["Madrid."] and output.attempts == 2
-    assert time.monotonic() - started < 10
+    assert llm.limits()["seconds_paused"] < 0.1
 
 
 def test_throttling_is_waited_out_however_often(wire):
@@ -333,7 +337,7 @@ def test_all_wait_when_one_is_refused(wire):
     assert all(output == ["Madrid."] for output in outputs)
     known = llm.limits()
     assert (known["admitted"], known["throttled"], known["episodes"]) == (201, 1, 1)
-    assert 1 <= known["seconds_paused"] < 2
+    assert known["seconds_paused"] == pytest.approx(1)
 
 
 def test_patience_ends(wire, monkeypatch):
@@ -388,7 +392,7 @@ def test_a_server_that_hangs_up(wire):
 
 def test_a_server_whose_answer_breaks_off(wire):
     wire.script(wire.Reply("{}", headers={"Content-Length": "999", "Connection": "close"}))
-    (output,) = openai_llm(wire, timeout=1).generate([CHAT])
+    (output,) = openai_llm(wire).generate([CHAT])
     assert output == ["Madrid."] and output.attempts == 2
 
 
@@ -420,6 +424,16 @@ def test_a_key_with_a_line_break_is_said_at_once_and_not_shown(wire, pauses):
     harmless(error)
 
 
+def test_the_login_of_a_proxy_that_refuses_is_not_shown(wire, monkeypatch, pauses):
+    monkeypatch.setenv("HTTPS_PROXY", wire.url.replace("http://", f"http://me:{KEY}@").removesuffix("/v1"))
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    url = f"https://nowhere.test/{wire.server_port}"
+    with pytest.raises(Transient, match=r"ClientHttpProxyError.*http://\*\*\*@127") as caught:
+        loop.run(complete(url, {}, {"model": "m", "messages": CHAT}, 5))
+    harmless(caught.value)
+    harmless(failure(wire, base_url=url))
+
+
 def test_a_rejected_chat_costs_only_its_own_answer(wire):
     def answer(request: Any) -> Any:
         bad = request.body["messages"][0]["content"] == "13"
@@ -437,7 +451,7 @@ def test_a_fatal_error_stops_all_others_at_once(wire):
     def answer(request: Any) -> Any:
         if request.body["messages"][0]["content"] == "3":
             return wire.Reply(said("wrong key", "invalid_api_key"), status=401)
-        patient.wait(10)
+        patient.wait(100)
         return wire.Reply()
 
     wire.answer = answer
@@ -446,13 +460,12 @@ def test_a_fatal_error_stops_all_others_at_once(wire):
         openai_llm(wire, max_concurrency=8).generate(
             [[{"role": "user", "content": str(number)}] for number in range(200)]
         )
-    seconds = time.perf_counter() - started
-    time.sleep(0.2)  # what was already on its way arrives
-    asked = len(wire.requests)
+    assert time.perf_counter() - started < 90, "it waited for the others"
     patient.set()
-    assert seconds < 5 and asked <= 16
-    assert openai_llm(wire).generate([CHAT]) == [["Madrid."]]
-    assert len(wire.requests) == asked + 1  # the places of those that were stopped are free, nothing goes on
+    for _ in range(3):  # the places of those that were stopped are free
+        assert openai_llm(wire, max_concurrency=8).generate([CHAT]) == [["Madrid."]]
+    asked = [request.body["messages"] for request in wire.requests]
+    assert asked.count(CHAT) == 3 and len(asked) - 3 <= 16, "the others went on"
 
 
 def test_one_call_can_be_made_by_hand(wire):
@@ -467,11 +480,11 @@ def test_five_hundred_requests_are_in_flight_at_once(wire):
     everybody = threading.Barrier(500)
 
     def answer(request: Any) -> Any:
-        everybody.wait(timeout=30)
+        everybody.wait(timeout=120)
         return wire.Reply()
 
     wire.answer = answer
-    outputs = openai_llm(wire, timeout=60).generate([CHAT] * 500)
+    outputs = openai_llm(wire, timeout=150).generate([CHAT] * 500)
     assert outputs == [["Madrid."]] * 500 and wire.peak == 500
     assert all(output.attempts == 1 for output in outputs)
 
@@ -523,8 +536,10 @@ def test_a_real_server_refuses_a_wrong_key_and_it_is_not_shown(openai_server):
 
 
 SCRIPT = """
-import sys
+import logging, sys
 from llms import OpenAILLM
+
+logging.getLogger("asyncio").setLevel(logging.ERROR)  # which under `-X dev` says when the machine is slow
 
 llm = OpenAILLM(model="demo", base_url=sys.argv[1], api_key=sys.argv[2])
 chat = [{"role": "user", "content": "What's the capital of Spain?"}]

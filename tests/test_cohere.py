@@ -10,6 +10,7 @@ import threading
 from inspect import signature
 from typing import Any
 
+import cohere
 import jsonschema
 import pytest
 from cohere.v2.client import AsyncV2Client
@@ -145,13 +146,14 @@ def test_several_generations_are_several_requests(command):
     assert output.usage == Usage(27, 12)
 
 
-def test_either_name_of_the_key_will_do(command, monkeypatch):
-    monkeypatch.setenv("CO_API_KEY", "key")
-    sent(command, api_key=None)
-    sent(command)
+def test_either_name_of_the_key_will_do_and_the_sdks_first_goes_before(command, monkeypatch):
     monkeypatch.setenv("COHERE_API_KEY", "other")
     sent(command, api_key=None)
-    assert [each.headers["authorization"][7:] for each in command.requests] == ["key", KEY, "other"]
+    sent(command)
+    monkeypatch.setenv("CO_API_KEY", "key")
+    sent(command, api_key=None)
+    used = [each.headers["authorization"][7:] for each in command.requests]
+    assert used == ["other", KEY, cohere.AsyncClientV2()._client_wrapper._get_token()] == ["other", KEY, "key"]
 
 
 # ------------------------------------------------------------------------------------------------------------- chats

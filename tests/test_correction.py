@@ -1,11 +1,12 @@
 """Answers held to a structure: checked, asked for again, and reported when nothing helps."""
 
 import json
+import urllib.request
 from typing import Any
 
 import pytest
 
-from llms import OpenAILLM, Price, Rejected
+from llms import OpenAILLM, Price, Rejected, Transient
 from llms.structured import instructed
 
 CHAT = [{"role": "user", "content": "Who is Ada?"}]
@@ -135,3 +136,40 @@ def test_every_mode(wire, mode, sent):
 def test_the_schema_is_said_after_what_the_system_says():
     chat = instructed([{"role": "system", "content": "Be brief."}, *CHAT], SCHEMA)
     assert chat[0]["content"].startswith("Be brief.\n\n") and len(chat) == 2
+
+
+@pytest.mark.parametrize(
+    ("broken", "what"),
+    [
+        ({"$ref": "#/$defs/nowhere"}, "nowhere"),
+        ({"$ref": "http://127.0.0.1:9/schema.json"}, "127.0.0.1:9"),
+    ],
+    ids=["a dangling $ref", "a remote $ref"],
+)
+def test_a_structure_that_no_text_can_be_held_against_costs_its_own_row(wire, monkeypatch, broken, what):
+    fetched: list[Any] = []
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *words, **_: fetched.append(words))
+    wire.answer = lambda request: wire.Reply(wire.completion(GOOD))
+    schema = {"type": "object", "properties": {"name": broken}}
+    bad, good = model(wire, price=Price(input=1, output=1)).generate([(CHAT, {"schema": schema}), CHAT])
+    assert good == [GOOD] and not good.error
+    assert bad == [None] and isinstance(bad.error, Rejected) and bad.finish_reasons == ["error"]
+    assert "`structured_output` cannot be checked" in str(bad.error) and what in str(bad.error)
+    assert bad.usage.input_tokens == 9 and bad.cost  # it was paid for
+    assert not fetched and len(wire.requests) == 2
+    assert model(wire).generate_outputs([(CHAT, {"schema": schema})])[0].error and len(wire.requests) == 3
+
+
+def test_a_schema_may_refer_to_the_languages_own(wire):
+    says(wire, '{"type": "object"}', '{"type": "objekt"}')
+    own = {"$ref": "https://json-schema.org/draft/2020-12/schema"}
+    good, bad = (model(wire, max_schema_retries=0, structured_output={"schema": own}).generate([CHAT])[0] for _ in "12")
+    assert good == ['{"type": "object"}'] and "objekt" in str(bad.error)
+
+
+def test_one_deadline_is_for_all_that_an_answer_takes(wire):
+    """What is asked for again is part of the same answer."""
+    wire.answer = lambda request: wire.Reply(wire.completion(BAD), delay=0.4)
+    (output,) = model(wire, deadline=1.0, max_schema_retries=50).generate([CHAT])
+    assert isinstance(output.error, Transient) and "`deadline` of 1 s" in str(output.error)
+    assert 1 <= len(wire.requests) <= 3

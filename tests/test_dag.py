@@ -3,18 +3,22 @@
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from flows import Pipeline
-from flows.errors import Refused
+from flows.errors import Refused, RunFailed
+from llms import OpenAILLM
 from tasks import (
     CombineOutputs,
     ExpandColumns,
     Filter,
     GlobalStep,
     GroupColumns,
+    KeepColumns,
     LoadDataFromDicts,
     Step,
+    TextGeneration,
     route,
     sample_n_steps,
     step,
@@ -230,3 +234,159 @@ def test_a_column_that_only_one_branch_makes_is_no_column_of_the_data():
         data >> [Say(name="a", says="a"), Filter(name="f", column="n")] >> GroupColumns(columns=["sad"])
     with pytest.raises(Refused, match="no (column )?`sad`"):
         pipeline.run()
+
+
+class Copies(Step):
+    """Two rows of each, which do not say what they were made of."""
+
+    def process(self, inputs):
+        yield [{"n": row["n"], "copy": each} for row in inputs for each in "xy"]
+
+
+def test_rows_that_do_not_say_what_they_were_made_of_are_told_apart():
+    with Pipeline(name="fresh") as pipeline:
+        (
+            numbers(50, batch_size=7)
+            >> Copies()
+            >> [Say(name="a", says="a"), Say(name="b", says="b")]
+            >> (GroupColumns(columns=["said"]))
+        )
+    due = [(n, copy, [f"a {n}", f"b {n}"]) for n in range(50) for copy in "xy"]
+    assert [(row["n"], row["copy"], row["grouped_said"]) for row in rows(pipeline.run())] == due
+
+
+class Plain(GlobalStep):
+    """As many rows as there are, of others."""
+
+    def process(self, inputs):
+        yield [{"n": row["n"]} for row in sorted(inputs, key=lambda row: -row["n"])]
+
+
+def test_what_a_row_was_made_of_is_never_guessed_where_all_are_at_hand():
+    with Pipeline(name="guess") as pipeline:
+        data = numbers(30)
+        data >> Plain() >> (a := Say(name="a", says="a"))
+        data >> (b := Say(name="b", says="b"))
+        [a, b] >> GroupColumns(columns=["said"])
+    with pytest.raises(ValueError, match="must pass `row.origin` on"):
+        pipeline.run()
+    with Pipeline(name="no-guess") as pipeline:
+        numbers(30) >> Plain() >> [Say(name="a", says="a"), Say(name="b", says="b")] >> GroupColumns(columns=["said"])
+    assert rows(pipeline.run()) == [{"n": n, "grouped_said": [f"a {n}", f"b {n}"]} for n in range(29, -1, -1)]
+
+
+class Turned(GlobalStep):
+    """All rows, the last first."""
+
+    def process(self, inputs):
+        yield [row | {"turned": True} for row in reversed(inputs)]
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_the_order_that_a_step_gave_the_rows_is_kept_where_branches_meet(joined):
+    with Pipeline(name="order") as pipeline:
+        branches = numbers(40) >> Turned() >> [Say(name="a", says="a"), Say(name="b", says="b")]
+        branches >> (GroupColumns(columns=["said"]) if joined else Say(name="c", says="c"))
+    due = range(39, -1, -1)
+    assert [row["n"] for row in rows(pipeline.run())] == [n for n in due for _ in range(1 if joined else 2)]
+
+
+def test_a_route_that_does_not_know_its_own_mind_ends_the_run():
+    calls = iter(range(10_000))
+    for by in (lambda row: random.choice("ab"), lambda row: "ab"[next(calls) % 2]):
+        with Pipeline(name="fickle") as pipeline:
+            numbers(100, name="data") >> route(by) >> [Say(name="a", says="a"), Say(name="b", says="b")]
+        with pytest.raises(
+            RunFailed, match=r"the route after `data` sends the same row \(data\[\d+\]\) to `.`.*`sample_n"
+        ):
+            pipeline.run()
+
+
+def test_a_route_may_stand_between_one_step_and_one_or_several_and_several():
+    with Pipeline(name="one") as pipeline:
+        even = numbers(10) >> route(lambda row: None if row["n"] % 2 else "even") >> Say(name="even", says="even")
+        assert even.name == "even"
+    assert [row["n"] for row in rows(pipeline.run())] == [0, 2, 4, 6, 8]
+    with Pipeline(name="several") as pipeline:
+        both = [Say(name="a", says="a"), Say(name="b", says="b", output_mappings={"said": "other"})]
+        (
+            numbers(10)
+            >> both
+            >> route(lambda row: "low" if row["n"] < 5 else "high")
+            >> [Say(name="low", says="low"), Say(name="high", says="high")]
+        )
+    made = pipeline.run()
+    assert [row["n"] for row in rows(made, "low")] == [n for n in range(5) for _ in "ab"]
+    assert [row["n"] for row in rows(made, "high")] == [n for n in range(5, 10) for _ in "ab"]
+
+
+def test_steps_may_be_connected_by_name():
+    with Pipeline(name="connect") as pipeline:
+        data, a, b, joined = (
+            numbers(3),
+            Say(name="a", says="a"),
+            Say(name="b", says="b"),
+            GroupColumns(columns=["said"]),
+        )
+        data.connect(a, b)
+        a.connect(joined)
+        b.connect(joined)
+    assert rows(pipeline.run()) == [{"n": n, "grouped_said": [f"a {n}", f"b {n}"]} for n in range(3)]
+    with pytest.raises(ValueError, match="`a`: steps are connected inside `with Pipeline"):
+        a.connect(b)
+
+
+def test_more_samples_than_steps_are_refused_before_anything_is_asked():
+    with Pipeline(name="three") as pipeline:
+        numbers(3, name="data") >> sample_n_steps(3) >> [Say(name="a", says="a"), Say(name="b", says="b")]
+    with pytest.raises(Refused, match=r"`data >> sample_n_steps\(3\)` stands before 2 steps: .* smaller `n`"):
+        pipeline.run()
+
+
+def answering(name, wire, **fields):
+    llm = OpenAILLM(model=name, base_url=wire.url, api_key="k")
+    return TextGeneration(name=name, llm=llm, template="{{ n }}", **fields)
+
+
+def test_models_that_fill_the_same_column_are_refused_before_anything_is_asked(wire):
+    with Pipeline(name="clash") as pipeline:
+        numbers(3) >> [answering("a", wire), answering("b", wire)] >> CombineOutputs()
+    clash = '`a` and `b` both fill `generation`, and `combine_outputs` .*`output_mappings={"generation": "other_gene'
+    with pytest.raises(Refused, match=clash):
+        pipeline.run()
+    assert not wire.requests
+
+
+def test_models_of_which_each_row_meets_one_fill_the_same_column(wire):
+    def connect(data):
+        data >> route(lambda row: "a" if row["n"] else "b") >> [answering("a", wire), answering("b", wire)]
+
+    def filter(data):
+        data >> Filter(name="some", where=lambda row: row["n"]) >> answering("a", wire)
+        data >> Filter(name="none", where=lambda row: not row["n"]) >> answering("b", wire)
+
+    for part in (connect, filter):
+        with Pipeline(name="switch") as pipeline:
+            part(numbers(3))
+            [step for step in pipeline.steps if step.name in ("a", "b")] >> CombineOutputs()
+        assert [(row["n"], row["model_name"]) for row in rows(pipeline.run())] == [(0, "b"), (1, "a"), (2, "a")]
+
+
+def test_a_column_of_another_name_or_dropped_again_is_no_clash(wire):
+    for other in ({"output_mappings": {"generation": "other"}}, {}):
+        with Pipeline(name="named") as pipeline:
+            data, b = numbers(3), answering("b", wire, **other)
+            data >> answering("a", wire) >> (combined := CombineOutputs())
+            data >> b
+            (b if other else b >> KeepColumns(columns=["n"])) >> combined
+        assert pipeline.run().summary.rows == 3
+
+
+def test_what_is_equal_is_no_clash():
+    nan = {"x": float("nan"), "list": [float("nan"), {"y": None}], "array": np.array([1.0, np.nan])}
+    other = {"x": float("nan"), "list": [float("nan"), {"y": None}], "array": np.array([1.0, np.nan])}
+    [[row]] = CombineOutputs().process([nan], [other | {"more": 1}])
+    assert row["more"] == 1 and row.keys() == {*nan, "more"}
+    for name, value in {"x": 1.0, "list": [float("nan")], "array": np.array([1.0, 2.0])}.items():
+        with pytest.raises(ValueError, match=f"two branches fill `{name}`"):
+            next(CombineOutputs().process([nan], [{name: value}]))

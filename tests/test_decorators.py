@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from flows import Pipeline
+from flows import Pipeline, RunFailed
 from llms import LLM, LlamaServerLLM
 from llms.typing import GenerateOutput
 from tasks import GeneratorStep, GlobalStep, LoadDataFromDicts, Step, Task
@@ -258,6 +258,22 @@ def test_they_work_in_a_pipeline(prefect_server):
     result = pipeline.run({"length": {"times": "3"}, "answer": {"suffix": "."}})
     made = result["default"]["train"]
     assert made["length"] == [6, 3] and made["answer"] == ["A B? a b\nAnswer..", "C? c\nAnswer.."]
+
+
+@pytest.mark.parametrize("says", [{}, {"keeps_rows": False}])
+def test_one_that_drops_rows_says_so(says, prefect_server):
+    @step(inputs=["number"], **says)
+    def Even(rows):
+        yield [row for row in rows if row["number"] % 2 == 0]
+
+    with Pipeline(name="even") as pipeline:
+        LoadDataFromDicts(data=[{"number": number} for number in range(10)]) >> Even(name="even")
+    if says:
+        assert pipeline.run().summary.rows == 5
+    else:
+        lost = r"`even` lost rows: 8 went in, 4 came out, .* data\[1\].* `@step\(…, keeps_rows=False\)`"
+        with pytest.raises(RunFailed, match=lost):
+            pipeline.run()
 
 
 def test_a_generator_begins_a_pipeline(prefect_server):

@@ -1,6 +1,7 @@
 """`python -m deployments`, against a real server of Prefect and with real workers."""
 
 import ast
+import asyncio
 import json
 import os
 import re
@@ -10,14 +11,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from prefect.blocks.notifications import SlackWebhook
+from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -26,8 +32,8 @@ from prefect.utilities.templating import apply_values
 from deployments import blocks, worker
 from deployments.__main__ import main
 from deployments.files import SHIPPED
-from deployments.processes import descendants
-from tests.test_shared_limit import Server, until
+from deployments.processes import PATIENCE, descendants
+from tests.test_shared_limit import LOGS, Server, lacking, until
 
 ROOT = Path(__file__).parents[1]
 POOLS = {pool["name"]: pool for pool in yaml.safe_load((SHIPPED / "pools.yaml").read_text())["pools"]}
@@ -100,6 +106,41 @@ def test_containers_get_their_gpus():
     assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
 
 
+def filled(kind: str, **given: Any) -> Any:
+    """A run's job, as the worker of the real package makes it of our template."""
+    if not find_spec(f"prefect_{kind}"):
+        lacking(f"needs `pip install 'distilflow[{kind}]'`")
+    module = import_module(f"prefect_{kind}.worker")
+    template = json.loads((SHIPPED / f"job_templates/{kind}-gpu.json").read_text())
+    values = defaults(template) | given
+    job = getattr(module, f"{kind.title()}WorkerJobConfiguration")
+    made = asyncio.run(job.from_template_and_values(template, given))
+    made.prepare_for_flow_run(FlowRun(id=uuid4(), flow_id=uuid4(), name="a run"))
+    assert made.env.items() >= values["env"].items()
+    return made
+
+
+def test_docker_s_worker_understands_our_template():
+    job = filled("docker", gpus=2)
+    assert job.volumes == ["distilflow:/data"] and job.image == "distilflow-gpu:latest"
+    assert job.container_create_kwargs["device_requests"][0]["count"] == 2
+    assert job.container_create_kwargs["shm_size"] == "2g"
+
+
+def test_kubernetes_worker_understands_our_template():
+    """A run may write to its volumes, though it is not root; SQLite is on none that other machines share."""
+    job = filled("kubernetes", gpus=2)
+    pod = job.job_manifest["spec"]["template"]["spec"]
+    assert pod["securityContext"] == {"fsGroup": 1000}
+    [container] = pod["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 2
+    env = {each["name"]: each["value"] for each in container["env"]}
+    mounted = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
+    volumes = {each["name"]: each for each in pod["volumes"]}
+    assert "emptyDir" in volumes[mounted[env["DISTILFLOW_HOME"]]]
+    assert "persistentVolumeClaim" in volumes[mounted[str(Path(env["PREFECT_LOCAL_STORAGE_PATH"]).parent)]]
+
+
 CONTAINERS = ("docker", "kubernetes")
 
 
@@ -119,10 +160,8 @@ def only_what_is_shipped():
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of Prefect with all its services."""
-    server = Server(tmp_path_factory.mktemp("prefect"))
-    server.start()
-    yield server
-    server.stop()
+    with Server(tmp_path_factory.mktemp("prefect")) as server:
+        yield server
 
 
 @pytest.fixture
@@ -248,6 +287,22 @@ class TestApply:
         api(f"deployments/{there['id']}", "PATCH", {"paused": False})
         said("text_generation")
 
+    def test_a_schedule_that_the_file_no_longer_has_is_gone(self, api, first, said, folder):
+        line = '      - {slug: nightly, cron: "0 3 * * *", timezone: UTC, active: false}\n'
+        text = (folder / "text_generation.yaml").read_text().replace("    schedules:\n" + line, "", 1)
+        assert "0 3" not in text
+        (folder / "text_generation.yaml").write_text(text)
+        there = api("deployments/name/text-generation/hosted")
+        api(f"deployments/{there['id']}/schedules", "POST", [{"schedule": {"interval": 3600}, "active": False}])
+        status, lines = said("--check", "--from", folder, "text_generation")
+        assert status == 1 and "schedules: [{'slug': 'nightly', 'active': False}] → []" in changed(lines)[0]
+        assert said("--from", folder, "text_generation")[0] == 0
+        assert [each["slug"] for each in api("deployments/name/text-generation/hosted")["schedules"]] == [None]
+        assert said("--check", "--from", folder, "text_generation")[0] == 0
+        [theirs] = api("deployments/name/text-generation/hosted")["schedules"]
+        api(f"deployments/{there['id']}/schedules/{theirs['id']}", "DELETE")
+        said("text_generation")
+
     def test_a_limit_edited_in_the_file_or_in_the_ui(self, api, first, said, folder):
         edit(folder / "limits.yaml", "name: gpu-server, limit: 64", "name: gpu-server, limit: 32")
         assert said("--from", folder, "limits")[1][-1] == "updated    limit       gpu-server  (limit: 64 → 32)"
@@ -333,10 +388,11 @@ from prefect import flow
 def mine(number: int):
     seen = os.environ["CUDA_VISIBLE_DEVICES"]
     Path(f"began-{number}").write_text(seen)
-    late = time.monotonic() + 60
+    late = time.monotonic() + 200
     while len(list(Path(".").glob("began-*"))) < 2 and time.monotonic() < late:
         time.sleep(0.1)
-    Path(f"saw-{number}").write_text(seen)
+    Path(f"sees-{number}").write_text(seen)
+    Path(f"sees-{number}").rename(f"saw-{number}")
 """
 
 
@@ -354,6 +410,7 @@ class TestWorker:
         assert done.returncode == 0 and "Completed" in done.stdout, done.stdout + done.stderr
         assert pq.read_table(tmp_path / "outputs/hosted/text_generation/default").num_rows == 5
 
+    @pytest.mark.timeout(600)
     def test_each_gpu_has_a_worker_and_each_run_a_gpu(self, server, first, api, said, tmp_path, monkeypatch):
         (tmp_path / "mine.py").write_text(MINE)
         own = {"name": "own", "entrypoint": "mine.py:mine", "work_pool": {"name": "gpu"}}
@@ -363,7 +420,7 @@ class TestWorker:
         with at_work(server, tmp_path, "gpu", CUDA_VISIBLE_DEVICES="2,5"):
             for number in range(2):
                 run_deployment("mine/own", parameters={"number": number}, timeout=0)
-            until(lambda: len(list(tmp_path.glob("saw-*"))) == 2, 120)
+            until(lambda: len(list(tmp_path.glob("saw-*"))) == 2, 240)
         assert {path.read_text() for path in tmp_path.glob("saw-*")} == {"2", "5"}
 
     def test_gpus_are_grouped(self, monkeypatch):
@@ -383,13 +440,17 @@ class at_work:
     """`python -m deployments worker` in a folder, until the `with` ends; it leaves nothing behind."""
 
     def __init__(self, server: Server, folder: Path, pool: str, **environment: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "deployments", "worker", pool],
-            cwd=folder,
-            env=os.environ
-            | {"PREFECT_API_URL": server.url, "PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "2"}
-            | environment,
-        )
+        LOGS["worker"] = folder / "worker.log"
+        with LOGS["worker"].open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "deployments", "worker", pool],
+                cwd=folder,
+                env=os.environ
+                | {"PREFECT_API_URL": server.url, "PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+                | environment,
+                stdout=log,
+                stderr=log,
+            )
 
     def __enter__(self) -> None:
         pass
@@ -397,7 +458,14 @@ class at_work:
     def __exit__(self, *_: object) -> None:
         started = descendants(self.process.pid)
         self.process.send_signal(signal.SIGINT)
-        assert self.process.wait(60) == 0
+        try:
+            status = self.process.wait(2 * PATIENCE + 30)
+        except subprocess.TimeoutExpired:
+            for pid in [*started, self.process.pid]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            status = self.process.wait()
+        assert status == 0, LOGS.pop("worker").read_text()
         assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 

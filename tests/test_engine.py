@@ -14,13 +14,13 @@ import pytest
 
 from flows import Distiset, Pipeline, RunFailed
 from llms import Fatal, OpenAILLM, Transient
+from llms.request import ATTEMPTS
 from llms.typing import ChatType
 from tasks import LoadDataFromDicts, TextGeneration
 from tests.benchmarks.provider import Provider, running
 
 SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
 BAD_WEATHER = {"errors": 0.05, "resets": 0.02, "hangs": 0.01, "malformed": 0.02, "truncated": 0.02}
-ATTEMPTS = 5
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def once(rows: list[dict[str, str]]) -> Counter[str]:
 def test_bad_weather_loses_no_row_and_no_answer_is_paid_twice(provider: Provider) -> None:
     provider.reset(**BAD_WEATHER)
     rows = questions(300)
-    made = run(rows, model(provider, timeout=1))
+    made = run(rows, model(provider, timeout=5))
     assert made.summary.rows == 300 and made.errors.num_rows == 0
     assert made["default"]["train"]["instruction"] == [row["instruction"] for row in rows]
     assert made["default"]["train"]["generation"] == [f"The answer to {row['instruction']}." for row in rows]
@@ -131,7 +131,7 @@ def test_being_refused_loses_no_row_and_costs_no_attempt(headers: bool, provider
 @pytest.mark.usefixtures("short_pauses")
 def test_refusals_and_bad_weather_together_lose_no_row(provider: Provider) -> None:
     provider.reset(rpm=6000, burst=5, retry_after=0.05, **BAD_WEATHER)
-    outputs = model(provider, timeout=1).generate_outputs(chats(200))
+    outputs = model(provider, timeout=5).generate_outputs(chats(200))
     assert not any(output.error for output in outputs) and provider.stats()["repeats"] == 0
 
 

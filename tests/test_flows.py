@@ -17,6 +17,7 @@ import pytest
 from prefect import Flow
 
 import flows
+from flows.preference_dataset import preference_dataset
 from flows.text_generation import text_generation
 from llms import LlamaServerLLM, OpenAILLM
 
@@ -60,8 +61,8 @@ class TestEveryFlow:
 
     def test_runs_from_its_defaults(self, flow, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        dataset = flow(limit=5)
-        assert 0 < dataset.summary.rows <= 5 and not dataset.summary.failures
+        dataset = flow(limit=10)  # of which a judge may rate some answers the same
+        assert 0 < dataset.summary.rows <= 10 and not dataset.summary.failures
         assert list(tmp_path.glob("outputs/*/default/*.parquet"))
 
     def test_takes_a_saved_model_by_name(self, flow, tmp_path):
@@ -147,9 +148,10 @@ class TestTextGeneration:
         ]
         environment = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value(), "OPENAI_API_KEY": "k"}
         killed = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while len(wire.requests) < 200 and time.monotonic() < deadline:
             time.sleep(0.01)
+        assert len(wire.requests) >= 200, "it has hardly begun"
         killed.kill()
         killed.wait()
         time.sleep(0.5)
@@ -204,6 +206,15 @@ class TestTextGeneration:
         assert done.returncode == status
         assert "sk-1" not in done.stderr and not (tmp_path / "outputs").exists()
 
+    def test_a_text_that_looks_like_json_is_a_text(self, shell, wire, tmp_path):
+        (tmp_path / "data.csv").write_text("question\nWhy?\n")
+        model = ["--llm", "OpenAILLM", "model=m", f"base_url={wire.url}"]
+        for template, prompt in (("{{ question }}", "Why?"), ("[INST] {{ question }}", "[INST] Why?")):
+            given = ["--param", f"text_generation.template={template}", "--template", "{{ question }}"]
+            done = shell("text_generation", "--data", "data.csv", *model, *given, OPENAI_API_KEY="k")
+            assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+            assert wire.requests[-1].body["messages"][-1]["content"] == prompt
+
     def test_without_a_server_it_starts_one_of_its_own(self, tmp_path):
         environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
         done = subprocess.run(
@@ -220,7 +231,7 @@ class TestTextGeneration:
     def test_interrupting_it_ends_it_soon_and_says_so(self, shell, wire, tmp_path):
         from prefect.settings import PREFECT_API_URL
 
-        wire.answer = lambda request: wire.Reply(delay=60)
+        wire.answer = lambda request: wire.Reply(delay=200)
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.text_generation", "--llm", "OpenAILLM", "model=m", f"base_url={wire.url}"],
             cwd=tmp_path,
@@ -228,12 +239,54 @@ class TestTextGeneration:
             stderr=subprocess.PIPE,
             text=True,
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not wire.requests and time.monotonic() < deadline:
             time.sleep(0.1)
+        assert wire.requests, "it has asked nothing"
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=40)  # the requests in flight would take 60 s
+        _, said = process.communicate(timeout=100)  # the requests in flight would take 200 s
         assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said, said
+
+
+def test_three_models_answer_and_the_best_and_the_worst_are_a_pair(wire, tmp_path):
+    from prefect.client.orchestration import get_client
+
+    def answer(request):
+        if request.body["model"] != "judge":
+            return wire.Reply(wire.completion(f"{request.body['model']} says so"))
+        prompt = request.body["messages"][-1]["content"]
+        given = [re.search(r"(\w+) says so", part)[1] for part in re.split(r"(?=\b\w+ says so)", prompt)[1:]]
+        ratings = {"good": 5, "middling": 3, "bad": 1}
+        texts = [{"rationale": "so it is", "rating": ratings[each]} for each in given]
+        return wire.Reply(wire.completion(json.dumps({"texts": texts})))
+
+    wire.answer = answer
+    middling, bad, good, judge = (
+        OpenAILLM(model=name, base_url=wire.url, api_key="sk-secret") for name in ("middling", "bad", "good", "judge")
+    )
+    data = [{"instruction": f"question {n}"} for n in range(4)]
+    out = tmp_path / "out"
+    dataset = preference_dataset(data=data, llm=middling, other_llm=bad, more_llms=[good], judge=judge, output=out)
+    rows = dataset["default"]["train"].to_list()
+    assert [row["instruction"] for row in rows] == [f"question {n}" for n in range(4)]
+    for row in rows:
+        assert (row["chosen_model"], row["chosen_rating"]) == ("good", 5)
+        assert (row["rejected_model"], row["rejected_rating"]) == ("bad", 1)
+        for side in ("chosen", "rejected"):
+            said = f"{row[f'{side}_model']} says so"
+            assert [each["content"] for each in row[side]] == [row["instruction"], said]
+    run = json.loads((out / "run.json").read_text())["flow_run"]
+    with get_client(sync_client=True) as client:
+        assert "sk-secret" not in client.read_flow_run(run["id"]).model_dump_json()
+
+
+def test_further_models_from_the_shell(shell, wire, tmp_path):
+    model = [f"base_url={wire.url}", "model=m"]
+    more = ["--more-llms", "OpenAILLM", *model, "--more-llms", "OpenAILLM", f"base_url={wire.url}", "model=n"]
+    llms = [word for name in ("llm", "other-llm", "judge") for word in (f"--{name}", "OpenAILLM", *model)]
+    shell("preference_dataset", *llms, *more, "--limit", 1, OPENAI_API_KEY="k")
+    run = json.loads(next(tmp_path.rglob("run.json")).read_text())
+    assert run["steps"]["model_3"]["llm"]["model"] == "m" and run["steps"]["model_4"]["llm"]["model"] == "n"
 
 
 def test_a_model_is_never_stored_with_its_key(wire, tmp_path):

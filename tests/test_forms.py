@@ -48,6 +48,12 @@ WRONG = [
     ({"llm": {"model": "m"}}, "llm"),
     ({"llm": {"block_type_slug": "openai-llm", "modle": "m"}}, "llm"),
     ({"llm": {"block_type_slug": "openai-llm", "model": "m", "api_key": "sk-1"}}, "llm"),
+    ({"llm": "OpenAILLM model=m api_key=sk-1"}, "llm"),
+    ({"llm": '{"block_type_slug": "openai-llm", "model": "m", "api_key": "sk-1"}'}, "llm"),
+    ({"llm": """AzureOpenAILLM model=m 'azure_ad_token'="sk-1\""""}, "llm"),
+    ({"parameters": {"text_generation": {"llm": {"api_key": "sk-1"}}}}, "parameters.text_generation.llm"),
+    ({"parameters": {"text_generation": {"api_key": "sk-1"}}}, "parameters.text_generation"),
+    ({"parameters": {"another": {"llm": {"token": "sk-1"}}}}, "parameters.another.llm"),
     ({"parameters": {"text_generation": {"input_batch_size": "all"}}}, "parameters.text_generation.input_batch_size"),
     (
         {"parameters": {"text_generation": {"llm": {"generation_kwargs": {"temperature": -1}}}}},
@@ -127,7 +133,7 @@ class TestAPipeline:
 
     def test_is_filled_in_with_what_its_steps_have_but_secrets(self) -> None:
         schema = self.form()
-        assert "key-of-its-own" not in json.dumps(schema) and "api_key" not in json.dumps(schema)
+        assert "key-of-its-own" not in json.dumps(schema) and '"api_key":' not in json.dumps(schema)
         given = schema["properties"]["parameters"]["default"]
         assert given["text_generation"]["llm"]["generation_kwargs"]["stop"] == ["."]
         validate({"parameters": given}, schema, raise_on_error=True)
@@ -150,6 +156,7 @@ class TestAPipeline:
         [
             ({"timeuot": 30}, "", "'timeuot' is not one of"),
             ({"api_key": "sk-1"}, "", "'api_key' is not one of"),
+            ("OpenAILLM model=m api_key=sk-1", "", "is not valid"),
             ({"generation_kwargs": {"temprature": 1}}, ".generation_kwargs", "'temprature' was unexpected"),
             ({"generation_kwargs": {"temperature": -1}}, ".generation_kwargs.temperature", "-1 is less than"),
             ({"block_type_slug": "openai-llm", "modle": "m"}, "", "modle"),

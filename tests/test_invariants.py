@@ -329,6 +329,9 @@ def answers(prompt: str, generations: int) -> list[str]:
 class Trap:
     """Goes off once, when a step meets a row, or a model a prompt. No part of what a step is: that stays the same."""
 
+    def __getstate__(self) -> None:
+        pass
+
     def __init__(self) -> None:
         self.where: tuple[str, str] | None = None
         self.how = ""

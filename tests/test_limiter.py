@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 
-from llms.limiter import Limiter, limiter_of
+from llms.limiter import PAUSE, Limiter, limiter_of
 from llms.pacing import LIMITS, limit, told
 from llms.replies import rates
 from tests.virtual_time import Provider, lognormal, now, simulate, work
@@ -626,3 +626,59 @@ def test_the_cost_of_a_place_does_not_depend_on_how_many_wait():
     few, many = (min(simulate(seconds(waiting)) for _ in range(3)) for waiting in (64, 1024))
     assert many < 2 * few + 0.1
     assert many / 10_000 < 0.0002
+
+
+@pytest.mark.parametrize("said", [0.0, 0.01, None])
+def test_a_provider_that_refuses_again_and_again_is_asked_ever_more_rarely(said):
+    """Whatever it says: what it says is believed once."""
+
+    async def main():
+        limiter, asked = await opened(Limiter(1)), []
+        for _ in range(1100):
+            async with limiter.place() as place:
+                asked.append(now())
+                place.throttled(said)
+        gaps = [later - earlier for earlier, later in zip(asked, asked[1:], strict=False)]
+        first = PAUSE if said is None else said
+        assert gaps[:7] == pytest.approx([first, 1, 2, 4, 8, 16, 30], abs=0.2) and max(gaps) == pytest.approx(30, abs=1)
+        async with limiter.place() as place:
+            place.succeeded()
+        async with limiter.place() as place:  # what it says is believed again
+            place.throttled(0.25)
+        begun = now()
+        async with limiter.place():
+            assert now() - begun == pytest.approx(0.25, abs=0.01)
+
+    simulate(main())
+
+
+def test_a_longer_pause_than_our_own_is_kept_to():
+    async def main():
+        limiter, asked = await opened(Limiter(1)), []
+        for _ in range(4):
+            async with limiter.place() as place:
+                asked.append(now())
+                place.throttled(7.0)
+        assert [later - earlier for earlier, later in zip(asked, asked[1:], strict=False)] == pytest.approx([7] * 3)
+
+    simulate(main())
+
+
+def test_a_server_that_is_down_for_a_while_is_left_alone_by_all():
+    async def main():
+        limiter = await opened(Limiter(5))
+        async with limiter.place() as place:
+            place.failed()
+        async with limiter.place() as place:  # weather that does not say how long it lasts holds up nobody
+            assert now() < 1
+            place.failed(20.0)
+        begun = now()
+
+        async def one():
+            async with limiter.place():
+                return now() - begun
+
+        waited = await asyncio.gather(*(one() for _ in range(5)))
+        assert min(waited) >= 20 and limiter.counts.seconds_paused == pytest.approx(20)
+
+    simulate(main())

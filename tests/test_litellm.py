@@ -1,6 +1,6 @@
 """LiteLLM: what it sends for us over a real socket to providers of several shapes, what comes back, what goes wrong.
 
-It cannot be installed beside the SDKs of the other providers: these tests run in an environment of their own.
+It takes long to import, so it is no part of what the other tests need: they run where it is installed.
 """
 
 import asyncio
@@ -116,8 +116,16 @@ def test_the_strictest_way_its_provider_has(wire):
     fields: dict[str, Any] = {"structured_output": {"format": "json", "schema": SCHEMA}}
     modes = [lite(wire, model=model, **fields)._mode() for model in ("openai/x", "cohere_chat/command-a", "petals/x")]
     assert modes == ["json_schema", "tool", "prompt"]
+
+
+def test_vllm_behind_it_is_held_to_a_regular_expression(wire):
     with pytest.raises(Fatal, match="regular expression"):
         lite(wire, structured_output={"schema": "[A-E]"}).load()
+    wire.answer = lambda request: wire.Reply(wire.completion("B"))
+    fields = {"model": "hosted_vllm/qwen3", "structured_output": {"schema": "[A-E]"}}
+    body = sent(wire, fields=fields, extra_body={"min_p": 0.1})
+    expected = {"structured_outputs": {"regex": "[A-E]"}, "min_p": 0.1}
+    assert body == {"model": "qwen3", "messages": CHAT} | expected
 
 
 def test_images_and_turns(wire):
@@ -253,17 +261,24 @@ def test_errors_are_told_apart(status, code, kind, wire, monkeypatch, capfd, cap
     + [{"body": {"choices": []}}, {"body": "{}", "headers": {"Content-Length": "999", "Connection": "close"}}],
     ids=str,
 )
-def test_bad_weather(answer, wire):
+@pytest.mark.parametrize("model", ["openai/gpt-4o", "deepseek/deepseek-chat"])
+def test_bad_weather(answer, model, wire):
+    lite(wire, model=model).generate([CHAT])
     wire.answer = lambda request: wire.Reply(**answer)
-    assert type(failure(wire, timeout=0.3)) is Transient
+    assert type(failure(wire, model=model, timeout=0.3)) is Transient
 
 
 def test_300_are_really_in_flight_and_stay_in_order(wire):
-    wire.answer = lambda request: wire.Reply(wire.completion(request.body["messages"][0]["content"]), delay=3)
-    chats: list[ChatType] = [[{"role": "user", "content": f"{number}"}] for number in range(1000)]
-    outputs = lite(wire, timeout=60).generate(chats)
-    assert [output[0] for output in outputs] == [f"{number}" for number in range(1000)]
-    assert wire.peak >= 300
+    everybody = threading.Barrier(300)
+
+    def answer(request: Any) -> Any:
+        everybody.wait(timeout=90)
+        return wire.Reply(wire.completion(request.body["messages"][0]["content"]))
+
+    wire.answer = answer
+    chats: list[ChatType] = [[{"role": "user", "content": f"{number}"}] for number in range(300)]
+    outputs = lite(wire, timeout=120).generate(chats)
+    assert [output[0] for output in outputs] == [f"{number}" for number in range(300)] and wire.peak == 300
 
 
 def test_two_loops_and_a_thread(wire):

@@ -19,12 +19,13 @@ from pydantic import ValidationError
 
 pytest.importorskip("llama_cpp")
 
-from llms import Fatal, LlamaCppLLM, LlamaServerLLM, Rejected, demo, guide, guide_files
+from llms import Fatal, LlamaCppLLM, LlamaServerLLM, Rejected, demo, guide, guide_files, local, store
 from llms.chat_template import spelled_out
 from llms.guide_tokens import TokenTree
+from llms.llama_engine import LlamaEngine
 from llms.typing import ChatType, StructuredOutputType, Usage
 from tests.noise import WILD, gguf_file
-from tests.schemas import PATTERNS, SCHEMAS, UNSAYABLE, Coded, Course, Student, User
+from tests.schemas import PATTERNS, SCHEMAS, UNSAYABLE, Coded, Course, Student, User, record
 
 CHAT: ChatType = [{"role": "user", "content": "What's the capital of Spain?"}]
 CHATS: list[ChatType] = [
@@ -96,7 +97,12 @@ def model_path(request) -> Path:
 
 @pytest.fixture(scope="module")
 def llm() -> LlamaCppLLM:
-    return LlamaCppLLM(model_path=demo.GGUF)
+    return block()
+
+
+def block(model_path: Path = demo.GGUF, **fields: Any) -> LlamaCppLLM:
+    """On one thread: the model is small, and the machine may have others to serve."""
+    return LlamaCppLLM(model_path=model_path, n_threads=1, **fields)
 
 
 def least(llm: LlamaCppLLM) -> int:
@@ -193,7 +199,7 @@ def test_the_document(capsys):
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.filterwarnings("ignore:Possible nested set")  # Python's own, about the plain bracket in a class
 def test_every_text_matches_its_pattern(pattern, budget, model_path):
-    llm = LlamaCppLLM(model_path=model_path, structured_output={"format": "regex", "schema": pattern})
+    llm = block(model_path=model_path, structured_output={"format": "regex", "schema": pattern})
     outputs = llm.generate(CHATS[:6], 2, max_new_tokens=max(budget, least(llm)), seed=budget, **WILD)
     texts = [text for output in outputs for text in output]
     assert len(texts) == 12 and all(re.fullmatch(pattern, text or "") for text in texts), texts
@@ -204,7 +210,7 @@ def test_every_text_matches_its_pattern(pattern, budget, model_path):
 @pytest.mark.parametrize("budget", [0, 30, 50, 120])
 @pytest.mark.parametrize("shape", [User, Course, Student, Coded])
 def test_every_text_keeps_to_its_schema(shape, budget, model_path):
-    llm = LlamaCppLLM(model_path=model_path, structured_output={"format": "json", "schema": shape})
+    llm = block(model_path=model_path, structured_output={"format": "json", "schema": shape})
     budget = max(budget, least(llm))
     outputs = llm.generate(CHATS[:6], 2, max_new_tokens=budget, seed=budget, **WILD)
     for output in outputs:
@@ -224,7 +230,7 @@ def test_a_schema_of_ones_own(model_path):
         "required": ["rating"],
         "additionalProperties": False,
     }
-    llm = LlamaCppLLM(model_path=model_path, structured_output={"format": "json", "schema": schema})
+    llm = block(model_path=model_path, structured_output={"format": "json", "schema": schema})
     for output in llm.generate(CHATS, max_new_tokens=40, **WILD):
         assert output.error is None
         validate(json.loads(output[0] or ""), schema)
@@ -232,7 +238,7 @@ def test_a_schema_of_ones_own(model_path):
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_random_weights_keep_to_every_schema_at_once(name, random_weights):
-    llm = LlamaCppLLM(model_path=random_weights, structured_output={"format": "json", "schema": SCHEMAS[name]})
+    llm = block(model_path=random_weights, structured_output={"format": "json", "schema": SCHEMAS[name]})
     for budget in (least(llm), 200):
         for output in llm.generate(CHATS[:6], max_new_tokens=budget, seed=budget, **WILD):
             assert output.error is None and output.attempts == 1 and output.usage.output_tokens <= budget
@@ -241,7 +247,7 @@ def test_random_weights_keep_to_every_schema_at_once(name, random_weights):
 
 def test_what_no_automaton_can_say_is_checked_and_asked_again(random_weights):
     schema = UNSAYABLE["multiple"]
-    llm = LlamaCppLLM(
+    llm = block(
         model_path=random_weights, structured_output={"format": "json", "schema": schema}, max_schema_retries=12
     )
     outputs = llm.generate(CHATS, max_new_tokens=8, seed=1, **WILD)
@@ -254,14 +260,14 @@ def test_what_no_automaton_can_say_is_checked_and_asked_again(random_weights):
 
 def test_what_never_comes_right_costs_its_own_chat_only():
     schema = {"type": "object", "properties": {"n": {"type": "integer", "not": {"type": "integer"}}}, "required": ["n"]}
-    llm = LlamaCppLLM(model_path=demo.GGUF, structured_output={"format": "json", "schema": schema})
+    llm = block(structured_output={"format": "json", "schema": schema})
     (output,) = llm.generate([CHAT], 2, max_new_tokens=8)
     assert output == [None, None] and output.finish_reasons == ["error", "error"] and output.attempts == 5
     assert isinstance(output.error, Rejected) and "`$.n`" in str(output.error) and output.usage.output_tokens > 10
 
 
 def test_a_budget_that_is_too_small_is_refused_with_the_number_it_needs():
-    llm = LlamaCppLLM(model_path=demo.GGUF, structured_output={"schema": User})
+    llm = block(structured_output={"schema": User})
     needed = least(llm)
     with pytest.raises(Fatal, match=f"of {needed} or more"):
         llm.generate_outputs([CHAT], max_new_tokens=needed - 1)
@@ -270,39 +276,55 @@ def test_a_budget_that_is_too_small_is_refused_with_the_number_it_needs():
 
 @pytest.mark.parametrize(
     ("pattern", "why"),
-    [
-        ("(?=a)ab", "look-ahead"),
-        ("a(?!b)", "look-ahead"),
-        ("(?<!a)b", "look-behind"),
-        (r"(a|b)\1", "a backreference"),
-        ("(?P<x>a)(?P=x)", "a backreference"),
-        (r"\bword", "a word boundary"),
-        ("a^b", "an anchor in its midst"),
-    ],
+    [(r"(a|b)\1", "a backreference"), ("(?P<x>a)(?P=x)", "a backreference"), ("(a)?(?(1)b|c)", "a condition")],
 )
 def test_a_pattern_that_cannot_be_kept_is_refused_by_name(pattern, why):
-    for structure in (
-        {"format": "regex", "schema": pattern},
-        {"format": "json", "schema": {"type": "string", "pattern": pattern}},
-    ):
-        with pytest.raises(Fatal, match=f"`structured_output`.*{why}"):
-            LlamaCppLLM(model_path=demo.GGUF, structured_output=structure).load()
+    with pytest.raises(Fatal, match=f"`structured_output`.*{why}"):
+        block(structured_output={"format": "regex", "schema": pattern}).load()
+
+
+@pytest.mark.parametrize("pattern", ["(?=a)ab", "a(?!b)", "(?<!a)b", r"(a|b)\1", r"\bword", "a$|^b", "(?!^[-+.]*$)"])
+def test_a_pattern_in_a_schema_that_no_automaton_can_say_is_checked_afterwards(pattern, random_weights):
+    schema = record(kind={"const": "x"}, code={"type": "string", "pattern": pattern, "maxLength": 6})
+    llm = block(model_path=random_weights, structured_output={"format": "json", "schema": schema})
+    outputs = llm.generate(CHATS[:8], max_new_tokens=40, seed=1, **WILD)
+    assert len(outputs) == 8
+    for output in outputs:
+        assert (output[0] is None) == isinstance(output.error, Rejected)
+        assert (
+            "`$.code`" in str(output.error) if output.error else re.search(pattern, json.loads(output[0] or "")["code"])
+        )
+
+
+def test_a_decimal_of_pydantic_may_be_a_number_or_a_text(random_weights):
+    """As pydantic 2.13 writes it."""
+    text = {"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"}
+    schema = record(price={"anyOf": [{"type": "number"}, text]})
+    llm = block(model_path=random_weights, structured_output={"format": "json", "schema": schema})
+    outputs = llm.generate(CHATS, max_new_tokens=30, seed=2, **WILD)
+    assert any(output[0] for output in outputs)
+    for output in outputs:
+        assert output.error is None or isinstance(output.error, Rejected)
+        if output[0]:
+            validate(json.loads(output[0]), schema)
 
 
 def test_what_is_no_pattern_at_all_is_refused():
     with pytest.raises(Fatal, match=r"`a\(` is not a regular expression"):
-        LlamaCppLLM(model_path=demo.GGUF, structured_output={"format": "regex", "schema": "a("}).load()
+        block(structured_output={"format": "regex", "schema": "a("}).load()
+    with pytest.raises(ValidationError, match=r"'a\(' is not a 'regex'"):
+        block(structured_output={"schema": record(code={"type": "string", "pattern": "a("})})
 
 
 def test_a_schema_that_cannot_be_compiled_is_refused():
     with pytest.raises(Fatal, match="`structured_output` cannot be compiled: nothing is valid"):
-        LlamaCppLLM(
+        block(
             model_path=demo.GGUF, structured_output={"schema": {"type": "integer", "minimum": 5, "maximum": 3}}
         ).load()
 
 
 def test_a_structure_has_an_end_of_its_own():
-    llm = LlamaCppLLM(model_path=demo.GGUF, structured_output={"schema": User})
+    llm = block(structured_output={"schema": User})
     with pytest.raises(Fatal, match="`stop` and `structured_output` exclude each other"):
         llm.generate([CHAT], stop="}")
 
@@ -424,12 +446,36 @@ def test_processes_that_write_the_same_do_not_disturb_each_other():
 @pytest.mark.parametrize("structure", [None, {"format": "json", "schema": User.model_json_schema()}], ids=bool)
 def test_greedy_texts_are_the_same_alone_and_together(structure):
     alone, together = (
-        LlamaCppLLM(model_path=demo.GGUF, n_parallel=parallel, n_batch=batch, structured_output=structure)
+        block(n_parallel=parallel, n_batch=batch, structured_output=structure)
         for parallel, batch in ((1, 512), (8, 64))
     )
     options = {"temperature": 0, "max_new_tokens": 60}
     expected = [alone.generate([chat], **options)[0] for chat in CHATS]
     assert together.generate(CHATS, **options) == expected == alone.generate(CHATS, **options)
+
+
+def test_chats_with_structures_of_their_own_are_one_batch(llm, monkeypatch):
+    calls: list[int] = []
+    write = LlamaEngine.write
+    monkeypatch.setattr(LlamaEngine, "write", lambda engine, texts: calls.append(len(texts)) or write(engine, texts))
+    schemas = [record(kind={"const": f"kind {at}"}, n={"type": "integer"}) for at in range(8)]
+    requests = [(llm.held_to({"schema": schema}), chat) for schema, chat in zip(schemas, CHATS, strict=False)]
+    options = {"temperature": 0, "max_new_tokens": 30}
+    together = llm.generate_together([*requests, (llm, CHAT)], **options)
+    assert calls == [9]
+    for (held, chat), schema, output in zip(requests, schemas, together, strict=False):
+        validate(json.loads(output[0] or ""), schema)
+        assert held.generate([chat], **options) == [output]
+    assert together[-1] == llm.generate([CHAT], **options)[0]
+
+
+def test_what_a_structure_of_ones_own_makes_impossible_costs_its_own_chats_only(llm):
+    long, short = (llm.held_to({"schema": rf"a{{{size}}}"}) for size in (400, 3))
+    refused, answered = llm.generate_together([(long, CHAT), (short, CHAT)], max_new_tokens=9)
+    assert answered == ["aaa"] and isinstance(refused.error, Rejected)
+    assert "`structured_output` needs `max_new_tokens` of" in str(refused.error)
+    with pytest.raises(Fatal, match="`structured_output` needs `max_new_tokens` of"):
+        long.generate_together([(long, CHAT), (short, CHAT)], max_new_tokens=9)
 
 
 def test_a_seed_repeats_whatever_else_is_asked(llm):
@@ -438,10 +484,7 @@ def test_a_seed_repeats_whatever_else_is_asked(llm):
     assert llm.generate(CHATS[1:2], 2, seed=7, temperature=1.5, max_new_tokens=40) == first[1:2]
     assert llm.generate(CHATS, 2, seed=8, temperature=1.5, max_new_tokens=40) != first
     assert first[1][0] != first[1][1]
-    assert (
-        LlamaCppLLM(model_path=demo.GGUF, seed=7).generate(CHATS[1:2], 2, temperature=1.5, max_new_tokens=40)
-        == first[1:2]
-    )
+    assert block(seed=7).generate(CHATS[1:2], 2, temperature=1.5, max_new_tokens=40) == first[1:2]
 
 
 def test_without_a_seed_texts_differ(llm):
@@ -469,7 +512,7 @@ def test_no_chats_and_no_generations(llm):
 
 
 def test_a_start_token_is_there_once(sentencepiece):
-    engine = LlamaCppLLM(model_path=sentencepiece)._engine()
+    engine = block(model_path=sentencepiece)._engine()
     assert engine.template is None and engine.tokenize("<s>the dragon") == engine.tokenize("the dragon")
     assert engine.tokenize("the dragon")[0] == 1 and engine.tokenize("the dragon").count(1) == 1
 
@@ -513,13 +556,13 @@ def test_a_chat_that_is_too_long_costs_its_own_answer_only(llm):
 
 
 def test_a_chat_that_leaves_no_room_for_its_structure_is_rejected():
-    llm = LlamaCppLLM(model_path=demo.GGUF, n_ctx=32, structured_output={"schema": User})
+    llm = block(n_ctx=32, structured_output={"schema": User})
     (output,) = llm.generate([CHAT])
     assert isinstance(output.error, Rejected) and "leaves 14" in str(output.error)
 
 
 def test_the_context_ends_a_text(random_weights):
-    llm = LlamaCppLLM(model_path=random_weights, n_ctx=64)
+    llm = block(model_path=random_weights, n_ctx=64)
     (output,) = llm.generate([CHAT], stop=None, **WILD)
     assert sum((output.usage.input_tokens, output.usage.output_tokens)) <= 64
 
@@ -550,38 +593,151 @@ def test_hidden_states_are_one_row_per_token(llm):
     assert np.allclose(first, third) and np.isfinite(second).all() and not np.allclose(first[0], first[1])
 
 
+def test_hidden_states_are_those_of_transformers(tmp_path):
+    pytest.importorskip("gguf")
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    from tests.benchmarks.llamacpp import exact
+
+    llm = block(model_path=exact(tmp_path / "exact.gguf"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(demo.CHECKPOINT)
+    model = transformers.AutoModelForCausalLM.from_pretrained(demo.CHECKPOINT, dtype="float32").eval()
+    chats: list[ChatType] = [CHAT, [{"role": "user", "content": "What's the capital of Spain? " * 90}]]
+    for chat, state in zip(chats, llm.get_last_hidden_state(chats), strict=True):
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        with torch.inference_mode():
+            own = model(ids, output_hidden_states=True).hidden_states[-1][0].numpy()
+        assert state.shape == own.shape and np.abs(state - own).max() < 1e-3
+    assert len(state) > 512
+    llm.unload()
+
+
 # ----------------------------------------------------------------------------------------------------- coming and going
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     for ask in (lambda llm: llm.load(), lambda llm: llm.generate_outputs([CHAT])):
-        with pytest.raises(Fatal, match=r"no file `.*nowhere\.gguf`"):
-            ask(LlamaCppLLM(model_path=tmp_path / "nowhere.gguf"))
+        with pytest.raises(Fatal, match=r"no file `.*nowhere\.gguf`.* give `repo_id` and `filename`"):
+            ask(block(model_path=tmp_path / "nowhere.gguf"))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """The snapshot of a repository in a cache of the Hub, where there is no network."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--someone--tiny-GGUF"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("1" * 40)
+    (snapshot := repository / "snapshots" / ("1" * 40)).mkdir(parents=True)
+    return snapshot
+
+
+def test_a_file_on_the_hub_is_downloaded_when_it_is_needed(hub):
+    (hub / "tiny.Q8_0.gguf").symlink_to(demo.GGUF)
+    llm = LlamaCppLLM(repo_id="someone/tiny-GGUF", filename="tiny.Q8_0.gguf", n_threads=1)
+    assert llm.model_name == "tiny.Q8_0" and llm._key() != block()._key()
+    assert llm.generate([CHAT], temperature=0) == [["The capital of Spain is Madrid."]]
+    llm.unload()
+    other = LlamaCppLLM(repo_id="someone/tiny-GGUF", filename="tiny.Q4_K_M.gguf")
+    with pytest.raises(Fatal, match=r"cannot download `tiny\.Q4_K_M\.gguf` of `someone/tiny-GGUF`.*`HF_TOKEN`"):
+        other.load()
+    assert store.key_of(llm, CHAT, {}, 0) != store.key_of(other, CHAT, {}, 0)
+
+
+def test_of_a_model_in_several_files_all_are_downloaded(monkeypatch):
+    asked: list[tuple[str, str]] = []
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *names: asked.append(names) or str(demo.GGUF))
+    llm = LlamaCppLLM(repo_id="a/b", filename="q/large-00001-of-00003.gguf", n_threads=1)
+    llm.load()
+    llm.unload()
+    assert asked == [("a/b", f"q/large-0000{at}-of-00003.gguf") for at in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({}, "none"),
+        ({"repo_id": "a/b"}, "`repo_id`"),
+        ({"filename": "c.gguf"}, "`filename`"),
+        ({"model_path": "c.gguf", "repo_id": "a/b"}, "`model_path` and `repo_id`"),
+        ({"model_path": "c.gguf", "repo_id": "a/b", "filename": "c.gguf"}, "`model_path` and `repo_id` and `filename`"),
+    ],
+    ids=str,
+)
+def test_a_model_is_in_one_place(fields, found):
+    with pytest.raises(ValidationError, match=f"either `model_path`, or `repo_id` and `filename` .*, not {found}\\."):
+        LlamaCppLLM(**fields)
+
+
+def test_where_memory_runs_out_says_what_to_lower(monkeypatch, tmp_path):
+    import llama_cpp
+
+    freed: list[Any] = []
+    free = llama_cpp.llama_model_free
+    monkeypatch.setattr(llama_cpp, "llama_model_free", lambda model: freed.append(model) or free(model))
+    monkeypatch.setattr(llama_cpp, "llama_init_from_model", lambda *_: None)
+    with pytest.raises(Fatal, match="no memory for 616 tokens: lower `n_ctx`, `n_parallel` or `n_gpu_layers`"):
+        block(n_ctx=77).load()
+    assert len(freed) == 1
+    (tmp_path / "half.gguf").write_bytes(demo.GGUF.read_bytes()[:100_000])
+    with pytest.raises(Fatal, match="no memory for it: lower `n_gpu_layers`, or take a smaller quantization"):
+        block(model_path=tmp_path / "half.gguf").load()
+    with pytest.raises(Fatal, match="memory ran out: lower `n_ctx`, `n_parallel` or `n_gpu_layers`"):
+        LlamaServerLLM(model_path=tmp_path / "half.gguf").load()
+
+
+def test_an_engine_that_is_up_waits_for_none_that_loads():
+    up, loads, go = local.engine((block, 1), object), threading.Event(), threading.Event()
+    built: list[object] = []
+
+    def build() -> object:
+        loads.set()
+        go.wait(30)
+        built.append(object())
+        return built[-1]
+
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(local.engine((block, 2), build))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    assert loads.wait(30)
+    asked = threading.Thread(target=lambda: found.append(local.engine((block, 1), object)), daemon=True)
+    asked.start()
+    asked.join(10)
+    assert found == [up]
+    assert local.engine((least, 1), object) is not up  # nor does one of another class
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert built * 4 == found[1:]
+    for key in ((block, 1), (block, 2), (least, 1)):
+        local.free(key)
 
 
 def test_a_file_that_is_no_model_is_named(tmp_path):
     (tmp_path / "text.gguf").write_text("not a model")
-    with pytest.raises(Fatal, match=r"cannot load `.*text\.gguf`"):
-        LlamaCppLLM(model_path=tmp_path / "text.gguf").load()
+    with pytest.raises(Fatal, match=r"cannot load `.*text\.gguf`: it is no GGUF file"):
+        block(model_path=tmp_path / "text.gguf").load()
 
 
 @pytest.mark.parametrize("missing", ["llama_cpp", "outlines_core"])
 def test_a_missing_package_is_named_with_its_cure(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
-    llm = LlamaCppLLM(model_path=demo.GGUF, n_ctx=77, structured_output={"schema": User})
+    llm = block(n_ctx=77, structured_output={"schema": User})
     with pytest.raises(Fatal, match=rf"`{missing}` package: `pip install 'distilflow\[llamacpp\]'`"):
         llm.load()
 
 
 def test_the_name_is_the_files():
     assert LlamaCppLLM(model_path="models/some.Q4_K_M.gguf").model_name == "some.Q4_K_M"
-    with pytest.raises(ValidationError, match="model_path"):
-        LlamaCppLLM()
 
 
 def test_unloaded_it_lets_go_of_its_memory_and_loads_again(llm):
     engine = weakref.ref(llm._engine())
-    LlamaCppLLM(model_path=demo.GGUF, structured_output={"schema": User}).load()  # the same engine, and an automaton
+    block(structured_output={"schema": User}).load()  # the same engine, and an automaton
     llm.unload()
     gc.collect()  # the tests before had errors, whose tracebacks hold on to it
     assert engine() is None
@@ -589,29 +745,38 @@ def test_unloaded_it_lets_go_of_its_memory_and_loads_again(llm):
 
 
 SCRIPT = """
-import sys, threading
-from llms import LlamaCppLLM
-llm = LlamaCppLLM(model_path=sys.argv[1], structured_output={"format": "regex", "schema": "[A-E][+-]?"})
-ask = lambda: llm.generate([[{"role": "user", "content": "Hi"}]] * 2000, max_new_tokens=9)
+import sys, threading, time
+from llms import LlamaCppLLM, llama_engine
+llama_engine.EXIT_PATIENCE = 1000
+llm = LlamaCppLLM(n_threads=1, model_path=sys.argv[1], structured_output={"format": "regex", "schema": "[A-E]{900}"})
+chat = [{"role": "user", "content": "Hi"}]
 if sys.argv[2] == "busy":
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(1)
+    llm.load()
+    threading.Thread(target=lambda: llm.generate([chat], 2000), daemon=True).start()
+    while not llm._engine()._lock.locked():
+        time.sleep(0.01)
 else:
-    assert len(llm.generate([[{"role": "user", "content": "Hi"}]])[0][0]) in (1, 2)
-    llm.get_last_hidden_state([[{"role": "user", "content": "Hi"}]])
+    assert len(llm.generate([chat])[0][0]) == 900
+    llm.get_last_hidden_state([chat])
 assert "torch" not in sys.modules
 """
 
 
 @pytest.mark.parametrize("how", ["idle", "busy"])
-def test_the_process_ends_without_a_word(how):
+def test_the_process_ends_without_a_word_and_does_not_wait_for_a_long_batch(how):
     done = subprocess.run([sys.executable, "-c", SCRIPT, demo.GGUF, how], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_the_server_closes_a_structure_within_the_context_where_no_limit_is_given(random_weights):
+    llm = LlamaServerLLM(model_path=random_weights, n_ctx=128, n_threads=1, structured_output={"schema": User})
+    for output in llm.generate(CHATS[:3], seed=1, **WILD):
+        User.model_validate_json(output[0] or "")
+        assert output.usage.output_tokens > 90 and output.error is None
+
+
 def test_llama_cpps_own_server_gives_the_same_hidden_states():
-    llm = LlamaCppLLM(model_path=demo.GGUF)
+    llm = block()
     chats = [[{"role": "user", "content": text}] for text in ("Hello there", "What's the capital of Spain?")]
     for ours, theirs in zip(
         llm.get_last_hidden_state(chats), LlamaServerLLM().get_last_hidden_state(chats), strict=True

@@ -9,10 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from inspect import isabstract
-from typing import Annotated, Any, get_args  # noqa: UP035  (the seed's own spelling)
+from typing import Annotated, Any, ClassVar, get_args  # noqa: UP035  (the seed's own spelling)
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from prefect.client.orchestration import get_client
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from prefect.utilities.dispatch import get_registry_for_type
 from prefect.utilities.hashing import hash_objects
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, validate_call
+from pydantic import BaseModel, Field, SecretStr, TypeAdapter, ValidationError, create_model, validate_call
 
 import llms
 from llms import (
@@ -451,6 +451,181 @@ def test_a_chat_that_breaks_the_engine_costs_only_its_own_answer():
     outputs = Fragile().generate_outputs([[{"role": "user", "content": str(number)}] for number in range(20)], 2)
     assert outputs.pop(13) == [None, None]
     assert outputs == [[str(number)] * 2 for number in range(20) if number != 13]
+
+
+def test_what_was_answered_is_kept_when_a_later_part_of_the_batch_breaks():
+    """Two structures are two models, asked one after the other."""
+
+    class Breaking(CustomLLM):
+        """Is asked for one structure, and breaks at the other."""
+
+        asked: ClassVar[list[str]] = []
+        broken: ClassVar[bool] = True
+        held: str = ""
+
+        def held_to(self, structured_output: Any) -> Any:
+            return self.model_copy(update={"held": structured_output})
+
+        def generate(self, inputs: Any, num_generations: int = 1) -> Any:
+            self.asked.append(self.held)
+            if self.broken and self.held == "b":
+                raise Fatal("out of memory")
+            return [GenerateOutput([self.held] * num_generations, usage=Usage(3, 1), cost=0.5) for _ in inputs]
+
+    chats = [(CHAT, "a"), (CHAT, "a"), (CHAT, "b")]
+    with pytest.raises(Fatal, match="out of memory") as caught:
+        Breaking().generate_outputs(chats)
+    assert [(each.usage, each.cost) for each in caught.value.spent] == [(Usage(3, 1), 0.5)] * 2
+    Breaking.broken = False
+    outputs = Breaking().generate_outputs(chats)
+    assert outputs == [["a"], ["a"], ["b"]] and [output.cached for output in outputs] == [True, True, False]
+    assert Breaking.asked == ["a", "b", "b"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [[42], ["a", "b"], GenerateOutput(["a"], finish_reasons=["stop", "stop"]), GenerateOutput(["a"], usage=7)],  # type: ignore[arg-type]
+    ids=["a number", "two for one", "too many reasons", "no usage"],
+)
+def test_an_odd_output_of_a_batch_costs_its_own_row(odd):
+    class Odd(CustomLLM):
+        """Answers the second chat oddly."""
+
+        def generate(self, inputs: Any, num_generations: int = 1) -> Any:
+            return [odd if at == 1 else ["fine"] for at in range(len(inputs))]
+
+    first, bad, last = Odd().generate_outputs([CHAT] * 3)
+    assert first == last == ["fine"]
+    assert bad == [None] and isinstance(bad.error, Rejected)
+
+
+def test_what_a_batch_costs_is_known_where_its_model_knows_a_price():
+    class Priced(CustomLLM):
+        """A dollar a token; what it says itself of its cost goes before."""
+
+        def cost(self, usage: Usage) -> float:
+            return usage.input_tokens
+
+        def generate(self, inputs: Any, num_generations: int = 1) -> Any:
+            return [GenerateOutput(["x"], usage=Usage(3, 0)), GenerateOutput(["x"], usage=Usage(3, 0), cost=0.5)]
+
+    assert [output.cost for output in Priced().generate_outputs([CHAT, CHAT])] == [3, 0.5]
+    assert [output.cost for output in CustomLLM().generate_outputs([CHAT])] == [None]
+
+
+class Held(StructuredLLM):
+    """Says what it is held to; a pattern is too much for it."""
+
+    @property
+    def model_name(self) -> str:
+        return "held"
+
+    def generate(self, inputs: list[ChatType], num_generations: int = 1) -> list[GenerateOutput]:
+        structure = self.structured_output or {}
+        if structure.get("format") == "regex":
+            raise Fatal("`structured_output` needs `max_new_tokens` of 9 or more: 3 is too small.")
+        return [GenerateOutput([json.dumps(structure.get("schema"))] * num_generations) for _ in inputs]
+
+
+class HeldAsync(AsyncLLM, StructuredLLM):
+    """The same, one at a time."""
+
+    @property
+    def model_name(self) -> str:
+        return "held"
+
+    async def agenerate(self, input: ChatType, num_generations: int = 1) -> GenerateOutput:
+        structure = self.structured_output or {}
+        if structure.get("format") == "regex":
+            raise Fatal("`structured_output` needs `max_new_tokens` of 9 or more: 3 is too small.")
+        return GenerateOutput(['{"x": 1}'] * num_generations)
+
+
+@each([Held, HeldAsync])
+def test_a_structure_of_a_rows_own_that_does_not_fit_costs_that_row(cls):
+    good, bad, last = cls().generate_outputs([CHAT, (CHAT, {"schema": "[a-z]{30}"}), CHAT])
+    assert good == last and good[0] and not good.error
+    assert isinstance(bad.error, Rejected) and "`max_new_tokens` of 9" in str(bad.error) and bad.attempts == 0
+    with pytest.raises(Fatal, match="`max_new_tokens` of 9"):  # the model's own, which all rows are held to
+        cls(structured_output={"schema": "[a-z]{30}"}).generate_outputs([CHAT, CHAT])
+
+
+def test_two_classes_of_one_name_are_two_structures():
+    def named(**fields: Any) -> type[BaseModel]:
+        return create_model("User", __module__="same", **fields)
+
+    one, other = named(name=(str, ...)), named(age=(int, ...))
+    assert f"{one}" == f"{other}"
+    outputs = Held().generate_outputs([(CHAT, {"schema": one}), (CHAT, {"schema": other}), (CHAT, one)])
+    assert [list(json.loads(output[0] or "")["properties"]) for output in outputs] == [["name"], ["age"], ["name"]]
+
+
+def test_a_class_that_has_no_schema_costs_its_own_row():
+    class Unsayable(BaseModel):
+        call: Callable[[], int]
+
+    bad, good = Held().generate_outputs([(CHAT, {"schema": Unsayable}), CHAT])
+    assert isinstance(bad.error, Rejected) and "JsonSchema" in str(bad.error) and good == ["null"]
+
+
+class Leaky(CustomLLM):
+    """Repeats the key it was given in whatever it says."""
+
+    token: SecretStr = SecretStr("sk-of-the-field")
+
+    def ready(self) -> None:
+        raise Fatal("no entry with sk-of-the-field")
+
+    def generate(self, inputs: Any, num_generations: int = 1) -> Any:
+        raise (Fatal if "fatal" in inputs[0][0]["content"] else ValueError)(f"no entry with {self.words()}")
+
+    def words(self) -> str:
+        return " ".join([self.token.get_secret_value(), *SECRET.values(), "http://me:sk-of-the-url@proxy:3128"])
+
+
+SECRET = {
+    "AZURE_OPENAI_AD_TOKEN": "sk-of-azure",
+    "OTHER_PROVIDER_API_KEY": "sk-of-another",
+    "SOME_SECRET": "sk-of-something",
+    "AWS_SECRET_ACCESS_KEY": "sk-of-amazon",
+}
+
+
+def test_no_secret_is_in_what_a_batch_says(monkeypatch):
+    for name, value in SECRET.items():
+        monkeypatch.setenv(name, value)
+    (output,) = Leaky().generate_outputs([CHAT])
+    with pytest.raises(Fatal) as fatal:
+        Leaky().generate_outputs([[{"role": "user", "content": "fatal"}]])
+    with pytest.raises(Fatal) as unready:
+        Leaky().load()
+    for error in (output.error, fatal.value, unready.value):
+        assert "no entry with ***" in str(error)
+        assert "sk-of" not in repr(error) + repr(vars(error)) and b"sk-of" not in pickle.dumps(error)
+
+
+def test_no_secret_is_in_what_a_model_that_is_not_ready_says():
+    class LeakyAsync(CustomAsyncLLM):
+        """The same."""
+
+        token: SecretStr = SecretStr("sk-of-the-field")
+        ready = Leaky.ready
+
+    with pytest.raises(Fatal, match=r"no entry with \*\*\*"):
+        LeakyAsync().generate([CHAT])
+
+
+def test_a_key_that_is_found_elsewhere_is_a_secret_too(wire):
+    class Elsewhere(OpenAILLM):
+        """Has its key from a file, as some providers do."""
+
+        def _key(self) -> str:
+            return "sk-of-a-file"
+
+    wire.answer = lambda request: wire.Reply({"error": {"message": "no sk-of-a-file"}}, status=400)
+    (output,) = Elsewhere(model="m", base_url=wire.url).generate([CHAT])
+    assert wire.requests[0].headers["authorization"] == "Bearer sk-of-a-file"
+    assert "no ***" in str(output.error)
 
 
 def test_a_chat_that_breaks_an_async_engine_costs_only_its_own_answer():

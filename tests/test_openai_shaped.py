@@ -6,17 +6,26 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, is_dataclass
+from enum import Enum
+from typing import Any, get_args, get_type_hints
 
+import groq.types
+import openai.types
 import pytest
 from groq import AsyncGroq
+from huggingface_hub.inference._generated.types.chat_completion import ChatCompletionOutputUsage
 from mistralai.client import Mistral
+from mistralai.client.models.usageinfo import UsageInfo
 from openai import AsyncOpenAI
+from openai.lib._pydantic import to_strict_json_schema
+from pydantic import BaseModel, Field
 from together import AsyncTogether
+from together.types.chat.chat_completion_usage import ChatCompletionUsage
 
 from llms import Fatal, Rejected, loop
 from llms.anyscale import AnyscaleLLM
+from llms.azure import AzureOpenAILLM
 from llms.groq import GroqLLM
 from llms.inference_endpoints import InferenceEndpointsLLM
 from llms.mistral import MistralLLM
@@ -25,6 +34,7 @@ from llms.strict_schema import strict
 from llms.structured import instructed
 from llms.together import TogetherLLM
 from llms.typing import ChatType, Usage
+from tests.dialects import dialect_of
 
 KEY = "sk-secret"
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
@@ -243,8 +253,8 @@ def test_asks_for_several_generations_at_once_as_the_sdk_does(provider, wire):
 
 
 def test_groq_is_asked_again_for_every_generation(wire):
-    groq = GroqLLM(model="m", base_url=root(wire), api_key=KEY)
-    (output,) = groq.generate([CHAT], num_generations=3, seed=5)
+    llm = GroqLLM(model="m", base_url=root(wire), api_key=KEY)
+    (output,) = llm.generate([CHAT], num_generations=3, seed=5)
     assert output == ["Madrid."] * 3 and output.usage == Usage(27, 12, 15, 6)
     assert sorted(request.body["seed"] for request in wire.requests) == [5, 6, 7]
     assert not any("n" in request.body for request in wire.requests)
@@ -269,6 +279,23 @@ def test_sends_a_structure_as_the_sdk_does(provider, mode, wire):
     held = model(provider, wire, structured_output={"schema": SCHEMA}, structured_mode=mode)
     assert held.generate([CHAT]) == [[text]]
     assert_same(wire.requests[0], theirs)
+
+
+@pytest.mark.parametrize("code", ["json_validate_failed", "tool_use_failed"])
+def test_what_groq_calls_a_bad_request_is_an_answer_that_missed_its_schema(code, wire):
+    missed = {"message": "Failed to generate JSON.", "type": "invalid_request_error", "code": code}
+    refusal = wire.Reply({"error": missed | {"failed_generation": '{"name"'}}, 400)
+    wire.script(refusal, wire.Reply(wire.completion('{"name": "Ada", "id": 1}')))
+    held = {"structured_output": {"schema": SCHEMA}, "max_schema_retries": 2}
+    llm = GroqLLM(model="m", base_url=root(wire), api_key=KEY, **held)
+    (output,) = llm.generate([CHAT])
+    assert output == ['{"name": "Ada", "id": 1}'] and output.error is None and output.attempts == 2
+    wire.requests.clear()
+    wire.answer = lambda request: refusal
+    (output,) = llm.generate([CHAT])
+    assert type(output.error) is Rejected and len(wire.requests) == 3
+    (output,) = GroqLLM(model="m", base_url=root(wire), api_key=KEY).generate([CHAT])
+    assert type(output.error) is Rejected and output.error.code == code and len(wire.requests) == 4
 
 
 @each([each for each in PROVIDERS if each.cls is not AnyscaleLLM])
@@ -330,6 +357,93 @@ def test_more_headers_are_sent(provider, wire):
     assert wire.requests[0].headers["x-team"] == "ours"
 
 
+# ------------------------------------------------------------------------------------------- OpenAI's strict schemas
+
+
+class Colour(Enum):
+    RED, BLUE = "red", "blue"
+
+
+class Address(BaseModel):
+    street: str
+    planet: Colour = Field(default=None, description="Of its sky.")
+
+
+class Person(BaseModel):
+    """Somebody."""
+
+    home: Address = Field(description="Where they sleep.")
+    work: Address = Field(title="At work")
+    nick: str | None = Field(None, description="What friends say.")
+
+
+class Node(BaseModel):
+    value: Colour = Field(description="What it holds.")
+    then: "Node | None" = Field(description="What follows.")
+
+
+class Forest(BaseModel):
+    trees: list[Node]
+    first: Node = Field(description="The oldest.")
+
+
+@pytest.mark.parametrize("kind", [Address, Person, Node, Forest], ids=lambda kind: kind.__name__)
+def test_a_strict_schema_is_the_one_of_openais_own_helper(kind):
+    assert strict(kind.model_json_schema()) == to_strict_json_schema(kind)
+
+
+def beside(schema: Any) -> list[Any]:
+    """Every reference with something beside it."""
+    members = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    found = [each for member in members for each in beside(member)]
+    return found + ([schema] if isinstance(schema, dict) and "$ref" in schema and len(schema) > 1 else [])
+
+
+def test_a_described_reference_in_a_circle_stays_one_without_its_description():
+    reference = {"$ref": "#/$defs/A", "description": "Another."}
+    link = {"anyOf": [reference, {"type": "null"}]}
+    schema = {
+        "type": "object",
+        "properties": {"a": reference, "again": {"anyOf": [{"$ref": "#", "title": "All"}, {"type": "null"}]}},
+        "$defs": {"A": {"type": "object", "properties": {"next": link}}},
+    }
+    narrowed = strict(schema)
+    assert narrowed and not beside(narrowed) and narrowed["properties"]["a"]["description"] == "Another."
+    assert narrowed["properties"]["again"]["anyOf"][0] == {"$ref": "#"}
+
+
+@pytest.mark.parametrize("more", [{"minLength": 3}, {"enum": ["a"]}, {"unknown": True}], ids=str)
+def test_a_reference_that_is_narrowed_beside_it_has_no_strict_form(more):
+    schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/A"} | more}, "$defs": {"A": {"type": "string"}}}
+    assert strict(schema) is None
+    schema["properties"]["a"] = {"$ref": "#/$defs/nobody", "title": "A"}
+    assert strict(schema) is None
+
+
+# ------------------------------------------------------------------------------------------------ who pays for OpenAI's
+
+
+@pytest.mark.parametrize("variables", [{}, {"OPENAI_ORG_ID": "org-env", "OPENAI_PROJECT_ID": "proj-env"}], ids=str)
+@pytest.mark.parametrize("passed", [{}, {"organization": "org-1"}, {"project": "proj-1"}], ids=str)
+def test_organization_and_project_are_sent_as_the_sdk_sends_them(variables, passed, wire, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    client = AsyncOpenAI(base_url=wire.url, api_key=KEY, max_retries=0, **passed)
+
+    async def ask() -> Any:
+        return await client.chat.completions.create(model="m", messages=[{"role": "user", "content": "Hi"}])
+
+    loop.run(ask())
+    llm = OpenAILLM(model="m", base_url=wire.url, api_key=KEY, **passed)
+    llm.generate([CHAT])
+    theirs, ours = wire.requests
+    for header in ("openai-organization", "openai-project"):
+        assert ours.headers.get(header) == theirs.headers.get(header)
+    assert ("openai-project" in ours.headers) is bool(variables or "project" in passed)
+    other = llm.model_copy(update={"organization": "org-2"})
+    assert other.account() != llm.account() == llm.model_copy().account()
+
+
 # ------------------------------------------------------------------------------------------------------- what they read
 
 
@@ -352,6 +466,34 @@ def choice(text: Any, finish_reason: str, **more: Any) -> dict[str, Any]:
 USED = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
 THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "Spain "}, {"type": "text", "text": "…"}]}
+
+USAGES = {
+    AzureOpenAILLM: openai.types.CompletionUsage,
+    GroqLLM: groq.types.CompletionUsage,
+    InferenceEndpointsLLM: ChatCompletionOutputUsage,
+    MistralLLM: UsageInfo,
+    OpenAILLM: openai.types.CompletionUsage,
+    TogetherLLM: ChatCompletionUsage,
+}
+
+
+def members(kind: Any) -> set[str]:
+    """All that a type of an SDK knows, however deep."""
+    if parts := get_args(kind):
+        return {name for part in parts for name in members(part)}
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        known = {name: field.annotation for name, field in kind.model_fields.items()}
+    else:
+        known = get_type_hints(kind) if is_dataclass(kind) else {}
+    return known.keys() | {name for each in known.values() for name in members(each)}
+
+
+@pytest.mark.parametrize("cls", USAGES, ids=lambda cls: cls.__name__)
+def test_usage_is_in_the_tests_what_it_is_in_the_types_of_the_sdk(cls):
+    """And so in the README."""
+    said = {name for part in dialect_of(cls).details.values() for name in part}
+    assert said == members(USAGES[cls]) & {"cached_tokens", "cache_write_tokens", "reasoning_tokens"}
+
 
 REPLIES: list[Any] = [
     # the provider, its reply, what we make of why it ended and what it thought

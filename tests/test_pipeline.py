@@ -3,26 +3,32 @@
 import asyncio
 import json
 import random
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import count
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import TaskRunSort
 
-from flows import Pipeline, Refused, RunFailed, executor
-from flows.parts import Parts
+from flows import Distiset, Pipeline, Refused, RunFailed, executor
+from flows.parts import Parts, batches
 from llms import AsyncLLM, Fatal, LlamaServerLLM, OpenAILLM, Rejected
 from llms.typing import GenerateOutput, Usage
 from tasks import GeneratorStep, GlobalStep, LoadDataFromDicts, Step, TextGeneration
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
+ROOT = Path(__file__).parents[1]
 
 
 class Parrot(AsyncLLM):
@@ -108,6 +114,72 @@ class TestRun:
         assert simple(["c"]).run(output=tmp_path / "out")["default"]["train"].num_rows == 1
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
+    def test_a_second_run_of_one_place_is_refused_while_the_first_lives(self, tmp_path):
+        begun, go = threading.Event(), threading.Event()
+
+        class Wait(Step):
+            """Waits. Output columns: none."""
+
+            def process(self, inputs):
+                begun.set()
+                assert go.wait(120)
+                yield inputs
+
+        with Pipeline() as slow:
+            LoadDataFromDicts(data=rows("slow")) >> Wait()
+        with ThreadPoolExecutor() as pool:
+            first = pool.submit(slow.run, output=tmp_path / "out")
+            try:
+                assert begun.wait(120)
+                with pytest.raises(Refused, match="another run is writing `.*out`: .* choose another `output`"):
+                    simple(["b"]).run(output=tmp_path / "out")
+            finally:
+                go.set()
+            assert first.result()["default"]["train"]["instruction"] == ["slow"]
+        assert simple(["b"]).run(output=tmp_path / "out").summary.rows == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def test_a_failed_run_lets_its_place_go(self, tmp_path):
+        with pytest.raises(RunFailed) as failed:
+            simple(["boom"]).run(output=tmp_path / "out")
+        assert simple(["b"]).run(output=tmp_path / "out").summary.rows == 1
+        assert failed and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def test_a_killed_run_lets_its_place_go(self, tmp_path):
+        script = "import os, sys; from pathlib import Path; from flows.run_folder import RunFolder\n"
+        script += "folder = RunFolder(Path(sys.argv[1]), ['default']); print('has it', flush=True); sys.stdin.read()"
+        command = [sys.executable, "-c", script, str(tmp_path / "out")]
+        with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout.readline() == "has it\n"
+            with pytest.raises(Refused, match="another run is writing"):
+                simple(["a"]).run(output=tmp_path / "out")
+            process.kill()
+        assert simple(["a"]).run(output=tmp_path / "out").summary.rows == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    @pytest.mark.parametrize("moved", [0, 1, 2])
+    def test_a_dataset_is_not_lost_to_a_kill_while_it_is_put_in_place(self, tmp_path, monkeypatch, moved):
+        simple(["old"]).run(output=tmp_path / "out")
+        rename = Path.rename
+
+        def killed(path, target):
+            nonlocal moved
+            if not moved:
+                raise KeyboardInterrupt
+            moved -= 1
+            return rename(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", killed)
+            patch.setattr("flows.run_folder.shutil.rmtree", lambda *_, **__: None)
+            folder, kept = tmp_path / "out", moved == 2
+            with pytest.raises(KeyboardInterrupt) if not kept else nullcontext():
+                simple(["new"]).run(output=folder)
+        with pytest.raises(RunFailed):
+            simple(["boom"]).run(output=folder)
+        assert Distiset.load(folder)["default"]["train"]["instruction"] == ["new"]
+        assert {path.name for path in tmp_path.iterdir()} == {"out", "out.partial"}
+
     def test_a_folder_of_somebody_elses_is_left_alone(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("")
         with pytest.raises(Refused, match="choose another `output`"):
@@ -141,6 +213,16 @@ class TestRun:
             TextGeneration(llm=Parrot()) >> Words()
         assert pipeline.name == "pipeline-text_generation-words"
         assert pipeline.run(dataset=rows("a"))["default"]["train"]["word"] == ["a", "at", "1.0"]
+
+    def test_rows_may_be_a_table_in_memory(self):
+        table = Dataset.from_list([{"instruction": "a", "note": "new"}, *rows("b", "c")])
+        for each in (table, table.to_pandas(), table.data.table):
+            with Pipeline() as pipeline:
+                TextGeneration(llm=Parrot())
+            made = pipeline.run(dataset=each)["default"]["train"]
+            assert made["instruction"] == ["a", "b", "c"] and made["note"] == ["new", None, None]
+        with pytest.raises(ValueError, match=r'`data` has the splits `train`: give one, `data\["train"\]`'):
+            pipeline.run(dataset=DatasetDict(train=table))
 
     def test_inside_a_running_event_loop(self):
         async def notebook():
@@ -250,6 +332,18 @@ class TestShape:
         assert "goes in a circle" in said
         said = self.refused(lambda data, text, words: text >> words >> text, "data", "text", "words")
         assert "`text >> words >> text` goes in a circle" in said
+
+    def test_a_step_that_needs_all_rows_takes_no_batches(self):
+        class Last(GlobalStep):
+            """The last row. Output columns: none."""
+
+            def process(self, inputs):
+                yield inputs[-1:]
+
+        with Pipeline() as pipeline:
+            LoadDataFromDicts(data=rows("a", "b")) >> Last(input_batch_size=1)
+        with pytest.raises(Refused, match="`last` needs all rows at once: leave out its `input_batch_size`"):
+            pipeline.run()
 
     def test_an_empty_pipeline_is_refused(self):
         with Pipeline() as pipeline:
@@ -399,7 +493,7 @@ class TestPrefect:
 class TestMotion:
     def test_rows_in_flight_are_bounded(self, monkeypatch):
         monkeypatch.setattr(executor, "ROWS_IN_FLIGHT", 100)
-        brought, done, ahead = count(), [0], []
+        brought, done, ahead, lock = count(), [0], [], threading.Lock()
 
         class Tap(GeneratorStep):
             """Drips. Output columns: `instruction`."""
@@ -413,7 +507,8 @@ class TestMotion:
             """Counts. Output columns: none."""
 
             def process(self, inputs):
-                done[0] += len(inputs)
+                with lock:
+                    done[0] += len(inputs)
                 yield inputs
 
         with Pipeline() as pipeline:
@@ -429,7 +524,7 @@ class TestMotion:
 
             def process(self, inputs):
                 if inputs[0]["instruction"] == "1":
-                    late.set() if begun.wait(20) else None
+                    late.set() if begun.wait(120) else None
                 yield inputs
 
         class Second(Step):
@@ -487,6 +582,26 @@ class TestParts:
         assert [row["b"] for row in made[1:3]] == [{"n": 1, "m": None}, {"n": None, "m": None}]
         assert pa.types.is_string(parts.schema.field("a").type) and not list(tmp_path.glob("wider*"))
 
+    @pytest.mark.parametrize("format", ["parquet", "jsonl"])
+    def test_no_digit_of_a_number_is_lost_where_a_fraction_comes_later(self, tmp_path, format):
+        parts = Parts(tmp_path, format)
+        for row in ({"a": 2**60 + 1, "b": 1}, {"a": 0.5, "b": 0.5}, {"a": None, "b": None}, {"a": [7], "b": 2}):
+            parts.write([row])
+            parts._flush()
+        made = [row for path in parts.close() for rows in batches(path, 10) for row in rows]
+        assert [row["a"] for row in made] == [str(2**60 + 1), "0.5", None, "[7]"]
+        assert [row["b"] for row in made] == [1.0, 0.5, None, 2.0]
+
+    @pytest.mark.parametrize("format", ["parquet", "jsonl"])
+    def test_one_that_was_found_too_large_at_the_end_becomes_text(self, tmp_path, format):
+        parts = Parts(tmp_path, format)
+        for row in ({"a": 2**60 + 1, "b": [2**60 + 1]}, {"a": 0.5, "b": [0.5]}):
+            parts.write([row])
+            parts._flush()
+        made = [row for path in parts.close() for rows in batches(path, 10) for row in rows]
+        assert made == [{"a": str(2**60 + 1), "b": f"[{2**60 + 1}]"}, {"a": "0.5", "b": "[0.5]"}]
+        assert parts.schema.types == [pa.string()] * 2 and not list(tmp_path.glob("wider*"))
+
     def test_values_that_do_not_agree_become_text(self, tmp_path):
         made = self.write(tmp_path, {"a": 1}, {"a": "one"}, {"a": {"n": 1}})
         assert [row["a"] for row in made] == ["1", "one", '{"n": 1}']
@@ -494,7 +609,7 @@ class TestParts:
         assert [row["a"] for row in made] == ["[1]", "x"]
 
 
-def task_runs(client, flow_run_id, count, seconds=30):
+def task_runs(client, flow_run_id, count, seconds=180):
     """The names of a flow run's task runs, once the server has recorded `count` of them."""
     deadline = time.monotonic() + seconds
     mine = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))

@@ -372,6 +372,106 @@ class TestIdentity:
         )
         assert self.identity(moved, self.HELPERS.replace("1", "2"), use_cache=False) == self.identity()
 
+    LOOKED_UP = """
+        import pkg
+        from enum import Enum
+        from functools import cache
+
+        import prefect
+        from tasks import Step
+
+        @cache
+        def remembered():
+            return "remembered 1"
+
+        @prefect.task
+        def asked():
+            return "asked 1"
+
+        class Style:
+            def __init__(self, tone):
+                self.tone, self.itself = tone, self
+
+            def said(self):
+                return "said 1"
+
+        class Kind(Enum):
+            SHORT = "kind 1"
+
+        STYLE = Style("tone 1")
+
+        class Short(Step):
+            kind: Kind = Kind.SHORT
+            _prompt = "private 1"
+            _started: list = []
+
+            def process(self, inputs):
+                from pkg.late import late
+                from pkg import later
+
+                def whatever():
+                    import pkg.latest as newest
+
+                    return newest.latest()
+
+                remembered(), asked(), STYLE.said(), pkg.prompts.build(1), late(), later.later(), whatever()
+                yield inputs
+    """
+    PACKAGE = {
+        "__init__": "import pkg.prompts",
+        "prompts": "import pkg\nTEXT = 'deep 1'\ndef build(row): return TEXT\ndef other(): return 'other 1'",
+        "late": "def late(): return 'late 1'",
+        "later": "def later(): return 'later 1'",
+        "latest": "def latest(): return 'latest 1'",
+    }
+
+    @pytest.fixture
+    def looked_up(self, tmp_path, monkeypatch):
+        """A function that makes an edit, and gives back the identity of the step in a new process."""
+        script = textwrap.dedent(self.LOOKED_UP) + textwrap.dedent("""
+            from flows.results import identity_of
+
+            print(identity_of(Short(), ["data"], []))
+        """)
+
+        def identity(before="", after=""):
+            home = tmp_path / f"{before}-{after}"
+            (home / "pkg").mkdir(parents=True)
+            for name, text in {
+                **{f"pkg/{name}": text for name, text in self.PACKAGE.items()},
+                "script": script,
+            }.items():
+                (home / f"{name}.py").write_text(text.replace(before, after) if before else text)
+            env = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[1]}", "PYTHONDONTWRITEBYTECODE": "1"}
+            done = subprocess.run([sys.executable, str(home / "script.py")], env=env, capture_output=True, text=True)
+            assert not done.returncode and len(done.stdout.strip()) == 32, done.stdout + done.stderr
+            return done.stdout
+
+        return identity
+
+    def test_whatever_a_step_reaches_of_the_users_counts(self, looked_up):
+        same = looked_up()
+        assert looked_up("other 1", "other 2") == same  # which it does not reach
+        reached = ["remembered", "asked", "said", "tone", "kind", "private", "deep", "late", "later", "latest"]
+        found = {name: looked_up(f"{name} 1", f"{name} 2") for name in reached}
+        assert [name for name in reached if found[name] == same] == []
+        assert len(set(found.values())) == len(reached)
+
+    def test_an_object_says_what_counts_of_it(self):
+        class Tone:
+            def __init__(self, tone):
+                self.tone, self.calls = tone, 0
+
+            def __getstate__(self):
+                return self.tone
+
+        def said(tone, calls=0):
+            thing = Tone(tone)
+            thing.calls = calls
+            return identity_of(Filter(where=lambda row: thing.tone in row["text"]), [], [])
+
+        assert said("a") == said("a", calls=3) != said("b")
+
     def test_functions_in_fields_and_routes_count(self):
         def filtered(limit):
             return identity_of(Filter(where=lambda row: len(row["text"]) > limit), ["data"], [])
@@ -506,8 +606,15 @@ def until(condition, seconds=120):
 
 
 def kept(step):
-    """How many batches of a step are among the results."""
-    return len(list(PREFECT_LOCAL_STORAGE_PATH.value().rglob(f"distilflow/{step}/*")))
+    """How many batches of a step are among the results, written to the end."""
+    files = PREFECT_LOCAL_STORAGE_PATH.value().rglob(f"distilflow/{step}/*")
+    return sum(is_json(path.read_bytes()) for path in files if path.is_file())
+
+
+def is_json(text):
+    with suppress(ValueError):
+        return bool(json.loads(text))
+    return False
 
 
 @pytest.fixture
@@ -533,6 +640,7 @@ def module_of(script):
 
 @pytest.mark.usefixtures("prefect_server")
 class TestKilled:
+    @pytest.mark.timeout(900)
     @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
     def test_the_same_run_goes_on(self, how, wire, script, forget):
         gate = Gate(wire)
@@ -549,6 +657,7 @@ class TestKilled:
         assert [row["generation"] for row in made(again)] == [f"row {number}! b!" for number in range(20)]
         assert len(gate.answered) == 40 and set(gate.answered.values()) == {1}
 
+    @pytest.mark.timeout(900)
     def test_cancelled_and_retried_as_the_ui_does(self, wire, script):
         gate = Gate(wire)
         server = start(script, wire.url, "serve")

@@ -26,6 +26,8 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 SCRIPT = """
 import os
 import sys
+import time
+from pathlib import Path
 
 from flows import Pipeline
 from llms import OpenAILLM, loop
@@ -33,7 +35,11 @@ from tasks import Filter, GroupColumns, LoadDataFromDicts, TextGeneration, route
 
 
 @step(inputs=["grouped_generation"], outputs=["process", "clients"])
-def Where(rows):
+def Where(rows, met: str):
+    (Path(met) / f"{os.getpid()}").touch()
+    deadline = time.monotonic() + 120
+    while len(list(Path(met).iterdir())) < 2 and time.monotonic() < deadline:  # until another process has a batch, too
+        time.sleep(0.05)
     for row in rows:
         row["process"], row["clients"] = os.getpid(), len(loop._running().clients)
     yield rows
@@ -50,12 +56,12 @@ def runner(name):
 
 
 if __name__ == "__main__":
-    name, url, output = sys.argv[1:]
+    name, url, output, met = sys.argv[1:]
     with Pipeline(name="elsewhere") as pipeline:
         data = LoadDataFromDicts(data=[{"instruction": f"row {number}"} for number in range(24)], batch_size=4)
         llm = OpenAILLM(model="m", base_url=url, api_key="key")
         a, b = (TextGeneration(name=each, llm=llm, template="{{ instruction }} " + each) for each in "ab")
-        data >> route(lambda row: ["a", "b"]) >> [a, b] >> GroupColumns(columns=["generation"]) >> Where()
+        data >> route(lambda row: ["a", "b"]) >> [a, b] >> GroupColumns(columns=["generation"]) >> Where(met=met)
     dataset = pipeline.run(output=output, task_runner=runner(name))
     rows = dataset["default"]["train"]
     assert rows["instruction"] == [f"row {number}" for number in range(24)]
@@ -74,7 +80,8 @@ def test_batches_go_to_the_processes_of_a_cluster_and_come_back(name, wire, tmp_
     script = tmp_path / "elsewhere.py"
     script.write_text(SCRIPT)
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "PREFECT_API_URL": PREFECT_API_URL.value()}
-    command = [sys.executable, str(script), name, wire.url, str(tmp_path / "out")]
+    (met := tmp_path / "met").mkdir()
+    command = [sys.executable, str(script), name, wire.url, str(tmp_path / "out"), str(met)]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-5000:]
     assert done.stdout.split()[-2:] == ["24", "0"]

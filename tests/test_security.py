@@ -9,15 +9,17 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import cache
 from pathlib import Path
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments import serve
+from deployments.__main__ import main
 from deployments.errors import Refused
 from deployments.processes import Processes
 from flows import server
@@ -27,7 +29,8 @@ from tests.test_shared_limit import Server
 
 ROOT = Path(__file__).parents[1]
 VARIABLE, BLOCK, CODE = "sk-planted-in-the-environment", "sk-planted-in-a-saved-block", "sk-planted-in-the-code"
-KEYS = [VARIABLE, BLOCK, CODE]
+PARAMETER = "sk-planted-in-a-parameter"
+KEYS = [VARIABLE, BLOCK, CODE, PARAMETER]
 TRACE = "0 of a planted"
 """Part of what every run asks: whoever finds this in a place would find a key there."""
 
@@ -76,10 +79,18 @@ def echo(request: Request) -> Wire.Reply:
 def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with all that runs have left: the server's database, its home and theirs, what they wrote and said."""
     base = tmp_path_factory.mktemp("left")
-    wire, prefect = Wire(), Server(base / "server")
+    with ExitStack() as end:
+        leave(base, end)
+        yield base
+
+
+def leave(base: Path, end: ExitStack) -> None:
+    """Have runs leave what they do, in this folder."""
+    wire = Wire()
     wire.answer = echo
     threading.Thread(target=wire.serve_forever, args=(0.02,), daemon=True).start()
-    prefect.start()
+    end.callback(wire.hang_up)
+    prefect = end.enter_context(Server(base / "server"))
     own = {"PREFECT_API_URL": prefect.url, "PREFECT_HOME": str(base / "client"), "DISTILFLOW_HOME": str(base / "store")}
     own |= {"PYTHONPATH": str(ROOT), "PREFECT_LOGGING_LEVEL": "DEBUG", "OPENAI_API_KEY": VARIABLE}
     with temporary_settings({PREFECT_API_URL: prefect.url}):
@@ -92,11 +103,33 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             subprocess.run(
                 [sys.executable, *words], cwd=base, env=os.environ | own, stdout=said, stderr=said, timeout=200
             )
+    refuse(prefect)
+    assert prefect.process
     prefect.process.terminate()  # it writes what it still has in hand
     prefect.process.wait(60)
-    wire.hang_up()
-    assert {key_of(request) for request in wire.requests} == set(KEYS)
-    yield base
+    assert {key_of(request) for request in wire.requests} == {VARIABLE, BLOCK, CODE}
+
+
+def refuse(prefect: Server) -> None:
+    """Have parameters refused that hold a key: over REST, and in a shell of somebody's, whose screen is not kept."""
+    with temporary_settings({PREFECT_API_URL: prefect.url}):
+        assert main(["pools", "text_generation"]) == 0
+    deployment = httpx.get(f"{prefect.url}/deployments/name/text-generation/hosted").json()["id"]
+    for given in (
+        {"llm": f"OpenAILLM model=m api_key={PARAMETER}"},
+        {"llm": {"block_type_slug": "openai-llm", "model": "m", "api_key": PARAMETER}},
+        {"parameters": {"text_generation": {"llm": {"api_key": PARAMETER}}}},
+    ):
+        body, asked = {"parameters": given}, f"{prefect.url}/deployments/{deployment}/create_flow_run"
+        assert httpx.post(asked, json=body, timeout=60).status_code == 409, given
+        words = [word for name, value in given.items() for word in ("--param", f"{name}={json.dumps(value)}")]
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", "deployment", "run", "text-generation/hosted", *words],
+            env=os.environ | {"PREFECT_API_URL": prefect.url, "PREFECT_HOME": str(prefect.home.parent / "client")},
+            capture_output=True,
+            timeout=100,
+        )
+        assert done.returncode != 0
 
 
 @cache

@@ -1,6 +1,7 @@
 """A limit shared by processes: against real servers of Prefect, which count."""
 
 import asyncio
+import inspect
 import json
 import os
 import signal
@@ -10,8 +11,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Self
 
 import httpx
 import pytest
@@ -44,12 +46,41 @@ def active_slots(name: str) -> int:
     return api("GET", name)["active_slots"]
 
 
+LOGS: dict[str, Path] = {}
+"""What the servers and workers say that run just now."""
+
+
 def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Wait for it."""
+    """Wait for it; if it does not come, tell what was waited for, and what others said last."""
     late = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < late
+        if time.monotonic() > late:
+            what = f"{true!r}"
+            with suppress(OSError, TypeError):
+                what = inspect.getsource(true).strip()
+            said = [f"{name}: …{path.read_text(errors='replace')[-1000:]}" for name, path in LOGS.items()]
+            raise AssertionError("\n".join([f"not within {seconds:g} s: {what}", *said]))
         time.sleep(0.1)
+
+
+def lacking(what: str) -> NoReturn:
+    """Skip the test for want of something; in CI, where it should be, fail."""
+    if os.environ.get("CI"):
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+def settled(count: Callable[[], int]) -> int:
+    """The count, once it has not changed for a second."""
+    seen = [count()]
+
+    def rests() -> bool:
+        time.sleep(1)
+        seen.append(count())
+        return seen[-1] == seen[-2]
+
+    until(rests)
+    return seen[-1]
 
 
 @pytest.fixture
@@ -75,15 +106,16 @@ def nothing_left() -> Iterator[None]:
     loop.close()
 
 
-async def granted(name: str, requests: int, seconds: float) -> list[float]:
-    """When each of so many requests was admitted, in so many seconds."""
-    times: list[float] = []
+async def granted(name: str, requests: int, seconds: float, times: list[float] | None = None) -> list[float]:
+    """When each of so many requests was admitted, in so many seconds from the first."""
+    times = [] if times is None else times
 
     async def one() -> None:
         async with shared(name):
             times.append(time.time())
 
     tasks = [asyncio.create_task(one()) for _ in range(requests)]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     await asyncio.wait(tasks, timeout=seconds)
     for task in tasks:
         task.cancel()
@@ -91,10 +123,20 @@ async def granted(name: str, requests: int, seconds: float) -> list[float]:
     return times
 
 
-def within(times: list[float], rate: float, start: float, end: float) -> None:
-    """Assert that the rate was held, within 5 % and a request at either end."""
-    count, due = sum(start <= at < end for at in times), rate * (end - start)
-    assert 0.95 * due - 1 <= count <= 1.05 * due + 1, f"{count} instead of {due:.1f} in {end - start:.1f} s"
+def within(times: list[float], rate: float, burst: float, start: float, end: float) -> None:
+    """Assert that the rate was held, within 5 % and a request at either end: all the time, or for a third of it.
+
+    A busy machine stalls for seconds, in which nobody asks, and whose permits are then used. So for no time at all may
+    more be asked than the rate allows and a burst, twice: what Prefect let gather, and what had been taken by then.
+    """
+    third, counts = (end - start) / 3, []
+    for begin, length in [(start, end - start), *((start + part * third, third) for part in range(3))]:
+        counts.append((sum(begin <= at < begin + length for at in times), rate * length))
+    told = ", ".join(f"{count} instead of {due:.1f}" for count, due in counts)
+    assert any(0.95 * due - 1 <= count <= 1.05 * due + 1 for count, due in counts), told
+    for length in (1.0, third, end - start):
+        most = max(sum(at <= each < at + length for each in times) for at in times)
+        assert most <= rate * length + 2 * burst + 1, f"{most} in {length:.1f} s"
 
 
 PREAMBLE = """
@@ -124,23 +166,23 @@ def process(script: str, *arguments: object) -> "subprocess.Popen[str]":
 @pytest.mark.usefixtures("prefect_server")
 def test_a_rate_is_held_with_few_trips_and_without_bursts(trips: Counter[Any]) -> None:
     name = create("rate", 30, 30.0)
-    times = loop.run(granted(name, 1000, 11.0))
-    within(times, 30.0, times[0] + 3, times[0] + 10)
+    times = loop.run(granted(name, 1000, 16.0))
+    within(times, 30.0, 30, times[0] + 3, times[0] + 15)
     assert trips["POST", "increment", 423] == 0
     assert sum(trips.values()) < len(times) / 3
-    most = max(sum(at <= each < at + 1 for each in times) for at in times)
-    assert most <= 2 * 30, "two seconds' worth in one"
+    seconds = [sum(at <= each < at + 1 for each in times) for at in times]
+    assert sorted(seconds)[len(seconds) // 2] <= 1.5 * 30, "usually there are none"
 
 
 @pytest.mark.usefixtures("prefect_server")
-@pytest.mark.parametrize(("rate", "seconds"), [(2.0, 24.0), (10.0, 14.0)])
+@pytest.mark.parametrize(("rate", "seconds"), [(2.0, 36.0), (10.0, 20.0)])
 def test_two_processes_share_a_rate(rate: float, seconds: float) -> None:
     name = create(f"rate of {rate}", int(rate), rate)
     both = [process(GRANTED, name, seconds) for _ in range(2)]
     first, second = [json.loads(each.communicate()[0]) for each in both]
     start, end = max(first[0], second[0]) + 2, min(first[-1], second[-1])
     assert end - start > seconds / 2
-    within(first + second, rate, start, end)
+    within(first + second, rate, rate, start, end)
     for times in (first, second):
         assert sum(start <= at < end for at in times) > 0.2 * rate * (end - start), "starved"
 
@@ -190,7 +232,7 @@ def test_slots_nobody_uses_go_back(trips: Counter[Any]) -> None:
 
     assert 0 < loop.run(busy(2000)) <= 20
     assert sum(trips.values()) < 100
-    until(lambda: active_slots(name) == 0, 15)
+    until(lambda: active_slots(name) == 0, 30)
     asked = sum(trips.values())
     time.sleep(2)
     assert sum(trips.values()) == asked, "an idle process asks nothing"
@@ -200,14 +242,18 @@ def test_slots_nobody_uses_go_back(trips: Counter[Any]) -> None:
 @pytest.mark.usefixtures("prefect_server")
 def test_a_limit_is_edited_while_it_is_used() -> None:
     async def main(name: str, **edit: float) -> list[float]:
-        work = asyncio.create_task(granted(name, 2000, 10.0))
-        await asyncio.sleep(4)
+        times: list[float] = []
+        work = asyncio.create_task(granted(name, 2000, 16.0, times))
+        while not times:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(times[0] + 4 - time.time())
         await asyncio.to_thread(api, "PATCH", name, **edit)
         return await work
 
     times = loop.run(main(create("edited rate", 10, 10.0), limit=40, slot_decay_per_second=40.0))
     assert sum(at < times[0] + 3.5 for at in times) < 60
-    assert 90 < sum(times[0] + 6 <= at < times[0] + 9 for at in times) < 150
+    later = [sum(times[0] + at <= each < times[0] + at + 3 for each in times) for at in (6, 9, 12)]
+    assert any(90 < count < 150 for count in later), later
     times = loop.run(main(create("rate no more", 2, 2.0), limit=40, slot_decay_per_second=0))
     assert len(times) == 2000
 
@@ -268,7 +314,7 @@ def test_a_cancelled_waiter_leaves_its_turn_to_the_next(per_second: float) -> No
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled() and limit.in_flight == 0
-        await asyncio.wait_for(one(51), 10)
+        await asyncio.wait_for(one(51), 60)
         assert order[-1] == 51
 
     loop.run(main())
@@ -303,23 +349,42 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.url, self.home = f"http://127.0.0.1:{self.port}/api", home
+        self.url, self.home, self.log = f"http://127.0.0.1:{self.port}/api", home, home / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def start(self) -> None:
+        self.home.mkdir(parents=True, exist_ok=True)
+        LOGS[self.url] = self.log
         services = {"PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "2", "PREFECT_HOME": str(self.home)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--port", str(self.port)],
-            cwd=ROOT,
-            env=os.environ | services,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        until(self.answers, 120)
+        with self.log.open("ab") as log:
+            self.process = process = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "server", "start", "--port", str(self.port)],
+                cwd=ROOT,
+                env=os.environ | services,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        until(lambda: self.answers() or process.poll() is not None, 120)
+        assert self.answers(), f"the server did not start: {self.log.read_text()[-2000:]}"
 
     def stop(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        LOGS.pop(self.url, None)
+        if self.process:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
     def answers(self) -> bool:
         try:
@@ -330,10 +395,8 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("prefect"))
-    server.start()
-    yield server
-    server.stop()
+    with Server(tmp_path_factory.mktemp("prefect")) as server:
+        yield server
 
 
 async def in_turn(name: str, requests: int, meanwhile: Callable[[], Awaitable[None]]) -> None:
@@ -345,18 +408,23 @@ async def in_turn(name: str, requests: int, meanwhile: Callable[[], Awaitable[No
             pass
 
 
+@pytest.mark.parametrize("longer", [0.0, 2 * shared_limit.LEASE])
 def test_a_restart_of_the_server_is_weather(
-    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: Server, longer: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """However long it takes; the clock is put forward for what is longer than a lease."""
     monkeypatch.setattr(shared_limit, "KEEP", 1.0)
 
     async def restart() -> None:
+        limit: SharedLimit = loop.shared(("shared limit", name), lambda: SharedLimit(name), SharedLimit.close)
+        clock = limit._clock
         await asyncio.to_thread(server.stop)
         await asyncio.sleep(4)
+        limit._clock = lambda: clock() + longer
         await asyncio.to_thread(server.start)
 
     with temporary_settings({PREFECT_API_URL: server.url}):
-        name = create("restarted", 1)
+        name = create(f"restarted {longer}", 1)
         loop.run(in_turn(name, 3, restart))
         assert len([each for each in caplog.records if each.name == shared_limit.__name__]) <= 1
         loop.close()

@@ -14,6 +14,7 @@ import yaml
 from datasets import load_dataset
 
 from flows import Distiset, Pipeline, Refused, provenance
+from flows.distiset import IN_MEMORY
 from llms import AsyncLLM, LlamaServerLLM, OpenAILLM, Rejected, TransformersLLM
 from llms.prices import Price
 from llms.typing import GenerateOutput, Usage
@@ -237,6 +238,17 @@ class TestLines:
         monkeypatch.setattr("flows.distiset.IN_MEMORY", 0)
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
         assert dataset["default"]["train"].to_list() == rows
+
+    def test_one_of_a_few_megabytes_is_mapped_and_is_never_an_earlier_one(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        assert not made(tmp_path / "small", count=3)["default"]["train"].cache_files
+        monkeypatch.setattr("flows.distiset.IN_MEMORY", 0)
+        for count in (3, 2):
+            dataset = made(tmp_path / "out", count=count)["default"]["train"]
+            assert dataset["n"][:] == list(range(count)) and dataset.cache_files
+
+    def test_more_than_a_few_megabytes_are_not_read_whole(self):
+        assert IN_MEMORY <= 8 << 20
 
     def test_a_dataset_of_another_format_takes_its_place(self, tmp_path):
         made(tmp_path / "out", count=3, output_format="jsonl")

@@ -20,7 +20,7 @@ import pytest
 from pydantic import Field, SecretStr
 
 import llms
-from llms import LLM, AsyncLLM, Fatal, LlamaServerLLM, OpenAILLM, Rejected, store
+from llms import LLM, AsyncLLM, Fatal, LlamaServerLLM, OpenAILLM, Rejected, loop, store
 from llms.models import models
 from llms.store import IRRELEVANT, StoredAnswer, StoreError, key_of
 from llms.store import file as store_file
@@ -361,7 +361,7 @@ for each in range(40):
 def test_nothing_that_was_acknowledged_is_lost_to_kill_9(seed: int) -> None:
     process = started(WRITES, "a", "1000000")
     assert process.stdout
-    lines = [process.stdout.readline()]
+    lines = [process.stdout.readline() for _ in range(20)]  # then chance decides when
     threading.Timer(random.Random(seed).uniform(0.0, 0.5), process.kill).start()
     lines += process.stdout.readlines()
     assert process.wait() == -signal.SIGKILL
@@ -599,3 +599,49 @@ def test_a_store_that_is_no_database_stops_the_run_or_not_as_the_user_says(count
         ask(counting, "a")
     assert ask(counting.model_copy(update={"use_cache": False}), "a") == [["a 1.0"]]
     assert "Answers are not stored" in caplog.text and store.path().read_text() == "my shopping list"
+
+
+def test_a_store_that_is_damaged_and_not_needed_is_said_to_be_once(counting, caplog):
+    """Not once per answer, nor once per batch; and another one is used as ever."""
+    store.path().parent.mkdir(parents=True)
+    store.path().write_text("my shopping list")
+    anew = counting.model_copy(update={"use_cache": False})
+    for texts in ("abc", "de", "f"):
+        assert len(ask(anew, *texts)) == len(texts)
+    assert len([each for each in caplog.records if "Answers are not stored" in each.message]) == 1
+    with pytest.raises(Fatal, match="is no database"):
+        ask(counting, "a")
+    store.path().unlink()
+    ask(counting, "x")  # it is looked up, and found to be well again
+    ask(anew, "y")
+    assert len(counting.asked) == 8 and ask(counting, "y") and len(counting.asked) == 8
+
+
+def test_a_store_that_somebody_locks_holds_up_nobody_who_does_not_need_it(counting, caplog, monkeypatch):
+    put(a=StoredAnswer("a"))
+    store.close()
+    monkeypatch.setattr(store_file, "PATIENCE", 2.0)
+    other = sqlite3.connect(store.path(), isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    anew = counting.model_copy(update={"use_cache": False})
+
+    async def ticks() -> float:
+        """The longest the models' own loop did nothing for others, while it was asked."""
+        asking, longest, before = (
+            asyncio.create_task(asyncio.to_thread(ask, anew, "a", "b", "c")),
+            0.0,
+            time.monotonic(),
+        )
+        while not asking.done():
+            await asyncio.sleep(0.01)
+            longest, before = max(longest, time.monotonic() - before), time.monotonic()
+        assert [text for [text] in asking.result()] == ["a 1.0", "b 2.0", "c 3.0"]
+        return longest
+
+    assert loop.run(ticks()) < 1.5
+    began = time.monotonic()
+    ask(anew, "d")  # it is not tried again
+    assert time.monotonic() - began < 1.5
+    other.close()
+    assert caplog.text.count("is locked by another program") == 1

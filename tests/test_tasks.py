@@ -231,6 +231,29 @@ class TestStep:
         step = self.Upper(input_mappings={"text": "title"}, output_mappings={"loud": "shout"})
         assert step.run([{"title": "a"}]).rows == [{"title": "a", "shout": "A"}]
 
+    def test_a_mapped_column_leaves_the_rows_own_of_that_name_alone(self):
+        step = self.Upper(input_mappings={"text": "title"})
+        rows = [{"title": "a", "text": "mine"}, {"title": "b"}, {"title": "c", "text": "hers"}]
+        mixed = [{"title": "a", "text": "mine", "loud": "A"}, {"title": "b", "loud": "B"}]
+        assert step.run(rows).rows == [*mixed, {"title": "c", "text": "hers", "loud": "C"}]
+        assert step.run(rows[::-1]).rows == [{"title": "c", "text": "hers", "loud": "C"}, *mixed[::-1]]
+
+        class Own(self.Upper):
+            @property
+            def outputs(self):
+                return ["loud", "text"]
+
+        assert Own(input_mappings={"text": "title"}).run(rows[:1]).rows == [{"title": "a", "text": "a", "loud": "A"}]
+
+    def test_a_row_says_where_it_came_from_and_so_do_its_copies(self):
+        row = Row({"a": 1}, "here")
+        for each in (row | {"a": 2}, {"b": 1} | row, row.copy(), Row({"c": 1}) | row | Row({}, "there")):
+            assert isinstance(each, Row)
+        assert [each.origin for each in (row | {"a": 2}, {"b": 1} | row, row.copy())] == ["here"] * 3
+        assert (row | {"a": 2}, {"a": 3, "b": 1} | row) == ({"a": 2}, {"a": 1, "b": 1})
+        with pytest.raises(TypeError):
+            row | 1
+
     def test_a_name_is_made_of_the_class(self):
         assert (self.Upper().name, LoadDataFromDicts(data=[{}]).name) == ("upper", "load_data_from_dicts")
         with pytest.raises(ValidationError, match="name"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from llms.transformers_batch import Batch, Text
 from llms.transformers_tokens import pieces
 from llms.typing import ChatType, Usage
 from tests.noise import WILD, checkpoint
-from tests.schemas import GRADE, PATTERNS, SCHEMAS, Coded, Course, Student, User
+from tests.schemas import GRADE, PATTERNS, SCHEMAS, Coded, Course, Student, User, record
 
 CHAT: ChatType = [{"role": "user", "content": "What's the capital of Spain?"}]
 CHATS: list[ChatType] = [
@@ -248,6 +249,26 @@ def test_greedy_texts_are_those_of_plain_transformers(llm):
     assert [output[0] for output in llm.generate(CHATS[:6], temperature=0, max_new_tokens=40)] == expected
 
 
+def test_chats_with_structures_of_their_own_are_one_batch(llm):
+    schemas = [record(kind={"const": f"kind {at}"}, n={"type": "integer"}) for at in range(8)]
+    requests = [(llm.held_to({"schema": schema}), chat) for schema, chat in zip(schemas, CHATS, strict=False)]
+    requests += [(llm.held_to({"schema": "a{400}"}), CHAT)]
+    model, sizes = llm._engine().model, list[int]()
+    hook = model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    options = {"temperature": 0, "max_new_tokens": 30}
+    *together, refused = llm.generate_together(requests, **options)
+    hook.remove()
+    assert set(sizes) == {8}
+    assert isinstance(refused.error, Rejected) and "`structured_output` needs" in str(refused.error)
+    for (held, chat), schema, output in zip(requests, schemas, together, strict=False):
+        validate(json.loads(output[0] or ""), schema)
+        assert held.generate([chat], **options) == [output]
+    mixed = llm.generate_together([requests[0], (llm, CHAT), requests[1]], **options)
+    assert mixed == [together[0], [MADRID], together[1]]
+
+
 def test_a_seed_repeats_whatever_else_is_asked(llm):
     options = {"temperature": 1.5, "max_new_tokens": 40}
     first = llm.generate(CHATS, 2, seed=7, **options)
@@ -385,6 +406,53 @@ def test_the_models_own_configuration_holds_until_a_call_says_otherwise(random_w
     same = {"temperature": 1.5, "top_k": 3, "max_new_tokens": 7}
     assert llm.generate(CHATS[:6], seed=1) == plain.generate(CHATS[:6], seed=1, **same)
     assert llm.generate(CHATS[:6], temperature=0) == plain.generate(CHATS[:6], temperature=0, max_new_tokens=7)
+
+
+@pytest.fixture
+def configured(random_weights, tmp_path) -> Callable[..., TransformersLLM]:
+    """The model with random weights, and a configuration that says how to generate."""
+
+    def model(*, structure: Any = None, **config: Any) -> TransformersLLM:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for file in random_weights.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, **config}))
+        return held(structure, model=str(folder))
+
+    return model
+
+
+def test_a_model_that_says_not_to_sample_does_not_until_a_call_asks_it_to(configured, random_weights):
+    llm = configured(do_sample=False, max_new_tokens=12)
+    greedy = TransformersLLM(model=str(random_weights)).generate(CHATS[:3], temperature=0, max_new_tokens=12)
+    assert llm.generate(CHATS[:3]) == greedy == llm.generate(CHATS[:3], top_k=40)
+    for asked in ({"do_sample": True}, {"temperature": 1.5}):
+        assert llm.generate(CHATS[:3], seed=1, **asked) != greedy
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"no_repeat_ngram_size": 1},
+        {"suppress_tokens": list(range(2048))},
+        {"bad_words_ids": [[token] for token in range(3, 2048)]},
+        {"min_new_tokens": 40},
+        {"forced_eos_token_id": 2},
+    ],
+    ids=lambda config: next(iter(config)),
+)
+def test_what_else_a_models_configuration_forbids_leaves_a_structure_its_tokens(config, configured):
+    llm = configured(structure=r"(ab){12}|\d{24}", **config)
+    for output in llm.generate(CHATS[:4], 2, max_new_tokens=30, seed=1, **WILD):
+        assert output.error is None and output.attempts == 1
+        assert all(re.fullmatch(r"(ab){12}|\d{24}", text or "") for text in output)
+
+
+def test_what_a_models_configuration_forbids_holds_where_nothing_is_structured(configured):
+    letter = transformers.AutoTokenizer.from_pretrained(demo.CHECKPOINT).convert_tokens_to_ids("a")
+    llm = configured(suppress_tokens=[token for token in range(2048) if token != letter])
+    assert llm.generate([CHAT], max_new_tokens=9, temperature=0) == [["a" * 9]]
 
 
 def test_a_chat_that_is_too_long_costs_its_own_answer_only(llm):
@@ -554,6 +622,8 @@ def test_an_adapter_that_was_trained_again_is_asked_again(adapter, random_weight
         ({"model_kwargs": {"attention": "eager"}}, "cannot load .*'attention'"),
         ({"device": "cuda:77"}, r"`device='cuda:77'`: this process sees \d+ GPUs with `CUDA_VISIBLE_DEVICES=`"),
         ({"cuda_devices": [76, 77]}, r"`cuda_devices=\[76, 77\]`: this process sees \d+ GPUs"),
+        ({"cuda_devices": [-1]}, r"`cuda_devices=\[-1\]`: this process sees \d+ GPUs .*counted from 0"),
+        ({"cuda_devices": []}, r"`cuda_devices=\[\]` names no GPU: give their numbers, `auto`"),
     ],
     ids=str,
 )

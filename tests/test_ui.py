@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from deployments.files import SHIPPED
 from llms import OpenAILLM, demo
 from tests import browser
 from tests.test_deployments import edit
-from tests.test_shared_limit import Server, until
+from tests.test_shared_limit import LOGS, Server, lacking, until
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 180
@@ -43,16 +43,22 @@ class Team:
             patch.setenv("PREFECT_SERVER_UI_API_URL", self.server.url)  # the page would ask port 4200
             self.server.start()
         self.run("deployments")
+        LOGS["workers"] = self.log
         for pool in ("api", "gpu"):
             words = ["prefect", "worker", "start", "--pool", pool, "--install-policy", "never"]
             with self.log.open("ab") as log:
                 self.workers.append(subprocess.Popen(self.command(*words), **self.place(), stdout=log, stderr=log))
 
     def stop(self) -> None:
+        LOGS.pop("workers", None)
         for worker in self.workers:
             worker.terminate()
         for worker in self.workers:
-            worker.wait(60)
+            try:
+                worker.wait(60)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
         self.server.stop()
 
     def run(self, *words: str) -> None:
@@ -119,7 +125,7 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def page(team: Team) -> Iterator[browser.Page]:
     if missing := browser.missing():
-        pytest.skip(missing)
+        lacking(missing)
     page = browser.Page(team.server.url.removesuffix("/api") + "/v2")
     yield page
     page.close()
@@ -180,15 +186,15 @@ def test_from_a_form_in_a_browser(team: Team, page: browser.Page, wire: Any, scr
 def test_by_a_schedule_in_a_file(team: Team, wire: Any, tmp_path: Path) -> None:
     ignored = shutil.ignore_patterns("*.py", "__pycache__")
     folder = Path(shutil.copytree(SHIPPED, tmp_path / "deployments", ignore=ignored))
-    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    once = (datetime.now(UTC) + timedelta(seconds=30)).strftime("%Y%m%dT%H%M%SZ")
     given = json.dumps({"llm": f"OpenAILLM model=m base_url={wire.url}", "limit": "3", "output": "scheduled"})
-    soon = f'rrule: "DTSTART:{now}\\nRRULE:FREQ=SECONDLY;INTERVAL=10;COUNT=30", active: true, parameters: {given}'
+    soon = f'rrule: "DTSTART:{once}\\nRRULE:FREQ=DAILY;COUNT=1", active: true, parameters: {given}'
     edit(folder / "text_generation.yaml", 'cron: "0 3 * * *", timezone: UTC, active: false', soon)
     with temporary_settings({PREFECT_API_URL: team.server.url}):
         assert main(["--from", str(folder), "text_generation"]) == 0
         until(lambda: any(run["auto_scheduled"] for run in team.runs("text-generation/hosted")), PATIENCE)
-        scheduled = [run for run in team.runs("text-generation/hosted") if run["auto_scheduled"]]
-        run = team.finished(scheduled[0])
+        [scheduled] = [run for run in team.runs("text-generation/hosted") if run["auto_scheduled"]]
+        run = team.finished(scheduled)
         assert main(["text_generation"]) == 0
     assert run["parameters"]["limit"] == 3, "the file said it in quotes"
     assert len(team.rows("scheduled")) == 3

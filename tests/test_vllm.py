@@ -12,6 +12,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from jsonschema import Draft202012Validator, validate
 from pydantic import ValidationError
 
 from llms import Fatal, Rejected, demo, store
+from llms.guide import Compiler
 from llms.typing import ChatType, Usage
 from llms.vllm import vLLM
-from llms.vllm_engine import Text
+from llms.vllm_engine import Reader, Text, Writer
+from llms.vllm_guide import REQUEST, Guide
 from tests.noise import WILD, checkpoint
 from tests.schemas import GRADE, PATTERNS, SCHEMAS, UNSAYABLE, Coded, Student, User
 
@@ -137,6 +140,16 @@ def test_a_greedy_text_that_missed_is_not_the_same_again(noise):
     assert {output.attempts for output in outputs} > {1} or not any(output.error for output in outputs)
 
 
+def test_a_greedy_answer_is_the_same_however_often_it_was_written(noise):
+    def ask() -> list[Any]:
+        llm = held({"schema": UNSAYABLE["multiple"]}, noise, max_schema_retries=3)
+        outputs = llm.generate(CHATS * 2, 2, max_new_tokens=30, temperature=0)
+        return [(list(output), output.attempts, str(output.error)) for output in outputs]
+
+    first = ask()
+    assert max(attempts for _, attempts, _ in first) > 1 and ask() == first
+
+
 def test_texts_of_all_kinds_are_written_side_by_side(noise):
     free, digits, letters = vLLM(**noise), held(r"\d{1,40}", noise), held("[a-z]{1,60}", noise)
     engine = free._writer()
@@ -166,6 +179,47 @@ def test_a_structure_per_chat(llm):
     assert re.fullmatch("[0-9]{2}", outputs[0][0] or "") and outputs[1] == [MADRID]
     assert json.loads(outputs[2][0] or "").keys() == {"name", "last_name", "id"}
     assert isinstance(outputs[3].error, Rejected)
+
+
+def test_structures_of_their_own_are_written_in_one_batch(llm, monkeypatch):
+    batches: list[int] = []
+    write = Writer.write
+
+    def counted(engine: Writer, texts: list[Text], options: dict[str, Any]) -> None:
+        batches.append(len(texts))
+        write(engine, texts, options)
+
+    monkeypatch.setattr(Writer, "write", counted)
+    digits, user = llm.held_to({"schema": "[0-9]{2}"}), llm.held_to({"schema": User})
+    requests = [(digits, CHAT), (llm, CHAT), (user, CHAT), (digits, CHATS[1])]
+    outputs = llm.generate_together(requests, 2, max_new_tokens=200, temperature=0)
+    assert batches == [8]
+    assert outputs[1] == [MADRID] * 2 and all(re.fullmatch("[0-9]{2}", text or "") for text in outputs[0] + outputs[3])
+    assert all(json.loads(text or "").keys() == {"name", "last_name", "id"} for text in outputs[2])
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": 12}, {"stop": "!"}, {"stop_token_ids": [2000]}], ids=str)
+def test_a_structure_that_cannot_be_had_costs_its_own_rows_only(options, llm):
+    long = llm.held_to({"schema": "[0-9]{40}"})
+    refused, answered = llm.generate_together([(long, CHAT), (llm, CHAT)], temperature=0, **options)
+    assert answered == [MADRID] and not answered.error
+    assert refused == [None] and isinstance(refused.error, Rejected) and "`structured_output`" in str(refused.error)
+    with pytest.raises(Fatal, match="`structured_output`"):  # what all are held to is for all
+        long.generate([CHAT], **options)
+
+
+def test_another_structure_at_the_same_address_has_masks_of_its_own(tmp_path):
+    torch = pytest.importorskip("torch")
+    compiler = Compiler({bytes([byte]): [byte] for byte in range(256)}, 256)
+    guide = Guide(None, "cpu", False)
+    for at in range(400):  # more than are kept: each that is let go of leaves its address to another
+        letters = "acegikmoqs"[at % 10 :][:1] + "bdfhjlnprt"[at % 7 :][:1]
+        file = tmp_path / str(at)
+        file.write_bytes(pickle.dumps(compiler.automaton({"format": "regex", "schema": f"[{letters}]"})))
+        params = SimpleNamespace(max_tokens=4, extra_args={REQUEST: {"automaton": str(file), "ends": [256]}})
+        guide.update_state(SimpleNamespace(removed=[0], added=[(0, params, None, [])], moved=[]))
+        scores = guide.apply(torch.zeros(1, 257))
+        assert {chr(token) for token in scores[0].isfinite().nonzero().flatten().tolist()} == set(letters)
 
 
 def test_what_excludes_a_structure_is_named(noise):
@@ -347,6 +401,26 @@ def test_the_cure_names_files_that_are_there():
     assert len(files) == 2 and all((Path(__file__).parents[1] / file).is_file() for file in files)
 
 
+def test_hidden_states_are_readied_without_the_engine_for_texts(monkeypatch):
+    started: list[type] = []
+    monkeypatch.setattr("llms.vllm.start", lambda llm, kind: started.append(kind) or kind)
+    llm = vLLM(model="no-such-model-of-hidden-states")
+    try:
+        llm.ready_hidden_states()
+        llm.ready_hidden_states()
+        assert started == [Reader]
+        llm.load()
+        assert started == [Reader, Writer]
+    finally:
+        llm.unload()
+
+
+@pytest.mark.parametrize("devices", [[-1], [0, -2], [], "all"], ids=str)
+def test_gpus_are_counted_from_0_and_one_at_least(devices):
+    with pytest.raises(ValidationError, match="cuda_devices"):
+        vLLM(model="m", cuda_devices=devices)
+
+
 def test_is_plain_data():
     llm = vLLM(model="m", token="hf_secret", structured_output={"schema": User})
     assert pickle.loads(pickle.dumps(llm)) == llm and llm.model_name == "m"
@@ -391,7 +465,7 @@ def test_ends_with_the_program_that_asked_it():
         f"llm = vLLM(model={str(demo.CHECKPOINT)!r}, **{SMALL})\n"
         f"print(llm.generate([{CHAT}])[0][0])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stdout.endswith(f"{MADRID}\n"), done.stderr
 
 

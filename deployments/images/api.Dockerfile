@@ -7,11 +7,11 @@ RUN apt-get update && apt-get install -y --no-install-recommends procps tini && 
 COPY . /source
 RUN pip install --no-cache-dir '/source[remote,team]' && rm -rf /source
 
-# Datasets and the store of answers: mount a volume, or they are gone with the container.
+# Datasets, what steps made and the store of answers: mount a volume, or they are gone with the container.
 RUN useradd --create-home --uid 1000 distilflow && mkdir /data && chown distilflow /data
 USER distilflow
 WORKDIR /data
-ENV DISTILFLOW_HOME=/data/.distilflow PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30
+ENV DISTILFLOW_HOME=/data/.distilflow PREFECT_LOCAL_STORAGE_PATH=/data/.results PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30
 
 ENTRYPOINT ["tini", "--"]
 CMD ["python", "-m", "deployments", "worker", "api"]

@@ -18,12 +18,13 @@ RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 procps
 COPY --from=build /venv /venv
 ENV PATH=/venv/bin:$PATH
 
-# Datasets, the store of answers and downloaded weights: mount a volume, or they are gone with the container.
+# Datasets, what steps made, the store of answers and downloaded weights: mount a volume, or they are gone with the container.
 # Ubuntu's image has a user of the id 1000 already.
 RUN mkdir /data && chown ubuntu /data
 USER ubuntu
 WORKDIR /data
-ENV DISTILFLOW_HOME=/data/.distilflow HF_HOME=/data/.huggingface PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30
+ENV DISTILFLOW_HOME=/data/.distilflow HF_HOME=/data/.huggingface \
+    PREFECT_LOCAL_STORAGE_PATH=/data/.results PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30
 
 ENTRYPOINT ["tini", "--"]
 CMD ["python", "-m", "deployments", "worker", "gpu"]

@@ -24,7 +24,19 @@ from llms.typing import FinishReason, GenerateOutput, Logprobs, Usage
 if TYPE_CHECKING:
     from llms.base import LLM
 
-__all__ = ["IRRELEVANT", "StoreError", "StoredAnswer", "close", "connect", "explained", "get", "key_of", "path", "put"]
+__all__ = [
+    "IRRELEVANT",
+    "StoreError",
+    "StoredAnswer",
+    "close",
+    "connect",
+    "explained",
+    "get",
+    "key_of",
+    "path",
+    "prepare",
+    "put",
+]
 
 LINGER = 0.005
 """Seconds an answer waits for company: one commit costs as much for a hundred as for one."""
@@ -88,6 +100,16 @@ class StoredAnswer:
             usage=self.usage,
             seconds=self.seconds,
         )
+
+
+def prepare() -> None:
+    """Open the store, which may take its time: no loop has to wait for that when the first answers come.
+
+    Raises:
+        StoreError: If it cannot be used.
+    """
+    with _lock:
+        _store()
 
 
 async def put(answers: Mapping[str, StoredAnswer]) -> None:
