@@ -23,7 +23,8 @@ class Events:
       altogether, with the amount as the resource's `distilflow.dollars`: automations compare labels, not numbers
     - at the end `distilflow.run.completed`, `distilflow.run.failed`, `distilflow.run.drained` (its budget is spent) or
       `distilflow.run.interrupted` (it was cancelled, or its process was told to end); `distilflow.run.previewed`
-      instead of `completed` when the first rows are all there is: of a dry run, or of a run that then asks for its approval
+      instead of `completed` when the first rows are all there is: of a dry run, or of a run that then asks for its
+      approval
     """
 
     def __init__(self, run: FlowRun, pipeline: str) -> None:
