@@ -124,7 +124,7 @@ class Pipeline:
 
         Args:
             parameters: Runtime parameters by step, `{"text_generation": {"llm": {"generation_kwargs": {…}}}}`.
-            dataset: Rows for the steps that have no step before them: a file, a folder, a list of rows, a Hub id.
+            dataset: Rows for the steps that have no step before them: a file, a folder, rows, a table, a Hub id.
             output: Folder for the dataset; a temporary one, gone with the result, when empty.
             max_error_rate: The run fails when a larger share of the rows that enter a step fails in it.
             limit: Rows to take from each source, at most.

@@ -67,6 +67,6 @@ def test_its_table_of_providers_is_what_they_can_do():
 
 
 def test_its_test_command_is_the_one_ci_runs():
-    ci = (ROOT / ".ci" / "run").read_text()
+    ci = (ROOT / ".ci" / "core").read_text()
     [test] = [block for block in blocks("sh") if "pytest" in block]
     assert all(line in ci.replace("--quiet ", "") for line in test.splitlines())
