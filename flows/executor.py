@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from itertools import islice
@@ -15,9 +15,9 @@ from prefect.futures import PrefectFuture
 from flows import results
 from flows.graph import Graph
 from flows.work import Brake, Stopped, Work
-from llms import Drained
-from tasks import GeneratorStep, Step
-from tasks.typing import Origin, Outcome, Row
+from llms import Drained, LLMError
+from tasks import GeneratorStep, Step, Task
+from tasks.typing import Origin, Outcome, Row, Spending
 
 ROWS_IN_FLIGHT = 16_000
 """Rows that may be anywhere between a source and the disk, counted at every step that holds them: what memory follows.
@@ -68,6 +68,7 @@ class Executor:
         self._in_flight: deque[_Batch] = deque()
         self._tasks: dict[str, prefect.Task[..., Outcome]] = {}
         self._gathered: dict[str, Outcome] = {}
+        self._paid: list[tuple[Step, Outcome]] = []  # by batches that broke, for answers that had come
 
     def run(self, limit: int | None = None) -> None:
         """Bring the rows of every source, `limit` of each at most, through all the steps after it.
@@ -88,17 +89,16 @@ class Executor:
                 self._stream(source, self._loaded(source, number, limit))
             while waiting:
                 self._stream(step := waiting.pop(0), self._made_of_all(step, waiting))
-        except (CancelledError, Drained):
+        except BaseException as error:
             self._brake.set()
-            for batch in self._in_flight:  # they are ending: one of them may know why
-                for made in batch.made.values():
-                    if not isinstance(made, Outcome):
-                        made.wait()
-            if self._broken:
+            following = isinstance(error, CancelledError | Drained)
+            if following:
+                for batch in self._in_flight:  # they are ending: one of them may know why
+                    self._all_told(batch, {name for name, made in batch.made.items() if not isinstance(made, Outcome)})
+            for step, outcome in self._paid:
+                self._settled(step, outcome)
+            if following and self._broken:
                 raise self._broken from None
-            raise
-        except BaseException:
-            self._brake.set()
             raise
 
     def _stream(self, first: Step, outcomes: Iterable[Outcome]) -> None:
@@ -117,10 +117,7 @@ class Executor:
                 if step.name in kept:
                     self._gather(step, outcome)
                 self._settled(step, outcome)
-            while batch.left:  # it is made, but not everybody was told
-                self._news.clear()
-                if batch.left:
-                    self._news.wait()
+            self._all_told(batch, batch.left)  # it is made, but not everybody was told
             for outcome in outcomes:  # now that no step needs them: Prefect's own objects hold on to them for a while
                 outcome.rows, outcome.failures = [], []
 
@@ -144,6 +141,13 @@ class Executor:
                 self._submit(step, number, batch)
         while in_flight:
             settle()
+
+    def _all_told(self, batch: _Batch, steps: Set[str]) -> None:
+        """Wait until everybody was told what these steps made of a batch."""
+        while batch.left & steps:
+            self._news.clear()
+            if batch.left & steps:
+                self._news.wait()
 
     def _gather(self, step: Step, outcome: Outcome) -> None:
         whole = self._gathered.setdefault(step.name, Outcome(digest=""))
@@ -216,6 +220,9 @@ class Executor:
                     self._finished(step, outcome)
                 elif not isinstance(outcome, CancelledError | Stopped | PrefectException):  # those follow another's
                     self._broken = self._broken or outcome
+                if isinstance(outcome, LLMError) and isinstance(step, Task):
+                    spent = sum(map(Spending.of, outcome.spent), Spending())
+                    self._paid.append((step, Outcome(spending={step.llm.model_name: spent})))
             finally:
                 batch.left.discard(step.name)
                 self._news.set()

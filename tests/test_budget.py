@@ -32,6 +32,8 @@ def test_a_run_stops_at_its_limit_and_goes_on_with_more(wire, tmp_path, limit, m
     assert len(wire.requests) == most  # to the dollar: all requests cost the same here
     facts = json.loads((tmp_path / "out.partial" / "run.json").read_text())
     assert facts["state"] == "drained" and facts["budget"] == limit
+    told = facts["summary"]
+    assert (told["input_tokens"], told["output_tokens"]) == (9 * most, 4 * most), "batches that broke are paid for too"
     notes = getattr(stop.value, "__notes__", [])  # which batches are whole by then is the threads' affair
     assert any("rows made before that are in" in note for note in notes) == (facts["summary"]["rows"] > 0)
     dataset = run(wire, folder=tmp_path / "out")
