@@ -33,16 +33,13 @@ from llms.errors import Fatal
 
 logger = logging.getLogger(__name__)
 
-TURN = 0.5
-"""Seconds between two looks at the limit, give or take a random half: of equal processes none is always the first."""
+TURN = 0.5  # seconds between two looks, give or take a random half: of equal processes none is always the first
 
 LONGEST_TURN = 2.0  # where few requests a minute are allowed, or somebody was faster
 
-LEASE = 60.0
-"""Seconds after which Prefect takes back the slots of a process that died; it allows no fewer."""
+LEASE = 60.0  # seconds after which Prefect takes back the slots of a process that died; it allows no fewer
 
-KEEP = 10.0
-"""Seconds after which slots are given back although they are used, so that others have their turn."""
+KEEP = 10.0  # seconds after which slots are given back although they are used, so that others have their turn
 
 IDLE = 2.0  # seconds after which slots are given back that nobody used
 
@@ -88,13 +85,12 @@ class SharedLimit:
         self._work: asyncio.Task[None] | None = None
         self._client: PrefectClient
         self._reached = self._is_rate = False
-        self._missed_at = -math.inf  # when Prefect could not be reached
         self._permits = 0  # of a rate: taken, and their time has come
         self._due, self._taken_at = 0.0, -math.inf  # of a rate: what this process may take, were it alone
         self._forgotten = 0.0  # of a rate: what Prefect lost in rounding
         self._leases: list[_Lease] = []
         self._slots = 0  # leased, without those that leave
-        self._peak, self._busy_at = 0, 0.0
+        self._peak, self._busy_at, self._missed_at = 0, 0.0, -math.inf
 
     async def enter(self) -> None:
         """Wait for a permit or a slot."""
@@ -172,8 +168,7 @@ class SharedLimit:
             except Exception as error:
                 if self._cure(error):
                     raise
-                if isinstance(error, httpx.TransportError):
-                    self._missed_at = self._clock()
+                self._missed_at = self._clock() if isinstance(error, httpx.TransportError) else self._missed_at
                 storms += 1
                 pause = min(15.0, 2.0**storms / 10) * random.uniform(0.5, 1.5)
                 if storms == 3:  # its SQLite may be busy for a moment
@@ -272,9 +267,8 @@ class SharedLimit:
         except httpx.HTTPStatusError as error:
             if error.response.status_code != 410:
                 raise
-            # A server that was restarted forgets the lease, but not its slots. If it was only out of reach, for longer
-            # than the lease, they go back twice, and others may have as many too many in flight: that passes, lost
-            # slots do not.
+            # A server that was restarted forgets the lease, but not its slots. If it was only out of reach for longer,
+            # they go back twice, and others may have as many too many in flight: that passes, lost slots do not.
             if now < lease.renewed_at + LEASE or self._missed_at > lease.renewed_at:
                 await self._client.release_concurrency_slots([self.name], lease.slots, now - lease.taken_at + 0.1)
             self._drop(lease)

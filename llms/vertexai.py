@@ -25,17 +25,13 @@ from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, Usage
 
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 
-UNFINISHED = (
-    *("OTHER", "MALFORMED_FUNCTION_CALL", "MALFORMED_RESPONSE"),
-    *("MISSING_THOUGHT_SIGNATURE", "TOO_MANY_TOOL_CALLS", "UNEXPECTED_TOOL_CALL"),
-)
-
 FINISH_REASONS: dict[str, FinishReason | None] = {
     "STOP": "stop",
     "MAX_TOKENS": "length",
     "CONTINUATION": "length",
     "FINISH_REASON_UNSPECIFIED": None,
-    **dict.fromkeys(UNFINISHED, "error"),
+    **dict.fromkeys(("OTHER", "MALFORMED_FUNCTION_CALL", "MALFORMED_RESPONSE"), "error"),
+    **dict.fromkeys(("MISSING_THOUGHT_SIGNATURE", "TOO_MANY_TOOL_CALLS", "UNEXPECTED_TOOL_CALL"), "error"),
 }
 """What Gemini says, in our one vocabulary; all else it says (`SAFETY`, `RECITATION`, `SPII` …) names a filter."""
 
