@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from re import Pattern
 from typing import Annotated, Any, ClassVar, Self, final
 
@@ -105,13 +105,22 @@ class LLM(Strict, Block, ABC):
         Override it to check for a package, a key or a file; `llm.load()` calls it.
         """
 
-    def _readied(self) -> None:
+    def _readied(self, ready: Callable[[], None] | None = None) -> None:
         """The same, with errors that hold no secret."""
         try:
-            self.ready()
+            (ready or self.ready)()
         except LLMError as error:
             secrets.hide(error, self)
             raise
+
+    def ready_hidden_states(self) -> None:
+        """What `load` does, for hidden states alone. Override it where those have an engine of their own."""
+        self.load()
+
+    @final
+    def load_hidden_states(self) -> None:
+        """Ready this model for `get_last_hidden_state` alone."""
+        self._readied(self.ready_hidden_states)
 
     def unload(self) -> None:
         """Let go of memory and connections. The block stays usable."""

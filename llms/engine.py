@@ -70,16 +70,16 @@ def answer_batch(
     asked: dict[tuple[int, int], list[int]] = {}  # by model, of which there is one per structure, and how many
     for at, (llm, _) in enumerate(requests):
         if missing := len(recall.missing(at)):
-            asked.setdefault((id(llm), missing), []).append(at)
+            asked.setdefault((0 if _together(own) else id(llm), missing), []).append(at)
     limits = budget.enforced()
     try:
         for (_, count), group in asked.items():
-            llm = requests[group[0]][0]
+            llm = own if _together(own) else requests[group[0]][0]
             while group:
                 part = group[: loop.run(limits.admit(len(group)))] if limits else group
                 group, outputs = group[len(part) :], list[GenerateOutput]()
                 try:
-                    outputs += _isolated(llm, [requests[at][1] for at in part], count, options)
+                    outputs += _isolated(own, [requests[at] for at in part], count, options)
                 except Fatal as error:
                     outputs += [GenerateOutput.failed(_of_its_row(error, llm, own), count) for _ in part]
                 finally:
@@ -93,16 +93,27 @@ def answer_batch(
     return [recall.completed(at, new.get(at, GenerateOutput())) for at in range(len(requests))]
 
 
-def _isolated(llm: "LLM", chats: list[ChatType], num_generations: int, options: dict[str, Any]) -> list[GenerateOutput]:
+def _together(llm: "LLM") -> bool:
+    """Whether chats with different structures are one batch: not where a class of the user's own has a `generate`."""
+    return next("generate_together" in vars(cls) for cls in type(llm).__mro__ if "generate" in vars(cls))
+
+
+def _isolated(
+    own: "LLM", requests: "Sequence[tuple[LLM, ChatType]]", num_generations: int, options: dict[str, Any]
+) -> list[GenerateOutput]:
     """`generate`, where a chat that makes it raise is found and fails alone."""
+    llm, chats = requests[0][0], [chat for _, chat in requests]
     try:
-        outputs = llm.generate(chats, num_generations, **options)
+        if _together(own):
+            outputs = own.generate_together(requests, num_generations, **options)  # type: ignore[attr-defined]
+        else:
+            outputs = llm.generate(chats, num_generations, **options)
     except Fatal as error:
         secrets.hide(error, llm)
         raise
     except Exception as error:
         if len(chats) > 1:  # find the chat that did it: the others have their answers
-            return [_isolated(llm, [chat], num_generations, options)[0] for chat in chats]
+            return [_isolated(own, [request], num_generations, options)[0] for request in requests]
         return [_failed(llm, error, num_generations)]
     if outputs is None or len(outputs) != len(chats):
         count = "nothing" if outputs is None else f"{len(outputs)} outputs"

@@ -251,7 +251,8 @@ def _listed(start: str, first: list[Shape], rest: Shape, least: int, most: int |
 
 def _string(schema: Mapping[str, Any]) -> Shape:
     least, most = schema.get("minLength", 0), schema.get("maxLength")
-    if isinstance(pattern := schema.get("pattern"), str) and (shape := _of_pattern(pattern)) is not None:
+    shape = _of_pattern(pattern) if isinstance(pattern := schema.get("pattern"), str) else None
+    if shape is not None and not (shape == NOTHING and least):  # else it says only what must not be
         return sequence('"', _sized(mapped(shape, _spelled), least, most), '"')
     if (form := schema.get("format")) in FORMATS:
         return sequence('"', mapped(of_pattern(FORMATS[form]), _spelled), '"')

@@ -191,13 +191,20 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
         texts = zip(output, output.finish_reasons, strict=True)
         return any(reason == "length" and structure and mistake(structure, text or "") for text, reason in texts)
 
+    def ready_hidden_states(self) -> None:
+        """Start the server that gives hidden states, and no other."""
+        self._reader()
+
+    def _reader(self) -> _Server:
+        return local.engine((*self._key(), "hidden states"), partial(self._start, hidden_states=True))
+
     def get_last_hidden_state(self, inputs: list[ChatType]) -> list[HiddenState]:
         """The last hidden state of every chat, as its template spells it out: `[num_tokens, hidden_size]` each.
 
         Raises:
             Rejected: If a chat does not fit in the context.
         """
-        server = local.engine((*self._key(), "hidden states"), partial(self._start, hidden_states=True))
+        server = self._reader()
 
         def state(chat: ChatType) -> HiddenState:
             spelled_out = server.post("/apply-template", {"messages": chat})["prompt"]

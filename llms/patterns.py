@@ -12,14 +12,12 @@ from jsonschema.validators import validator_for
 from referencing import Registry
 
 from llms.errors import Fatal, Rejected
-from llms.shapes import Chars, Shape, among, choice, repeat, sequence, union
+from llms.shapes import NOTHING, Chars, Shape, among, choice, repeat, sequence, union
 from llms.typing import StructuredOutputType
 
 CANNOT = {
     "GROUPREF": "a backreference",
     "GROUPREF_EXISTS": "a condition",
-    "AT_BOUNDARY": r"a word boundary (`\b`)",
-    "AT_NON_BOUNDARY": r"a word boundary (`\B`)",
 }
 """What no automaton can do, by the names of Python's parser."""
 
@@ -122,12 +120,8 @@ class _Reader:
                 once = most == 1
                 part = self.sequence(list(inner), flags, first and once, last and once)
                 return repeat(part, least, None if most is op.MAXREPEAT else int(most))
-            case "AT" if str(what) in CANNOT:
-                raise self._refused(CANNOT[str(what)])
-            case "AT":
-                raise self._refused("an anchor in its midst")
-            case "ASSERT" | "ASSERT_NOT":
-                raise self._refused("look-ahead" if what[0] > 0 else "look-behind")
+            case "AT" | "ASSERT" | "ASSERT_NOT":
+                return NOTHING  # they only narrow down what else is said: the text is checked when it is there
             case name:
                 raise self._refused(CANNOT.get(name, f"something ({name})"))
 

@@ -48,7 +48,7 @@ class GenerateEmbeddings(Step):
     def load(self) -> None:
         """Load the model."""
         super().load()
-        self.llm.load()
+        self.llm.load_hidden_states()
 
     def unload(self) -> None:
         """Let go of the model's memory."""

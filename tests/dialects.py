@@ -660,6 +660,12 @@ class _LiteLLM(Dialect):
         return super().fields(url) | self.needed
 
 
+class _File(Dialect):
+    """A model in a file, which is named or fetched."""
+
+    needed = {"model_path": "m"}
+
+
 DIALECTS: dict[str, tuple[type[Dialect], ...]] = {
     "AnthropicLLM": (_Anthropic,),
     "AnyscaleLLM": (_VLLM,),
@@ -668,6 +674,7 @@ DIALECTS: dict[str, tuple[type[Dialect], ...]] = {
     "GroqLLM": (_Groq,),
     "InferenceEndpointsLLM": (_Endpoint, _TextGeneration),
     "LiteLLM": (_LiteLLM,),
+    "LlamaCppLLM": (_File,),
     "LlamaServerLLM": (_Llama,),
     "MistralLLM": (_Totals,),
     "OllamaLLM": (_Ollama,),

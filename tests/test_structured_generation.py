@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from flows import Pipeline
-from llms import LLM, Fatal, LlamaServerLLM
+from llms import LLM, Fatal, LlamaServerLLM, vLLM
 from llms.number_shapes import decimals, integers
 from llms.patterns import mistake, shape_of
 from llms.shapes import IMPOSSIBLE, Chars, Choice, Repeat, Sequence, Shape, shortest, sizes, to_regex, within
@@ -96,6 +96,14 @@ class TestGenerateEmbeddings:
     def test_it_pools_as_asked(self, pooling, vector):
         [made] = GenerateEmbeddings(llm=Hidden(), pooling=pooling).run([{"text": "ab"}]).rows
         assert made["embedding"] == vector
+
+    def test_it_readies_what_hidden_states_need_and_no_more(self, monkeypatch):
+        started = []
+        monkeypatch.setattr("llms.vllm.start", lambda llm, kind: started.append(kind.__name__) or kind)
+        step = GenerateEmbeddings(llm=vLLM(model="no-such-model-of-embeddings"))
+        step.load()
+        step.unload()
+        assert started == ["Reader"]
 
     def test_a_conversation_is_a_text_too(self):
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
