@@ -93,7 +93,8 @@ def boot(processes: Processes, url: str, log: IO[Any]) -> None:
     if address.hostname not in ("127.0.0.1", "localhost", "::1"):
         raise Refused(f"Prefect's API at `{url}` does not answer, and only this machine's could be started here.")
     words = ["--host", address.hostname, "--port", str(address.port or 4200)]
-    own = SERVER | {"PREFECT_SERVER_UI_API_URL": url}  # the UI would ask port 4200 whatever the server's is
+    own = SERVER | {"PREFECT_UI_URL": url.removesuffix("/api")}  # in what automations say
+    own |= {"PREFECT_SERVER_UI_API_URL": url}  # the UI would ask port 4200 whatever the server's is
     process = processes.prefect("server", "server", "start", *words, env=own, output=log)
     late = time.monotonic() + BOOT
     while not answers(url):

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import AsyncInferenceClient
 from pydantic import ValidationError
 
-from llms import Fatal, Rejected, Transient, inference_endpoints, loop
+from llms import Fatal, Rejected, Transient, inference_endpoints, limiter, loop
 from llms.inference_endpoints import InferenceEndpointsLLM
 from llms.tgi import TextOptions
 from llms.typing import ChatType, Usage
@@ -442,7 +442,8 @@ def test_an_endpoint_nobody_knows_is_fatal(api):
 
 
 @pytest.mark.parametrize("fields", [{}, {"endpoint_name": None, "endpoint_namespace": None, "base_url": True}])
-def test_an_endpoint_that_sleeps_is_woken_and_waited_for(fields, api):
+def test_an_endpoint_that_sleeps_is_woken_and_waited_for(fields, api, monkeypatch):
+    monkeypatch.setattr(limiter, "LONGEST_PAUSE", 0.05)
     asleep = 12  # more often than bad weather is borne
     answer = api.answer
 

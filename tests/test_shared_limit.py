@@ -367,6 +367,7 @@ class Server:
         self.home.mkdir(parents=True, exist_ok=True)
         LOGS[self.url] = self.log
         services = {"PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "2", "PREFECT_HOME": str(self.home)}
+        services |= {"PREFECT_UI_URL": self.url.removesuffix("/api")}
         with self.log.open("ab") as log:
             self.process = process = subprocess.Popen(
                 [sys.executable, "-m", "prefect", "server", "start", "--port", str(self.port)],

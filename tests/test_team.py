@@ -366,6 +366,8 @@ def test_the_parts_of_the_compose_file_work_together(parts: Parts) -> None:
 
 def test_the_compose_file_and_the_laptops_server_agree() -> None:
     assert serve.SERVER.items() <= COMPOSE["server"]["environment"].items()
+    shown = COMPOSE["server"]["environment"]["PREFECT_UI_URL"]
+    assert COMPOSE["server"]["environment"]["PREFECT_SERVER_UI_API_URL"] == f"{shown}/api"
     assert COMPOSE["server"]["ports"] == ["${BIND:-127.0.0.1}:4200:4200"], "on this machine only, unless told otherwise"
 
 
