@@ -108,7 +108,7 @@ class Executor:
         kept = self._needed([step for step in self._graph.order if self._graph.waits(step)])
 
         def settle() -> None:
-            batch = in_flight.popleft()
+            batch = in_flight[0]
             outcomes: list[Outcome] = []
             for step in path:
                 made = batch.made[step.name]
@@ -118,6 +118,7 @@ class Executor:
                     self._gather(step, outcome)
                 self._settled(step, outcome)
             self._all_told(batch, batch.left)  # it is made, but not everybody was told
+            in_flight.popleft()
             for outcome in outcomes:  # now that no step needs them: Prefect's own objects hold on to them for a while
                 outcome.rows, outcome.failures = [], []
 
