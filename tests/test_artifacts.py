@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -221,6 +222,12 @@ class TestStates:
         assert states_of(run_of(dataset))[-1] == ("COMPLETED", "Completed")
         run = httpx.get(f"{PREFECT_API_URL.value()}/flow_runs/{run_of(dataset)}", timeout=60).json()
         assert run["state"]["message"] == "2 rows, no failures, $0.02" and run["state"]["data"] is None, "not persisted"
+
+    def test_how_many_rows_a_shipped_flow_may_lose_is_a_parameter_of_it(self, tmp_path):
+        data = [{"instruction": f"{each}{'!' * (each % 2)}"} for each in range(40)]
+        with pytest.raises(RunFailed, match="max_error_rate=0.1"):
+            text_generation(llm=Polly(), data=data, output=tmp_path / "out")
+        assert text_generation(llm=Polly(), data=data, output=tmp_path / "out", max_error_rate=0.6).summary.rows == 20
 
     def test_a_function_that_is_no_flow_gives_the_dataset(self, tmp_path):
         @flow
@@ -461,14 +468,15 @@ class TestAutomations:
                 assert each["resource"]["prefect.resource.id"].startswith("prefect.flow-run.")
                 related = [resource["prefect.resource.id"] for resource in each["related"]]
                 assert "prefect.tag.distilflow" in related
-            [message] = self.told(wire)
-            assert message["subject"].startswith("dear/") and "has spent $20" in message["subject"]
+            subjects = {message["subject"] for message in self.told(wire)}  # Prefect 3.8 now and then says it twice
+            assert len(subjects) == 1 and re.fullmatch("dear/.* has spent [$]20", *subjects), subjects
 
     def test_a_run_that_fails_is_stuck_or_lost_is_acted_on_and_no_other(self, server, wire, tmp_path):
         """Those that wait for what does not come wait for ten seconds here, Prefect's least."""
 
-        def said(word: str) -> list[Any]:
-            return [each for each in self.told(wire) if word in each["subject"]]
+        def said(word: str) -> dict[str, str]:
+            """Bodies by subject; Prefect 3.8 now and then says one twice."""
+            return {each["subject"]: each["body"] for each in self.told(wire) if word in each["subject"]}
 
         def beat(run: FlowRun) -> None:
             related = [
@@ -495,13 +503,10 @@ class TestAutomations:
             EventsWorker.drain_all()
             until(lambda: client.read_flow_run(ours["dies"].id).state_type.value == "CRASHED", 120)
             until(lambda: len(said("acted on/")) == 2 and bool(said("made no rows")), 120)
-            assert sorted(each["subject"] for each in said("acted on/")) == [
-                "acted on/dies: Crashed",
-                "acted on/fails: Failed",
-            ]
-            [stuck] = said("made no rows")
-            assert "hangs has made no rows" in stuck["subject"]
-            assert stuck["body"] == f"{server.url.removesuffix('/api')}/runs/flow-run/{ours['hangs'].id}"
+            assert said("acted on/").keys() == {"acted on/dies: Crashed", "acted on/fails: Failed"}
+            [(subject, body)] = said("made no rows").items()
+            assert "hangs has made no rows" in subject
+            assert body == f"{server.url.removesuffix('/api')}/runs/flow-run/{ours['hangs'].id}"
             others = {name: client.read_flow_run(each.id).state_type.value for name, each in theirs.items()}
             assert others == {"fails": "FAILED", "hangs": "RUNNING", "dies": "RUNNING"}
 
