@@ -38,9 +38,7 @@ TURN = 0.5  # seconds between two looks, give or take a random half: of equal pr
 LONGEST_TURN = 2.0  # where few requests a minute are allowed, or somebody was faster
 
 LEASE = 60.0  # seconds after which Prefect takes back the slots of a process that died; it allows no fewer
-
 KEEP = 10.0  # seconds after which slots are given back although they are used, so that others have their turn
-
 IDLE = 2.0  # seconds after which slots are given back that nobody used
 
 BLOCKS = 8  # leases to a limit: what a process takes, and gives back, at once
@@ -295,6 +293,8 @@ class SharedLimit:
                 rate = f"`prefect gcl create {self.name} --limit 2 --slot-decay-per-second 2` is 120 requests a minute"
                 return f"Prefect has no {name}: {rate}, `prefect gcl create {self.name} --limit 50` is 50 in flight."
             case httpx.HTTPStatusError() if error.response.status_code == 503 or self._reached:
+                return None
+            case httpx.ReadTimeout():  # it is there, and busy
                 return None
             case httpx.HTTPError():
                 return None if self._reached else f"Prefect says nothing of the {name}: {_said(error)}. {_SERVER}"
