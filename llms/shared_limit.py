@@ -41,6 +41,8 @@ LEASE = 60.0  # seconds after which Prefect takes back the slots of a process th
 KEEP = 10.0  # seconds after which slots are given back although they are used, so that others have their turn
 IDLE = 2.0  # seconds after which slots are given back that nobody used
 
+TIMEOUT = 10.0  # seconds Prefect has to answer
+
 BLOCKS = 8  # leases to a limit: what a process takes, and gives back, at once
 
 
@@ -139,7 +141,7 @@ class SharedLimit:
         try:
             if not PREFECT_API_URL.value():
                 raise Fatal(f"The shared limit `{self.name}` needs a Prefect server. {_SERVER}")
-            settings = {"timeout": 10.0, "event_hooks": {"response": [_at_once]}}
+            settings = {"timeout": TIMEOUT, "event_hooks": {"response": [_at_once]}}
             with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
                 async with get_client(httpx_settings=settings) as self._client, self._all_back():
                     await self._turns()
@@ -268,7 +270,8 @@ class SharedLimit:
             # A server that was restarted forgets the lease, but not its slots. If it was only out of reach for longer,
             # they go back twice, and others may have as many too many in flight: that passes, lost slots do not.
             if now < lease.renewed_at + LEASE or self._missed_at > lease.renewed_at:
-                await self._client.release_concurrency_slots([self.name], lease.slots, now - lease.taken_at + 0.1)
+                with suppress(httpx.ReadTimeout):
+                    await self._client.release_concurrency_slots([self.name], lease.slots, now - lease.taken_at + 0.1)
             self._drop(lease)
             return False
         lease.renewed_at = now
@@ -276,7 +279,8 @@ class SharedLimit:
 
     async def _release(self, lease: _Lease) -> None:
         if await self._renew(lease):  # or a forgotten one's slots would be lost: Prefect does not say
-            await self._client.release_concurrency_slots_with_lease(lease.id)
+            with suppress(httpx.ReadTimeout):  # it is done yet; told again, a busy server gives the slots back twice
+                await self._client.release_concurrency_slots_with_lease(lease.id)
             self._drop(lease)
 
     def _drop(self, lease: _Lease) -> None:

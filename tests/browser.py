@@ -1,6 +1,8 @@
 """Debian's Chromium, for tests: `apt-get install chromium chromium-driver`, `pip install selenium`."""
 
+import math
 import shutil
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,26 +54,25 @@ class Page:
 
     def press(self, text: str, role: str | None = None) -> None:
         """Click on a button, or what plays another role: a `tab`, an `option` of the list that is open."""
-        kind = f"*[@role='{role}']" if role else "button"
-        self._do(f"//{kind}[normalize-space(.)='{text}']", lambda element: element.click() or True)
+
+        def pressed(element: Any) -> bool:
+            element.click()
+            return role != "tab" or element.get_attribute("aria-selected") == "true"  # a page that loads is deaf yet
+
+        self._do(_button(text, role), pressed)
 
     def submit(self, button: str = "Submit") -> None:
         """Press a button until another page comes: a busy server refuses now and then, and a person tries again."""
-        from selenium.common.exceptions import TimeoutException
-        from selenium.webdriver.support.ui import WebDriverWait
+        form, pressed = self.chrome.current_url, -math.inf
 
-        form = self.chrome.current_url
-        for _ in range(4):
-            if self.chrome.current_url == form:
-                self.press(button)
-            try:
-                WebDriverWait(self.chrome, PATIENCE / 4).until(lambda chrome: chrome.current_url != form)
-                return
-            except TimeoutException:
-                continue
-        shown = self.chrome.find_element("tag name", "body").text[-300:]
-        logged = [each["message"] for each in self.chrome.get_log("browser")[-5:]]  # the status of what was refused
-        raise AssertionError(f"the form was not accepted: {shown}\n{logged}")
+        def left(chrome: Any) -> bool:
+            nonlocal pressed
+            if chrome.current_url == form and time.monotonic() > pressed + PATIENCE / 4:
+                chrome.find_element("xpath", _button(button)).click()
+                pressed = time.monotonic()
+            return chrome.current_url != form
+
+        self._until(left, f"the form was not accepted: {button}")
 
     def reads(self, text: str) -> None:
         """Wait until it stands on the page."""
@@ -91,13 +92,27 @@ class Page:
 
     def _do(self, path: str, done: Callable[[Any], bool]) -> None:
         """Do something with what is there, again when the page has put another in its place meanwhile."""
-        from selenium.common.exceptions import WebDriverException
-        from selenium.webdriver.support.ui import WebDriverWait
 
         def attempt(chrome: Any) -> bool:
             element = chrome.find_element("xpath", path)
             chrome.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
             return done(element)
 
-        waiting = WebDriverWait(self.chrome, PATIENCE, ignored_exceptions=[WebDriverException])
-        waiting.until(attempt, f"not on the page, or not to be used: {path}")
+        self._until(attempt, f"not on the page, or not to be used: {path}")
+
+    def _until(self, done: Callable[[Any], bool], lacking: str) -> None:
+        """Wait for it; if it does not come, tell what stands on the page, and what the browser was refused."""
+        from selenium.common.exceptions import TimeoutException, WebDriverException
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        try:
+            WebDriverWait(self.chrome, PATIENCE, ignored_exceptions=[WebDriverException]).until(done)
+        except TimeoutException as error:
+            shown = self.chrome.find_element("tag name", "body").text[-500:]
+            logged = [each["message"] for each in self.chrome.get_log("browser")[-5:]]
+            raise AssertionError(f"{lacking}\n{self.chrome.current_url}: {shown}\n{logged}") from error
+
+
+def _button(text: str, role: str | None = None) -> str:
+    kind = f"*[@role='{role}']" if role else "button"
+    return f"//{kind}[normalize-space(.)='{text}']"

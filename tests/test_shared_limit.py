@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -430,6 +432,27 @@ def test_a_restart_of_the_server_is_weather(
         assert len([each for each in caplog.records if each.name == shared_limit.__name__]) <= 1
         loop.close()
         assert active_slots(name) == 0, "the server forgot the lease, and kept its slot"
+
+
+def test_slots_a_busy_server_takes_back_unheard_go_back_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_limit, "TIMEOUT", 1.0)
+    send, busy = httpx.AsyncHTTPTransport.handle_async_request, list[threading.Timer]()
+    database = sqlite3.connect(server.home / "prefect.db", isolation_level=None, check_same_thread=False)
+
+    async def locked(self: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("decrement-with-lease") and not busy:
+            database.execute("BEGIN IMMEDIATE")
+            busy.append(threading.Timer(4, database.execute, ["ROLLBACK"]))
+            busy[0].start()
+        return await send(self, request)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", locked)
+    with temporary_settings({PREFECT_API_URL: server.url}):
+        name = create("busy", 3)
+        api("POST", "increment", names=[name], slots=2, mode="concurrency")  # somebody else's
+        assert loop.run(granted(name, 1, 30.0))
+        until(lambda: bool(busy) and not busy[0].is_alive())
+        assert settled(lambda: active_slots(name)) == 2
 
 
 def test_slots_of_a_killed_process_come_back(server: Server) -> None:

@@ -178,7 +178,7 @@ def test_from_a_form_in_a_browser(team: Team, page: browser.Page, wire: Any, scr
     page.open(f"runs/flow-run/{run['id']}")
     page.reads("Completed")
     if made := team.ask("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}}):
-        page.press("Artifacts", "tab")
+        page.open(f"runs/flow-run/{run['id']}?tab=Artifacts")
         page.reads(made[0]["key"])
     page.shot(screenshots / "finished.png")
 
