@@ -34,14 +34,12 @@ from llms.errors import Fatal
 logger = logging.getLogger(__name__)
 
 TURN = 0.5  # seconds between two looks, give or take a random half: of equal processes none is always the first
-
 LONGEST_TURN = 2.0  # where few requests a minute are allowed, or somebody was faster
+TIMEOUT = 10.0  # seconds Prefect has to answer
 
 LEASE = 60.0  # seconds after which Prefect takes back the slots of a process that died; it allows no fewer
 KEEP = 10.0  # seconds after which slots are given back although they are used, so that others have their turn
 IDLE = 2.0  # seconds after which slots are given back that nobody used
-
-TIMEOUT = 10.0  # seconds Prefect has to answer
 
 BLOCKS = 8  # leases to a limit: what a process takes, and gives back, at once
 
@@ -296,9 +294,7 @@ class SharedLimit:
             case ObjectNotFound():
                 rate = f"`prefect gcl create {self.name} --limit 2 --slot-decay-per-second 2` is 120 requests a minute"
                 return f"Prefect has no {name}: {rate}, `prefect gcl create {self.name} --limit 50` is 50 in flight."
-            case httpx.HTTPStatusError() if error.response.status_code == 503 or self._reached:
-                return None
-            case httpx.ReadTimeout():  # it is there, and busy
+            case httpx.ReadTimeout() | httpx.HTTPStatusError(response=httpx.Response(status_code=503)):  # it is busy
                 return None
             case httpx.HTTPError():
                 return None if self._reached else f"Prefect says nothing of the {name}: {_said(error)}. {_SERVER}"
