@@ -1,15 +1,13 @@
 """What every model here is: a Prefect block, plain data, and a function from chats to texts."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from re import Pattern
 from typing import Annotated, Any, ClassVar, Self, final
 
 from prefect.blocks.core import Block
+from prefect.client.schemas.objects import BlockDocument
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
@@ -23,13 +21,23 @@ from llms import engine, forms, loop, request, secrets
 from llms.errors import Drained, Fatal, LLMError, Rejected
 from llms.signature import options_of
 from llms.strict import Strict, explain
-from llms.structured import StructuredOutput
+from llms.structured import StructuredOutput, spelled
 from llms.typing import ChatType, FormattedInput, GenerateOutput, HiddenState, StructuredOutputType, Usage
 
 
 def _without_none(options: dict[str, Any]) -> dict[str, Any]:
     """What was given: a form says `None` of the options that nobody filled in."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def outdated(name: str, error: RuntimeError) -> str | None:
+    """What to do where Prefect could not load a block since the fields of its model have changed."""
+    if not isinstance(error.__cause__, ValidationError):
+        return None
+    return (
+        f"the block `{name}` was saved when its model had other fields: {explain(error.__cause__)} Saving it again "
+        f"would keep them: `prefect block delete {name}`, and save it anew."
+    )
 
 
 class _Load:
@@ -76,6 +84,15 @@ class LLM(Strict, Block, ABC):
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return forms.form(core, cls.Options, handler)
+
+    @classmethod
+    def _load_from_block_document(cls, block_document: BlockDocument, validate: bool = True) -> Self:
+        try:
+            return super()._load_from_block_document(block_document, validate)
+        except RuntimeError as error:
+            if cure := outdated(f"{cls.get_block_type_slug()}/{block_document.name}", error):
+                raise RuntimeError(cure) from None
+            raise
 
     @property
     @abstractmethod
@@ -177,7 +194,7 @@ class LLM(Strict, Block, ABC):
         for at, given in enumerate(inputs):
             chat, structure = given if isinstance(given, tuple) else (given, None)
             try:
-                name = _spelled(structure)
+                name = spelled(structure)
                 models[name] = models.get(name) or (self if structure is None else self.held_to(structure))
             except Rejected as error:
                 outputs[at] = GenerateOutput.failed(error, num_generations)
@@ -297,21 +314,6 @@ class StructuredLLM(LLM, ABC):
         except Fatal as error:
             raise Rejected(error.message, attempts=0) from None
         return held
-
-
-def _spelled(structure: Any) -> str:
-    """A structure as text: two classes may bear one name, so a class is spelled as the schema it stands for."""
-
-    def plain(part: Any) -> Any:
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            return part.model_json_schema()
-        return part.pattern if isinstance(part, Pattern) else f"{part}"
-
-    try:
-        return json.dumps(structure, default=plain)
-    except Exception as error:  # of pydantic, whose classes may hold what no schema can say
-        what = f"{error}".partition("\n")[0]
-        raise Rejected(f"`structured_output`: {what}", attempts=0) from None
 
 
 _structures: TypeAdapter[StructuredOutputType] = TypeAdapter(StructuredOutput)

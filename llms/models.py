@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from llms.base import LLM
+from llms.base import LLM, outdated
 from llms.errors import Fatal
 from llms.strict import explain, nearest
 
@@ -74,12 +74,9 @@ def _saved(slug: str | dict[str, Any]) -> LLM:
             f"there is no saved block `{name}`: save one in the UI, or with `OpenAILLM(model=…).save(…)` ({error})"
         ) from None
     except RuntimeError as error:
-        if not isinstance(error.__cause__, ValidationError):
-            raise
-        raise ValueError(
-            f"the block `{name}` was saved when its model had other fields: {explain(error.__cause__)} Saving it again "
-            f"would keep them: `prefect block delete {name}`, and save it anew."
-        ) from None
+        if cure := outdated(name, error):
+            raise ValueError(cure) from None
+        raise
     if not isinstance(block, LLM):
         raise ValueError(f"the block `{name}` is a `{type(block).__name__}`, not a model")
     return block

@@ -8,6 +8,7 @@ from jsonschema import SchemaError
 from jsonschema.validators import validator_for
 from pydantic import BaseModel, BeforeValidator
 
+from llms.errors import Rejected
 from llms.typing import ChatType, StructuredOutputType
 
 
@@ -48,6 +49,21 @@ def _parsed(text: str, must: bool) -> Any:
 
 StructuredOutput = Annotated[StructuredOutputType, BeforeValidator(_normalized)]
 """A `StructuredOutputType` however it was written."""
+
+
+def spelled(structure: Any) -> str:
+    """A structure as text: two classes may bear one name, so a class is spelled as the schema it stands for."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part.model_json_schema()
+        return part.pattern if isinstance(part, re.Pattern) else f"{part}"
+
+    try:
+        return json.dumps(structure, default=plain)
+    except Exception as error:  # of pydantic, whose classes may hold what no schema can say
+        what = f"{error}".partition("\n")[0]
+        raise Rejected(f"`structured_output`: {what}", attempts=0) from None
 
 
 def instructed(chat: ChatType, schema: dict[str, Any]) -> ChatType:
