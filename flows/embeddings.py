@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from prefect import flow
-
 from flows.cli import main
+from flows.dataset_flow import flow
 from flows.distiset import Distiset
 from flows.parameters import Groups
 from flows.parts import Format
 from flows.pipeline import Pipeline
-from flows.states import reporting
 from llms import AnyLLM, LlamaServerLLM
 from tasks import GenerateEmbeddings, Source, load
 
@@ -22,8 +20,7 @@ TEXTS = [
 """What is embedded when no data is given."""
 
 
-@flow(persist_result=False, result_serializer="json")
-@reporting
+@flow
 def embeddings(
     data: Source | None = None,
     llm: AnyLLM = LlamaServerLLM(),  # noqa: B008  # a block is plain data

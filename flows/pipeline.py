@@ -11,6 +11,7 @@ from prefect.task_runners import TaskRunner
 from pydantic import ValidationError
 
 from flows import approval, document, drawing, server
+from flows.dataset_flow import flow
 from flows.distiset import Distiset
 from flows.errors import Refused
 from flows.execution import Run
@@ -18,7 +19,6 @@ from flows.graph import Graph
 from flows.parameters import configured, parameters_of, recorded, validated
 from flows.parts import Format
 from flows.preview import Estimate
-from flows.states import reporting
 from llms.strict import Strict, explain
 from tasks import GeneratorStep, Source, Step, load, wiring
 
@@ -233,7 +233,7 @@ class Pipeline:
             dry_run: Take so many rows of every source only, and estimate from them what all would take.
             approve: Wait, with an estimate from the first rows, until somebody gives the run a budget or says no.
         """
-        return Flow(reporting(run), name=self.name, persist_result=False, result_serializer="json", **where)
+        return flow(run, name=self.name, **where)
 
     def _execute(self, graph: Graph, approve: bool, parameters: Mapping[str, Any], **settings: Any) -> Distiset:
         """Make the dataset in the flow run we are in, once it is approved."""

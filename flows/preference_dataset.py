@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from prefect import flow
-
 from flows.cli import main
+from flows.dataset_flow import flow
 from flows.distiset import Distiset
 from flows.parameters import Groups
 from flows.parts import Format
 from flows.pipeline import Pipeline
-from flows.states import reporting
 from flows.text_generation import INSTRUCTIONS
 from llms import AnyLLM, LlamaServerLLM, StructuredLLM
 from tasks import (
@@ -42,8 +40,7 @@ def _differ(row: dict[str, Any]) -> bool:
     return len({str(text).strip() for text in row["generations"]}) > 1
 
 
-@flow(persist_result=False, result_serializer="json")
-@reporting
+@flow
 def preference_dataset(
     data: Source | None = None,
     llm: AnyLLM = LlamaServerLLM(generation_kwargs={"temperature": 0.2, "seed": 1}),  # noqa: B008  # a block is plain data

@@ -12,11 +12,11 @@ from rich.text import Text
 
 from flows import document
 from flows.cli import main
+from flows.dataset_flow import flow
 from flows.distiset import Distiset
 from flows.errors import Refused
 from flows.parts import Format
 from flows.pipeline import Pipeline
-from flows.states import reporting
 from tasks import Source
 
 USAGE = """usage: python -m flows.run FILE.yaml [--import MODULE] [options]
@@ -83,7 +83,7 @@ Args:
     parameters: Runtime parameters by step, such as `text_generation.llm.generation_kwargs.temperature`.
 """
     run.__module__ = f"flows.run {path}"  # what the help says after `python -m`
-    return Flow(reporting(run), name=read.name or path.stem, persist_result=False, result_serializer="json")
+    return flow(run, name=read.name or path.stem)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -93,11 +93,11 @@ def run(arguments: Sequence[str]) -> None:
         sys.exit(0 if arguments else 2)
     try:
         options = _imported(arguments[1:])
-        flow = flow_of(Path(arguments[0]))
+        named = flow_of(Path(arguments[0]))
     except Refused as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(Text.assemble(("error: ", "bold red"), f"{error}"))
         sys.exit(2)
-    main(flow, options)
+    main(named, options)
 
 
 def _imported(arguments: Sequence[str]) -> list[str]:

@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import flow
-
 from flows.cli import main
+from flows.dataset_flow import flow
 from flows.distiset import Distiset
 from flows.parameters import Groups
 from flows.parts import Format
 from flows.pipeline import Pipeline
-from flows.states import reporting
 from llms import AnyLLM, LlamaServerLLM
 from tasks import Source, StructuredGeneration, load
 
@@ -36,8 +34,7 @@ CHARACTER = {
 """The shape of the answers when no other is given."""
 
 
-@flow(persist_result=False, result_serializer="json")
-@reporting
+@flow
 def structured_generation(
     data: Source | None = None,
     structured_output: dict[str, Any] | str | None = None,

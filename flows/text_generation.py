@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import flow
-
 from flows.cli import main
+from flows.dataset_flow import flow
 from flows.distiset import Distiset
 from flows.parameters import Groups
 from flows.parts import Format
 from flows.pipeline import Pipeline
-from flows.states import reporting
 from llms import AnyLLM, LlamaServerLLM
 from tasks import Source, TextGeneration, load
 
@@ -18,8 +16,7 @@ INSTRUCTIONS = Path(__file__).parent / "data" / "instructions.jsonl"
 """Some hundreds of instructions the demo model has an answer to."""
 
 
-@flow(persist_result=False, result_serializer="json")
-@reporting
+@flow
 def text_generation(
     data: Source | None = None,
     llm: AnyLLM = LlamaServerLLM(),  # noqa: B008  # a block is plain data

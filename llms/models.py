@@ -1,6 +1,7 @@
 """A model as a flow parameter: chosen in a form, named in YAML or a shell, or passed as an object."""
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from functools import cache
@@ -89,10 +90,7 @@ def _inline(name: str, fields: Mapping[str, Any]) -> LLM:
     if cls is None:
         raise ValueError(f"there is no model `{name}`: {nearest(name, [*known, *by_slug])}")
     if secret := [each for each in fields if each in secrets(cls)]:
-        raise ValueError(
-            f"`{secret[0]}` does not belong in a parameter, which Prefect keeps in clear: set "
-            f"`{getattr(cls, '_api_key_env', 'the provider variable')}`, or save a block."
-        )
+        raise ValueError(kept_in_clear(secret[0], cls))
     try:
         return cls(**fields)
     except (ValidationError, Fatal) as error:
@@ -111,6 +109,31 @@ def no_secret(within: int = 0) -> JsonSchemaValue:
     """
     names = {"propertyNames": {"not": {"enum": _secret_names()}}}
     return names | ({"additionalProperties": no_secret(within - 1)} if within else {})
+
+
+def secret_in(value: Any) -> str | None:
+    """The secret that plain data gives a value to: in the fields of a model, or in a text that names one."""
+    match value:
+        case str() if "block_type_slug" in value or re.match(r"\s*\S*LM\s", value):
+            found = re.search(_secret_pattern(), value)
+            return found and found[2]
+        case dict():
+            return next((name for name in value if name in _secret_names()), None) or secret_in(list(value.values()))
+        case list() | tuple():
+            return next(filter(None, map(secret_in, value)), None)
+        case _:
+            return None
+
+
+def kept_in_clear(secret: str, of: type[LLM] | None = None) -> str:
+    """Why a secret of a model is refused, and where it belongs."""
+    variable = f"`{of._api_key_env}`" if hasattr(of, "_api_key_env") else "the provider's variable"  # type: ignore
+    return f"`{secret}` does not belong in a parameter, which Prefect keeps in clear: set {variable}, or save a block."
+
+
+def _secret_pattern() -> str:
+    """What a text has in it that gives a secret a value."""
+    return rf"""(^|\W)({"|".join(_secret_names())})["'\\]*\s*[=:]"""
 
 
 def _secret_names() -> list[str]:
@@ -149,8 +172,7 @@ class Form:
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         shipped = [cls for cls in models().values() if cls.__module__.startswith("llms.")]
         tabs = handler(core_schema.union_schema([_tab(cls) for cls in shipped]))  # a union refers to what has a `ref`
-        secret = rf"""(^|\W)({"|".join(_secret_names())})["'\\]*\s*[=:]"""
-        name = {"title": "By name", "type": "string", "not": {"pattern": secret}}
+        name = {"title": "By name", "type": "string", "not": {"pattern": _secret_pattern()}}
         return {"title": "Model", "anyOf": [name, *tabs["anyOf"]]}
 
 

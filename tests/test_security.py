@@ -110,8 +110,19 @@ def leave(base: Path, end: ExitStack) -> None:
     assert {key_of(request) for request in wire.requests} == {VARIABLE, BLOCK, CODE}
 
 
+CALLED = """
+import json, sys
+from flows.text_generation import text_generation
+try:
+    text_generation.with_options(name="by hand")(**json.loads(sys.argv[1]))
+except Exception as error:
+    print(repr(error))
+"""
+
+
 def refuse(prefect: Server) -> None:
-    """Have parameters refused that hold a key: over REST, and in a shell of somebody's, whose screen is not kept."""
+    """Have parameters refused that hold a key: over REST, in code, and in a shell, whose screen is not kept."""
+    own = os.environ | {"PREFECT_API_URL": prefect.url, "PREFECT_HOME": str(prefect.home.parent / "client")}
     with temporary_settings({PREFECT_API_URL: prefect.url}):
         assert main(["pools", "text_generation"]) == 0
     deployment = httpx.get(f"{prefect.url}/deployments/name/text-generation/hosted").json()["id"]
@@ -125,11 +136,16 @@ def refuse(prefect: Server) -> None:
         words = [word for name, value in given.items() for word in ("--param", f"{name}={json.dumps(value)}")]
         done = subprocess.run(
             [sys.executable, "-m", "prefect", "deployment", "run", "text-generation/hosted", *words],
-            env=os.environ | {"PREFECT_API_URL": prefect.url, "PREFECT_HOME": str(prefect.home.parent / "client")},
+            env=own,
             capture_output=True,
             timeout=100,
         )
         assert done.returncode != 0
+        called = [sys.executable, "-c", CALLED, json.dumps(given)]
+        told = subprocess.run(called, env=own | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=100, text=True)
+        assert "api_key" in told.stdout
+        with (prefect.home.parent / "called.log").open("a") as log:
+            log.write(told.stdout + told.stderr)
 
 
 @cache
