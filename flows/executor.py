@@ -27,6 +27,10 @@ thousands meanwhile."""
 BATCHES_IN_FLIGHT = 64
 """Batches that may be unfinished: each holds a thread per step."""
 
+ENOUGH, BREATH = 12, 0.03
+"""Unfinished batches that keep a provider busy for now, and the seconds that then go by before the next one, or until
+one is done: a task run begun is work for this process, which has a thousand requests to send meanwhile."""
+
 SMALLEST, COMMON, LARGEST = 8, 100, 1_000
 """Rows per batch when nobody says: few at first, so that rows show soon; then as many as all before them, so that a
 provider is busy after half a dozen; not more for a while, so that the next step is never far behind; then a twentieth
@@ -133,9 +137,11 @@ class Executor:
                     raise self._broken
                 if not in_flight[0].left or sum(each.held for each in in_flight) + batch.held > ROWS_IN_FLIGHT:
                     settle()
-                elif sum(bool(batch.left) for batch in in_flight) >= BATCHES_IN_FLIGHT:
+                elif (unfinished := sum(bool(batch.left) for batch in in_flight)) >= BATCHES_IN_FLIGHT:
                     self._news.wait()
                 else:
+                    if unfinished >= ENOUGH:
+                        self._news.wait(BREATH)
                     break
             in_flight.append(batch)
             for step in path[1:]:

@@ -269,7 +269,7 @@ SCENARIOS: dict[str, tuple[Callable[..., str], int]] = {
     "refusing-headers": (partial(refusing, burst=10, headers=True), 900),
     "refusing-burst": (partial(refusing, burst=RPM), 1_500),
     "refusing-burst-headers": (partial(refusing, burst=RPM, headers=True), 1_500),
-    "queueing": (queueing, 4_000),
+    "queueing": (queueing, 10_000),
     "weather": (weather, 10_000),
     "poison": (poison, 1_000),
     "again": (again, 10_000),
