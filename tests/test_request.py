@@ -5,6 +5,7 @@ import pickle
 import random
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -184,7 +185,8 @@ def test_the_restart_of_a_server_is_survived(monkeypatch):
     async def shortly(seconds: float) -> None:
         pauses.append(seconds)
 
-    monkeypatch.setattr(asyncio, "sleep", shortly)
+    names = {**vars(asyncio), "sleep": shortly}  # other threads sleep as ever
+    monkeypatch.setattr(request, "asyncio", SimpleNamespace(**names))
     monkeypatch.setattr(random, "uniform", lambda low, high: low)
     (output,) = scripted(monkeypatch, *[raising(Transient("starting"))] * 20).generate(CHATS[:1])
     assert output.error and len(pauses) == request.ATTEMPTS - 1 and sum(pauses) > 40
