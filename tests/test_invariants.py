@@ -566,7 +566,7 @@ def test_what_was_stopped_goes_on(nodes, how, data, wire, tmp_path_factory):
             event(f"{how}: finished")
         except (Fatal, KeyboardInterrupt, ValueError) as stopped:
             # Prefect says `Task run is not set` of a Ctrl-C that comes before a task run has a state
-            error = stopped.__context__ if isinstance(stopped, ValueError) else stopped
+            error = stopped.__context__ if isinstance(stopped, ValueError) and how == "Ctrl-C" else stopped
             event(f"{how}: {type(error).__name__}")
             assert isinstance(error, {"Ctrl-C": KeyboardInterrupt, "drained": Drained}.get(how, Fatal))
             bench.check_stopped()
