@@ -7,11 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from deployments import serve, worker
-from deployments.api import connected
-from deployments.apply import apply
 from deployments.errors import Refused
-from deployments.files import SHIPPED, Folder
+from deployments.local import serve, worker
+from deployments.reconcile.api import connected
+from deployments.reconcile.apply import apply
+from deployments.reconcile.files import SHIPPED, Folder
 
 
 def main(arguments: list[str] | None = None) -> int:

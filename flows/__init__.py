@@ -1,7 +1,8 @@
 """Pipelines as Prefect flows: `python -m flows.text_generation`."""
 
-from flows.distiset import Distiset, Summary
+from flows.dataset.distiset import Distiset
+from flows.dataset.summary import Summary
 from flows.errors import Refused, RunFailed
-from flows.pipeline import Pipeline
+from flows.pipeline.pipeline import Pipeline
 
 __all__ = ["Distiset", "Pipeline", "Refused", "RunFailed", "Summary"]

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from flows.cli import main
-from flows.dataset_flow import flow
-from flows.distiset import Distiset
-from flows.parameters import Groups
-from flows.parts import Format
-from flows.pipeline import Pipeline
+from flows.cli.main import main
+from flows.dataset.distiset import Distiset
+from flows.pipeline.flow import flow
+from flows.pipeline.pipeline import Pipeline
+from flows.settings.run_settings import Format
+from flows.settings.step_parameters import Groups
 from llms import AnyLLM, LlamaServerLLM
 from tasks import GenerateEmbeddings, Source, load
 

@@ -10,13 +10,13 @@ from prefect import Flow
 from rich.console import Console
 from rich.text import Text
 
-from flows import document
-from flows.cli import main
-from flows.dataset_flow import flow
-from flows.distiset import Distiset
+from flows.cli.main import main
+from flows.dataset.distiset import Distiset
 from flows.errors import Refused
-from flows.parts import Format
-from flows.pipeline import Pipeline
+from flows.pipeline import document
+from flows.pipeline.flow import flow
+from flows.pipeline.pipeline import Pipeline
+from flows.settings.run_settings import Format
 from tasks import Source
 
 USAGE = """usage: python -m flows.run FILE.yaml [--import MODULE] [options]

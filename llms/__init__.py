@@ -1,10 +1,12 @@
 """Language models as Prefect blocks: configuration that turns chats into texts."""
 
 from llms.anthropic import AnthropicLLM
+from llms.any_llm import AnyLLM
 from llms.anyscale import AnyscaleLLM
 from llms.azure import AzureOpenAILLM
 from llms.base import LLM, AsyncLLM, StructuredLLM
 from llms.cohere import CohereLLM
+from llms.config.prices import Price
 from llms.errors import Drained, Fatal, LLMError, Rejected, Throttled, Transient
 from llms.groq import GroqLLM
 from llms.inference_endpoints import InferenceEndpointsLLM
@@ -12,10 +14,8 @@ from llms.litellm import LiteLLM
 from llms.llama_server import LlamaServerLLM
 from llms.llamacpp import LlamaCppLLM
 from llms.mistral import MistralLLM
-from llms.models import AnyLLM
 from llms.ollama import OllamaLLM
 from llms.openai import OpenAILLM
-from llms.prices import Price
 from llms.remote import RemoteLLM
 from llms.together import TogetherLLM
 from llms.transformers import TransformersLLM

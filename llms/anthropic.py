@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field, HttpUrl
 
-from llms import loop
-from llms.chat_completions import StopTexts
+from llms.clients import event_loop
+from llms.clients.errors import from_sdk, rates, said
+from llms.clients.images import inline
+from llms.config.extras import package
+from llms.config.strict import Strict
 from llms.errors import Transient
-from llms.images import inline
-from llms.packages import package
+from llms.options import StopTexts
 from llms.remote import RemoteLLM, StructuredMode
-from llms.replies import from_sdk, rates, said
-from llms.strict import Strict
 from llms.typing import ChatType, FinishReason, GenerateOutput, Usage
 
 MAX_TOKENS = 4096
@@ -117,7 +117,7 @@ class AnthropicLLM(RemoteLLM):
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat with one generation: the API gives no more at once."""
-        return await loop.hop(self._complete(self._request(input, self.options(kwargs))))
+        return await event_loop.hop(self._complete(self._request(input, self.options(kwargs))))
 
     async def _complete(self, request: dict[str, Any]) -> GenerateOutput:
         url = f"{self._url()}/v1/messages"
@@ -174,7 +174,7 @@ class AnthropicLLM(RemoteLLM):
             http_client = sdk.DefaultAioHttpClient(timeout=None, limits=limits)
             return sdk.AsyncAnthropic(api_key=key, base_url=url, timeout=None, max_retries=0, http_client=http_client)
 
-        return loop.shared((type(self).__name__, url, key), build, lambda client: client.close())
+        return event_loop.shared((type(self).__name__, url, key), build, lambda client: client.close())
 
 
 def encode(chat: ChatType) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from pydantic import HttpUrl
 
-from llms.chat_completions import OpenModelOptions, TopLogprobs, WithLogprobs
 from llms.errors import Fatal
-from llms.openai import ChatCompletionsLLM
+from llms.openai_compatible import ChatCompletionsLLM
+from llms.options import OpenModelOptions, TopLogprobs, WithLogprobs
 
 CLOSED = "Anyscale closed its public endpoints: the address is that of a service of your own."
 

@@ -10,11 +10,11 @@ from urllib.parse import quote
 
 from pydantic import Field, HttpUrl, SecretStr
 
-from llms import loop
+from llms.clients import event_loop
+from llms.clients.errors import from_sdk
+from llms.config.extras import package
 from llms.errors import Fatal, LLMError, Throttled, Transient
 from llms.openai import OpenAILLM
-from llms.packages import package
-from llms.replies import from_sdk
 
 SCOPE = "https://cognitiveservices.azure.com/.default"
 """What a token of Entra must be good for."""
@@ -90,7 +90,7 @@ class AzureOpenAILLM(OpenAILLM):
         return None if self.api_key else os.getenv("AZURE_OPENAI_AD_TOKEN")
 
     async def _authorization(self) -> dict[str, str]:
-        token = await loop.hop(_signed_in(self)) if self.azure_identity else self._token()
+        token = await event_loop.hop(_signed_in(self)) if self.azure_identity else self._token()
         return {"Authorization": f"Bearer {token}"} if token else {"api-key": self._key()}
 
 
@@ -154,4 +154,4 @@ class _Identity:
 
 
 async def _signed_in(llm: AzureOpenAILLM) -> str:
-    return await loop.shared("azure-identity", lambda: _Identity(llm), _Identity.close).token()
+    return await event_loop.shared("azure-identity", lambda: _Identity(llm), _Identity.close).token()

@@ -17,11 +17,13 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from llms import engine, forms, loop, request, secrets
+from llms.clients import event_loop
+from llms.config import forms, redaction
+from llms.config.signature import options_of
+from llms.config.strict import Strict, explain
+from llms.engine import batch, request
 from llms.errors import Drained, Fatal, LLMError, Rejected
-from llms.signature import options_of
-from llms.strict import Strict, explain
-from llms.structured import StructuredOutput, spelled
+from llms.structured.output import StructuredOutput, spelled
 from llms.typing import ChatType, FormattedInput, GenerateOutput, HiddenState, StructuredOutputType, Usage
 
 
@@ -127,7 +129,7 @@ class LLM(Strict, Block, ABC):
         try:
             (ready or self.ready)()
         except LLMError as error:
-            secrets.hide(error, self)
+            redaction.hide(error, self)
             raise
 
     def ready_hidden_states(self) -> None:
@@ -207,7 +209,7 @@ class LLM(Strict, Block, ABC):
     def _answers(
         self, requests: Sequence[tuple[Any, ChatType]], num_generations: int, options: dict[str, Any], look_up: bool
     ) -> list[GenerateOutput]:
-        return engine.answer_batch(self, requests, num_generations, options, look_up)
+        return batch.answer_batch(self, requests, num_generations, options, look_up)
 
 
 class AsyncLLM(LLM, ABC):
@@ -254,7 +256,7 @@ class AsyncLLM(LLM, ABC):
 
     def limits(self) -> dict[str, Any]:
         """How many requests went out at once, what the provider refused, and how the limit moved."""
-        return loop.run(request.summary(self))
+        return event_loop.run(request.summary(self))
 
     @final
     def generate(
@@ -280,11 +282,11 @@ class AsyncLLM(LLM, ABC):
     ) -> list[GenerateOutput]:
         self._readied()
         try:
-            return loop.run(engine.answer_all(self, requests, num_generations, options, look_up))
+            return event_loop.run(batch.answer_all(self, requests, num_generations, options, look_up))
         except Drained:
             raise
         except Fatal:
-            loop.give_up()  # other batches of the run, which cannot work either
+            event_loop.give_up()  # other batches of the run, which cannot work either
             raise
 
 

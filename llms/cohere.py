@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field, HttpUrl
 
-from llms import loop
-from llms.chat_completions import ResponseFormat, StopTexts
+from llms.clients import event_loop
+from llms.clients.errors import from_sdk, rates
+from llms.config.extras import package
+from llms.config.strict import Strict
 from llms.errors import Fatal, LLMError, Throttled, Transient
-from llms.packages import package
+from llms.options import ResponseFormat, StopTexts
 from llms.remote import RemoteLLM, StructuredMode
-from llms.replies import from_sdk, rates
-from llms.strict import Strict
-from llms.structured import instructed
+from llms.structured.output import instructed
 from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, Usage
 
 FINISH_REASONS: dict[str, FinishReason] = {
@@ -110,7 +110,7 @@ class CohereLLM(RemoteLLM):
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat with one generation: the API gives no more at once."""
-        return await loop.hop(self._complete(self._request(input, self.options(kwargs))))
+        return await event_loop.hop(self._complete(self._request(input, self.options(kwargs))))
 
     async def _complete(self, request: dict[str, Any]) -> GenerateOutput:
         url = f"{self._url()}/v2/chat"
@@ -161,7 +161,9 @@ class CohereLLM(RemoteLLM):
             http_client = sdk.DefaultAioHttpClient(timeout=None, limits=limits)
             return sdk.AsyncClientV2(key, base_url=url, max_retries=0, httpx_client=http_client)
 
-        return loop.shared((type(self).__name__, url, key), build, lambda client: client.__aexit__(None, None, None))
+        return event_loop.shared(
+            (type(self).__name__, url, key), build, lambda client: client.__aexit__(None, None, None)
+        )
 
     def _sdk(self) -> Any:
         package("httpx_aiohttp", self)  # the faster transport, an extra of the SDK's own

@@ -4,9 +4,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, HttpUrl
 
-from llms.chat_completions import CommonOptions, ExtraBody, ReasoningEffort, ResponseFormat
 from llms.errors import Rejected
-from llms.openai import ChatCompletionsLLM
+from llms.openai_compatible import ChatCompletionsLLM
+from llms.options import CommonOptions, ExtraBody, ReasoningEffort, ResponseFormat
 from llms.typing import ChatType, GenerateOutput
 
 MISSED = ("json_validate_failed", "tool_use_failed")

@@ -10,14 +10,14 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, HttpUrl, ValidationError, model_validator
 
-from llms import chat_completions, tgi
-from llms.chat_completions import ChatOptions, ExtraBody, MaxTokens, StopTexts, TopLogprobs, WithLogprobs
-from llms.chat_template import spelled_out
+from llms.clients import chat_completions, tgi
+from llms.clients.chat_template import spelled_out
+from llms.clients.errors import from_sdk
+from llms.config.strict import Strict, explain
 from llms.errors import Fatal, LLMError, Throttled, Transient
-from llms.openai import ChatCompletionsLLM
+from llms.openai_compatible import ChatCompletionsLLM
+from llms.options import ChatOptions, ExtraBody, MaxTokens, StopTexts, TopLogprobs, WithLogprobs
 from llms.remote import StructuredMode
-from llms.replies import from_sdk
-from llms.strict import Strict, explain
 from llms.typing import ChatType, GenerateOutput
 
 WAKING = 15.0

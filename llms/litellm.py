@@ -7,15 +7,16 @@ from typing import Any, ClassVar
 
 from pydantic import Field, HttpUrl
 
-from llms import loop
-from llms.chat_completions import ChatOptions, decode, held_to
+from llms.clients import event_loop
+from llms.clients.chat_completions import decode, held_to
+from llms.clients.errors import failure, from_sdk, rates
+from llms.config.extras import package
+from llms.config.prices import FEW, MILLION, Price
+from llms.config.strict import Strict
 from llms.errors import Fatal, LLMError, Transient
-from llms.packages import package
-from llms.prices import FEW, MILLION, Price
+from llms.options import ChatOptions
 from llms.remote import RemoteLLM
-from llms.replies import failure, from_sdk, rates
-from llms.strict import Strict
-from llms.strict_schema import strict
+from llms.structured.openai_strict import strict
 from llms.typing import ChatType, GenerateOutput, Usage
 
 SETTINGS = {
@@ -105,10 +106,10 @@ class LiteLLM(RemoteLLM):
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat, once: not every provider takes `n`."""
-        return await loop.hop(self._answer(self._request(input, self.options(kwargs))))
+        return await event_loop.hop(self._answer(self._request(input, self.options(kwargs))))
 
     async def _answer(self, request: dict[str, Any]) -> GenerateOutput:
-        litellm = loop.shared("litellm", self._sdk, lambda litellm: litellm.close_litellm_async_clients())
+        litellm = event_loop.shared("litellm", self._sdk, lambda litellm: litellm.close_litellm_async_clients())
         try:
             response = await litellm.acompletion(**request)
         except litellm.UnsupportedParamsError as error:

@@ -15,16 +15,17 @@ from urllib.request import ProxyHandler, Request, build_opener
 import numpy as np
 from pydantic import Field, HttpUrl
 
-from llms import chat_completions, demo, local
+from llms import demo, local
 from llms.base import AsyncLLM
-from llms.chat_completions import ChatOptions
+from llms.clients import chat_completions
+from llms.clients.errors import said
+from llms.config.extras import package
+from llms.config.strict import Strict
 from llms.errors import Fatal, Rejected
-from llms.gbnf import Way, grammar_of
-from llms.local import LocalLLM
-from llms.packages import package
-from llms.patterns import mistake
-from llms.replies import said
-from llms.strict import Strict
+from llms.local.base import LocalLLM
+from llms.options import ChatOptions
+from llms.structured.gbnf import Way, grammar_of
+from llms.structured.validation import mistake
 from llms.typing import ChatType, GenerateOutput, HiddenState
 
 logger = logging.getLogger(__name__)

@@ -11,15 +11,15 @@ from typing import Any, Self
 from pydantic import Field, HttpUrl, model_validator
 
 from llms import local
-from llms.answers import Answer, answered
-from llms.chat_template import spelled_out
+from llms.clients.chat_template import spelled_out
+from llms.config.extras import package
+from llms.config.strict import Strict
 from llms.errors import Fatal, Rejected
-from llms.guide import Automaton, Guide
-from llms.llama_engine import LlamaEngine, Text, quiet
-from llms.local import LocalLLM, accepted
-from llms.packages import package
-from llms.sampling import Sampler
-from llms.strict import Strict
+from llms.local.automaton import Automaton, Guide
+from llms.local.base import LocalLLM, accepted
+from llms.local.generation import Answer, answered
+from llms.local.llama_cpp.engine import LlamaEngine, Text, quiet
+from llms.local.sampling import Sampler
 from llms.typing import ChatType, GenerateOutput, HiddenState
 
 SPLIT = re.compile(r"(?P<name>.*)-00001-of-(?P<count>\d{5})\.gguf")

@@ -2,7 +2,8 @@
 
 from pydantic import Field, HttpUrl
 
-from llms.chat_completions import (
+from llms.openai_compatible import ChatCompletionsLLM
+from llms.options import (
     ChatOptions,
     ExtraBody,
     MaxTokens,
@@ -12,7 +13,6 @@ from llms.chat_completions import (
     TopLogprobs,
     WithLogprobs,
 )
-from llms.openai import ChatCompletionsLLM
 
 
 class MistralLLM(ChatCompletionsLLM):

@@ -9,14 +9,15 @@ from typing import Any, ClassVar, Literal
 import aiohttp
 from pydantic import Field, HttpUrl
 
-from llms import loop
-from llms.chat_completions import ChatOptions, held_to
+from llms.clients import event_loop
+from llms.clients.chat_completions import held_to
+from llms.clients.errors import failure, from_sdk
+from llms.clients.images import inline
+from llms.config.extras import package
+from llms.config.strict import Strict
 from llms.errors import Fatal, Rejected, Transient
-from llms.images import inline
-from llms.packages import package
+from llms.options import ChatOptions
 from llms.remote import RemoteLLM, StructuredMode
-from llms.replies import failure, from_sdk
-from llms.strict import Strict
 from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, Message, Usage
 
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "load": "error", "unload": "error"}
@@ -98,11 +99,11 @@ class OllamaLLM(RemoteLLM):
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat, once: the API has no way to ask for more in one request."""
-        return await loop.hop(self._answer(self._request(input, self.options(kwargs))))
+        return await event_loop.hop(self._answer(self._request(input, self.options(kwargs))))
 
     async def _answer(self, request: dict[str, Any]) -> GenerateOutput:
         url = self._url()
-        client = loop.shared(("ollama", url, self._key()), self._client, lambda client: client.close())
+        client = event_loop.shared(("ollama", url, self._key()), self._client, lambda client: client.close())
         try:
             async with asyncio.timeout(self.timeout):
                 return _decode(await client.chat(**request))

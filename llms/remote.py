@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, SecretStr
 
 from llms.base import AsyncLLM, StructuredLLM
+from llms.config.prices import Price, listed
+from llms.config.strict import nearest
 from llms.errors import Fatal
-from llms.prices import Price, listed
-from llms.strict import nearest
-from llms.structured import instructed
+from llms.structured.output import instructed
 from llms.typing import ChatType, Usage
 
 StructuredMode = Literal["json_schema", "tool", "json_object", "prompt"]

@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, HttpUrl
 
-from llms.chat_completions import OpenModelOptions, StopTexts
-from llms.openai import ChatCompletionsLLM
+from llms.openai_compatible import ChatCompletionsLLM
+from llms.options import OpenModelOptions, StopTexts
 
 
 class TogetherLLM(ChatCompletionsLLM):

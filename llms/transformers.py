@@ -10,15 +10,15 @@ from typing import Any, Literal, Self
 from pydantic import Field, HttpUrl, SecretStr
 
 from llms import local
-from llms.answers import Answer, answered
+from llms.config.extras import package
+from llms.config.strict import Strict
 from llms.errors import Fatal, Rejected
-from llms.guide import Automaton
-from llms.local import LocalLLM, accepted
-from llms.packages import package
-from llms.strict import Strict
-from llms.transformers_batch import Text
-from llms.transformers_engine import TransformersEngine, empty_cache
-from llms.transformers_weights import load
+from llms.local.automaton import Automaton
+from llms.local.base import LocalLLM, accepted
+from llms.local.generation import Answer, answered
+from llms.local.transformers.batch import Text
+from llms.local.transformers.engine import TransformersEngine, empty_cache
+from llms.local.transformers.weights import load
 from llms.typing import ChatType, GenerateOutput, HiddenState
 
 ENGINE = {

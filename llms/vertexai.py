@@ -12,15 +12,16 @@ from urllib.parse import urlsplit
 import aiohttp
 from pydantic import Field, HttpUrl, SecretStr
 
-from llms import chat_completions, loop
-from llms.chat_completions import ChatOptions, held_to
+from llms.clients import chat_completions, event_loop
+from llms.clients.chat_completions import held_to
+from llms.clients.errors import from_sdk
+from llms.clients.images import inline
+from llms.config.extras import package
+from llms.config.prices import listed
+from llms.config.strict import Strict
 from llms.errors import Fatal, Rejected, Transient
-from llms.images import inline
-from llms.packages import package
-from llms.prices import listed
+from llms.options import ChatOptions
 from llms.remote import RemoteLLM, StructuredMode
-from llms.replies import from_sdk
-from llms.strict import Strict
 from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, Usage
 
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
@@ -123,12 +124,12 @@ class VertexAILLM(RemoteLLM):
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat `num_generations` times, with one request."""
         request = self._request(input, num_generations, self.options(kwargs))
-        return await loop.hop(self._answer(request, num_generations))
+        return await event_loop.hop(self._answer(request, num_generations))
 
     async def _answer(self, request: dict[str, Any], num_generations: int) -> GenerateOutput:
         url = self._url()
         key = ("vertexai", url, self._key(), self._project(), self._location())
-        client = loop.shared(key, self._client, lambda client: client.aio.aclose())
+        client = event_loop.shared(key, self._client, lambda client: client.aio.aclose())
         auth = package("google.auth.exceptions", self)
         try:
             response = await client.aio.models.generate_content(**request)
@@ -146,7 +147,7 @@ class VertexAILLM(RemoteLLM):
 
     def _client(self) -> Any:
         url = self._url()
-        session = loop.shared(("vertexai", url), lambda: _session(url), lambda session: session.close())
+        session = event_loop.shared(("vertexai", url), lambda: _session(url), lambda session: session.close())
         # Without `retry_options`, it sleeps and asks a second time where the line is bad.
         http = {"base_url": url, "aiohttp_client": session, "retry_options": {"attempts": 1}}
         return package("google.genai", self).Client(enterprise=True, **self._login(), http_options=http)

@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, HttpUrl, SecretStr
 
 from llms import local
-from llms.answers import Answer, answered
+from llms.config.strict import Strict
 from llms.errors import Fatal, Rejected
-from llms.guide import Automaton
-from llms.local import LocalLLM, accepted
-from llms.strict import Strict
+from llms.local.automaton import Automaton
+from llms.local.base import LocalLLM, accepted
+from llms.local.generation import Answer, answered
+from llms.local.vllm.engine import Reader, Text, Writer
+from llms.local.vllm.launch import start
 from llms.typing import ChatType, GenerateOutput, HiddenState
-from llms.vllm_engine import Reader, Text, Writer
-from llms.vllm_start import start
 
 ENGINE = {
     "cuda_devices",

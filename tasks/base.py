@@ -12,8 +12,8 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from llms import Fatal
-from llms.strict import Strict
-from tasks import wiring
+from llms.config.strict import Strict
+from tasks import dag
 from tasks.typing import Failure, Origin, Outcome, Row, RowsFailed
 
 S = TypeVar("S", bound="Step")
@@ -50,7 +50,7 @@ class Step(Strict, ABC):
             words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__)
             self.name = words.lower()
             self.model_fields_set.discard("name")  # nobody gave it: a pipeline may number it
-        if pipeline := wiring.current.get():
+        if pipeline := dag.current.get():
             pipeline.add(self)
 
     @property
@@ -141,8 +141,8 @@ class Step(Strict, ABC):
         for other in others:
             self._pipeline().connect(self, other)
 
-    def _pipeline(self) -> wiring.Wiring:
-        if pipeline := wiring.current.get():
+    def _pipeline(self) -> dag.Wiring:
+        if pipeline := dag.current.get():
             return pipeline
         raise ValueError(f"`{self.name}`: steps are connected inside `with Pipeline() as pipeline:`.")
 

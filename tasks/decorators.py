@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from llms.strict import explain, nearest
+from llms.config.strict import explain, nearest
 from tasks.base import GeneratorStep, GlobalStep, Step
 from tasks.task import Task
 from tasks.templates import Template, render, required

@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from tasks.dag import Route
 from tasks.typing import Row
-from tasks.wiring import Route
 
 if TYPE_CHECKING:
     from tasks.base import Step

@@ -31,9 +31,10 @@ import xllamacpp  # noqa: E402
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings  # noqa: E402
 from prefect.testing.utilities import prefect_test_harness  # noqa: E402
 
-from llms import demo, loop  # noqa: E402
+from llms import demo  # noqa: E402
+from llms.clients import event_loop  # noqa: E402
 
-loop._allow_files()  # the wire is in this process too, with as many connections
+event_loop._allow_files()  # the wire is in this process too, with as many connections
 
 PROVIDERS = ("ANTHROPIC_", "AZURE_OPENAI_", "GOOGLE_", "HF_TOKEN", "OLLAMA_", "OPENAI_")
 """How variables begin that a provider's SDK reads."""

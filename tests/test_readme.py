@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dialects import BEGIN, END, table
+from tests.support.api_profiles import BEGIN, END, table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -31,7 +31,7 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if lin
 def test_its_options_exist(command):
     from importlib import import_module
 
-    from flows.cli import parser_of
+    from flows.cli.arguments import parser_of
 
     words = shlex.split(command)
     module = words[2]
@@ -63,7 +63,7 @@ def test_its_first_command_prints_what_it_shows(tmp_path, prefect_server):
 
 def test_its_table_of_providers_is_what_they_can_do():
     shown = README.partition(BEGIN)[2].partition(END)[0]
-    assert shown == table(), "write it anew: `python -m tests.dialects`"
+    assert shown == table(), "write it anew: `python -m tests.support.api_profiles`"
 
 
 def test_its_test_command_is_the_one_ci_runs():

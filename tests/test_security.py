@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from deployments import serve
 from deployments.__main__ import main
 from deployments.errors import Refused
-from deployments.processes import Processes
-from flows import server
+from deployments.local import serve
+from deployments.local.processes import Processes
+from flows.runtime import server
 from llms import OpenAILLM
 from tests.conftest import Request, Wire
-from tests.test_shared_limit import Server
+from tests.llms.limits.test_shared_limit import Server
 
 ROOT = Path(__file__).parents[1]
 VARIABLE, BLOCK, CODE = "sk-planted-in-the-environment", "sk-planted-in-a-saved-block", "sk-planted-in-the-code"

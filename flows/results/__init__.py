@@ -12,10 +12,10 @@ import orjson
 from prefect.serializers import Serializer
 from pydantic import Field
 
-from flows.fingerprint import Unknown, fingerprint
+from flows.results.fingerprint import Unknown, fingerprint
 from tasks import Step
+from tasks.dag import Route
 from tasks.typing import Origin, Outcome, Row, Spending
-from tasks.wiring import Route
 
 PREFIX = "distilflow"
 """How every key begins: what tells them from other results in the same storage."""

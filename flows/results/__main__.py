@@ -14,9 +14,9 @@ from typing import Any
 from prefect.filesystems import LocalFileSystem
 from prefect.results import get_default_result_storage, resolve_result_storage
 
-from flows import server
 from flows.results import PREFIX, OutcomeSerializer
-from llms.housekeeping import day, parser_of, show_table
+from flows.runtime import server
+from llms.store.cli import day, parser_of, show_table
 
 NAME = re.compile("[0-9a-f]{32}")
 """What the file of a result is called."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llms.housekeeping import day, parser_of, show_table
-from llms.store.file import StoreError, connect, explained, path
+from llms.store.cli import day, parser_of, show_table
+from llms.store.connection import StoreError, connect, explained, path
 
 
 def main() -> None:

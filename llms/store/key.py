@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic_core import to_jsonable_python
 
-from llms.store.file import StoreError
+from llms.store.connection import StoreError
 from llms.typing import ChatType
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from flows import Pipeline, server
+from flows import Pipeline
+from flows.runtime import server
 from llms import AsyncLLM
 from llms.typing import ChatType, GenerateOutput
 from tasks import LoadDataFromFiles, TextGeneration

@@ -19,7 +19,7 @@ from typing import Any
 
 import aiohttp
 
-from llms.limiter import Limiter, Place
+from llms.limits.limiter import Limiter, Place
 from tests.benchmarks.provider import running
 
 MOST = 500

@@ -21,9 +21,9 @@ import transformers
 from llama_cpp import Llama
 
 from llms import LlamaCppLLM, demo
-from llms.chat_template import spelled_out
-from llms.demo.to_gguf import to_gguf
-from llms.guide import Guide
+from llms.clients.chat_template import spelled_out
+from llms.demo.training.to_gguf import to_gguf
+from llms.local.automaton import Guide
 from llms.typing import ChatType
 
 TOKENS = 64

@@ -28,7 +28,7 @@ from urllib.request import ProxyHandler, build_opener
 from aiohttp import web
 
 from llms.typing import ChatType
-from tests.dialects import KEY, Way, installed, remote, ways
+from tests.support.api_profiles import KEY, Way, installed, remote, ways
 
 IN_FLIGHT = 500
 PROMPT = "What does it take to answer a question? " * 22

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import aiohttp
 import openai
 
-from flows import Distiset, Pipeline, server
+from flows import Distiset, Pipeline
+from flows.runtime import server
 from llms import OpenAILLM, store
 from llms.typing import ChatType
 from tasks import LoadDataFromFiles, TextGeneration

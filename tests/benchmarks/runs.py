@@ -23,7 +23,7 @@ import psutil
 from prefect import flow
 
 from flows import Distiset, Pipeline
-from flows.server import QUIET
+from flows.runtime.server import QUIET
 from llms import OpenAILLM
 from tasks import GroupColumns, LoadDataFromFiles, TextGeneration
 from tests.benchmarks import requests

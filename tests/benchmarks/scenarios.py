@@ -26,7 +26,7 @@ from typing import Any
 
 from prefect.settings import PREFECT_API_URL
 
-from flows import server
+from flows.runtime import server
 from llms import store
 from llms.typing import ChatType
 from tests.benchmarks import limiter

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from llms import TransformersLLM, demo
-from llms.transformers_batch import Batch, Text
+from llms.local.transformers.batch import Batch, Text
 from llms.typing import ChatType
 
 TOKENS = 64

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llms import Fatal
-from llms.patterns import mistake
+from llms.structured.validation import mistake
 from llms.typing import ChatType
-from tests import noise
-from tests.schemas import GRADE, SCHEMAS, UNSAYABLE
+from tests.support import random_weights
+from tests.support.schemas import GRADE, SCHEMAS, UNSAYABLE
 
 ROWS = 20
 BUDGET = 400
@@ -54,7 +54,7 @@ def tally(llm: Any, budget: int, seed: int = 1) -> Tally:
     """Write a text for every row, and judge them."""
     refused = least(llm)
     budget = max(budget, refused or 1)
-    outputs = llm.generate(CHATS, max_new_tokens=budget, seed=seed, **noise.WILD)
+    outputs = llm.generate(CHATS, max_new_tokens=budget, seed=seed, **random_weights.WILD)
     kept = [output.error is None and mistake(llm.structured_output, output[0] or "") is None for output in outputs]
     errors = sum(output.error is not None for output in outputs)
     again = sum(output.attempts - 1 for output in outputs)
@@ -86,12 +86,12 @@ def engine(name: str, folder: Path) -> tuple[type[Any], dict[str, Any]]:
     block = getattr(llms, name)
     match name:
         case "LlamaCppLLM" | "LlamaServerLLM":
-            return block, {"model_path": noise.gguf_file(folder / "noise.gguf"), "n_threads": 1}
+            return block, {"model_path": random_weights.gguf_file(folder / "noise.gguf"), "n_threads": 1}
         case "vLLM":
             small = {"enforce_eager": True, "engine_kwargs": {"kv_cache_memory_bytes": 2**28}, "max_model_len": 1024}
-            return block, {"model": str(noise.checkpoint(folder)), "dtype": "float32", **small}
+            return block, {"model": str(random_weights.checkpoint(folder)), "dtype": "float32", **small}
         case _:
-            return block, {"model": str(noise.checkpoint(folder))}
+            return block, {"model": str(random_weights.checkpoint(folder))}
 
 
 def main(name: str) -> None:

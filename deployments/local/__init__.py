@@ -1,0 +1,1 @@
+"""Server, workers and their processes on this machine."""

@@ -1,0 +1,113 @@
+"""All of it on one machine: a server if none runs, the deployments, and workers, until Ctrl-C."""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, Any
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, build_opener
+
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from rich.console import Console
+
+from deployments.errors import Refused
+from deployments.local import worker
+from deployments.local.processes import Processes
+from deployments.reconcile.api import Api, connected
+from deployments.reconcile.apply import apply
+from deployments.reconcile.files import SHIPPED, Folder, entries
+
+BOOT = 180.0
+"""Seconds a server may take to answer: the first one makes its database."""
+
+SERVER = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "500",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_READ_BATCH_SIZE": "100",
+}
+"""Recorded in large strokes: many task runs at once would make a server on SQLite refuse clients."""
+
+
+def main(words: list[str]) -> int:
+    """`python -m deployments serve`: start what is missing, apply the files, and wait for Ctrl-C.
+
+    Returns:
+        0 after Ctrl-C, 1 when something ended by itself.
+    """
+    given = parser().parse_args(words)
+    folder, out = Folder(given.folder), Console(soft_wrap=True, highlight=False)
+    url = PREFECT_API_URL.value() or f"http://127.0.0.1:{given.port}/api"
+    ui = url.removesuffix("/api")
+    with tempfile.TemporaryFile() as log, temporary_settings({PREFECT_API_URL: url}):
+        try:
+            with Processes() as processes:
+                if not answers(url):
+                    out.print(f"server at {ui}")
+                    boot(processes, url, log)
+                with connected() as api:
+                    apply(api, folder, out=out)
+                    for each in workers(api, folder):
+                        out.print(worker.described(each))
+                        each.start(processes, url)
+                out.print(f"[bold]{ui}[/] is where to start runs and watch them; Ctrl-C ends what began here")
+                out.print(f"{processes.wait()} ended")
+                return 1
+        except KeyboardInterrupt:
+            out.print("ended")
+            return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `python -m deployments serve`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deployments serve",
+        description="A Prefect server if none runs, a worker for every pool, and all deployments, until Ctrl-C. The "
+        "server is the one `PREFECT_API_URL` names, else one of this machine that nobody else can reach.",
+    )
+    parser.add_argument("--port", type=int, default=4200, help="of the server, where no API is configured")
+    parser.add_argument(
+        "--from", dest="folder", type=Path, default=SHIPPED, metavar="FOLDER", help="the files; the shipped ones if not"
+    )
+    return parser
+
+
+def workers(api: Api, folder: Folder) -> list[worker.Worker]:
+    """Workers for every pool of processes."""
+    path = folder.file("pools")
+    pools = [each["name"] for each in entries(path, "pools") if each["type"] == "process"] if path else []
+    return [each for pool in pools for each in worker.workers_of(api, pool)]
+
+
+def boot(processes: Processes, url: str, log: IO[Any]) -> None:
+    """Start a server at this address and wait until it answers.
+
+    Raises:
+        Refused: If the address is another machine's, or the server does not start.
+    """
+    address = urlsplit(url)
+    if address.hostname not in ("127.0.0.1", "localhost", "::1"):
+        raise Refused(f"Prefect's API at `{url}` does not answer, and only this machine's could be started here.")
+    words = ["--host", address.hostname, "--port", str(address.port or 4200)]
+    own = SERVER | {"PREFECT_UI_URL": url.removesuffix("/api")}  # in what automations say
+    own |= {"PREFECT_SERVER_UI_API_URL": url}  # the UI would ask port 4200 whatever the server's is
+    process = processes.prefect("server", "server", "start", *words, env=own, output=log)
+    late = time.monotonic() + BOOT
+    while not answers(url):
+        if process.poll() is not None or time.monotonic() > late:
+            log.seek(0)
+            raise Refused(f"The server did not start; it said:\n{log.read().decode()[-2000:].strip()}")
+        time.sleep(0.2)
+
+
+def answers(url: str) -> bool:
+    """Whether a server of Prefect is there."""
+    try:
+        with build_opener(ProxyHandler({})).open(f"{url}/health", timeout=5) as reply:
+            return reply.read() == b"true"
+    except (URLError, OSError):
+        return False

@@ -1,0 +1,1 @@
+"""Desired state in YAML against the actual state of a Prefect server."""

@@ -1,0 +1,30 @@
+"""Global concurrency limits: what all runs of a provider account, wherever they are, may do together."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from deployments.reconcile.api import Api
+from deployments.reconcile.files import entries, known
+from deployments.reconcile.resource import Thing
+
+LIMIT = "/v2/concurrency_limits/{id_or_name}"
+
+
+def things(api: Api, path: Path) -> Iterator[Thing]:
+    """The limits of a file."""
+    for wanted in entries(path, "limits"):
+        known(path, wanted, ("name", "limit", "slot_decay_per_second", "active"))
+        yield _limit(api, wanted)
+
+
+def _limit(api: Api, wanted: dict) -> Thing:
+    name = wanted["name"]
+    found = api.get(LIMIT, id_or_name=name)
+
+    def save() -> None:
+        if found:
+            api.send("PATCH", LIMIT, wanted, id_or_name=name)
+        else:
+            api.send("POST", "/v2/concurrency_limits/", wanted)
+
+    return Thing("limit", name, wanted, found, save)

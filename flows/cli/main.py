@@ -1,0 +1,106 @@
+"""A flow from the shell: its parameters are the options, its docstring is the help."""
+
+import logging
+import signal
+import sys
+from types import FrameType
+
+from prefect import Flow
+from prefect.exceptions import ParameterTypeError
+from pydantic import ValidationError
+from rich.console import Console
+from rich.text import Text
+
+from flows.cli.arguments import VIEW, _given, parser_of
+from flows.cli.output import show, show_preview
+from flows.dataset.distiset import Distiset
+from flows.errors import Refused, RunFailed
+from flows.preview.approval import Declined
+from flows.reporting import terminal
+from flows.runtime import server
+from llms import Fatal
+from llms.config.strict import explain
+
+MISTAKES = (Declined, Refused, RunFailed, Fatal, ParameterTypeError, ValidationError)
+"""What a person can mend: told as a sentence, not as a stack trace."""
+
+
+def main(flow: "Flow[..., Distiset]", arguments: list[str] | None = None) -> None:
+    """Run the flow with the command line's options, show how it goes, and exit with its status.
+
+    Exit status: 0 when the run completed, 1 when it failed, 2 when it was refused, 130 when it was interrupted.
+
+    With `--json`, standard output is lines of JSON. Those with `"event": "progress"`, every two seconds, have what
+    `flows.reporting.progress.Now` has; the last one, `"event": "summary"`, has what `flows.Summary` has, a `state`
+    (`completed`, `failed`, `drained`, `interrupted` or `refused`), the `folder`, and the `error` if there is one.
+    """
+    given = _given(parser_of(flow), arguments)
+    view = terminal.View(given.pop(VIEW, "live"))
+    shown = terminal.view.set(view)
+    _hush_prefect()
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    interrupted = _interruptions()
+    try:
+        server.boot()
+        with server.available():
+            dataset = flow(**flow.validate_parameters(given))  # Prefect keeps what it is given: by now, no secrets
+    except BaseException as error:
+        if view.kind == "json":
+            usual = "interrupted" if interrupted else "refused" if _status(error) == 2 else "failed"
+            terminal.line(**{"event": "summary", "state": usual} | view.ended, error=_sentence(error))
+        if interrupted:  # whatever Prefect made of it
+            errors.print("interrupted")
+            sys.exit(130)
+        if not isinstance(error, MISTAKES):
+            raise
+        errors.print(Text.assemble(("error: ", "bold red"), _sentence(error)))
+        for note in getattr(error, "__notes__", []):
+            errors.print(Text(note))
+        sys.exit(_status(error))
+    finally:
+        terminal.view.reset(shown)
+    if view.kind == "json":
+        told = {"estimate": dataset.estimate.model_dump()} if dataset.estimate else {}
+        terminal.line(**{"event": "summary", "state": "completed"} | view.ended | told)
+    elif dataset.estimate:
+        show_preview(dataset, dataset.estimate)
+        sys.exit(1 if dataset.summary.failures and not dataset.summary.rows else 0)
+    else:
+        show(dataset, brief=view.kind == "quiet")
+
+
+def _status(error: BaseException) -> int:
+    """What the process ends with: whether rows were asked for before it broke."""
+    return 2 if isinstance(error, MISTAKES) and not isinstance(error, RunFailed | Fatal) else 1
+
+
+def _interruptions() -> list[int]:
+    """A list that gets longer with every Ctrl-C, which goes on to interrupt as ever."""
+    seen: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    return seen
+
+
+def _sentence(mistake: BaseException) -> str:
+    if isinstance(mistake, ValidationError):
+        return explain(mistake)
+    if isinstance(mistake, ParameterTypeError):  # "Flow run received invalid parameters:\n - name: why"
+        lines = [line.removeprefix(" - ").partition(": ") for line in str(mistake).splitlines()[1:]]
+        return "\n".join(f"`{name}`: {why.removeprefix('Value error, ')}" for name, _, why in lines)
+    return str(mistake) if isinstance(mistake, MISTAKES) else f"{type(mistake).__name__}: {mistake}"
+
+
+def _hush_prefect() -> None:
+    """Keep Prefect's log lines off the terminal; they still go to its server."""
+
+    def unless_prefect(record: logging.LogRecord) -> bool:
+        return not record.name.startswith(("prefect", "EventsWorker", "APILogWorker"))
+
+    for name in ("", "prefect", "prefect._internal"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(unless_prefect)

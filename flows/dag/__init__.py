@@ -1,0 +1,1 @@
+"""The graph of steps, its text form and its diagram."""

@@ -1,0 +1,287 @@
+"""A pipeline's steps and edges: checked before anything runs, and put in the order they run in."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from flows.errors import Refused
+from llms.config.strict import nearest
+from tasks import CombineOutputs, GeneratorStep, GlobalStep, Join, Step, Task
+from tasks.columns.keep_columns import Narrowing
+from tasks.dag import Route
+from tasks.routing import Sample
+
+
+@dataclass
+class Graph:
+    """Steps, and which of them follow which, by name."""
+
+    steps: list[Step]
+    edges: list[tuple[str, str]]
+    routes: dict[tuple[str, str], Route] = field(default_factory=dict)
+    """Which rows take an edge; all, where there is none."""
+    counts: dict[str, int | None] = field(default_factory=dict)
+    """Rows each source will bring, where that is known; filled in by `check`."""
+    checked: bool = False
+
+    @cached_property
+    def named(self) -> dict[str, Step]:
+        """The steps by name."""
+        return {step.name: step for step in self.steps}
+
+    @cached_property
+    def after(self) -> dict[str, list[Step]]:
+        """The steps that follow each, in the order the edges were drawn."""
+        return {step.name: [self.named[b] for a, b in self.edges if a == step.name] for step in self.steps}
+
+    @cached_property
+    def before(self) -> dict[str, list[Step]]:
+        """The steps that come before each, in the order the edges were drawn."""
+        return {step.name: [self.named[a] for a, b in self.edges if b == step.name] for step in self.steps}
+
+    @property
+    def sources(self) -> list[GeneratorStep]:
+        """The steps rows come from."""
+        return [step for step in self.steps if isinstance(step, GeneratorStep)]
+
+    @property
+    def leaves(self) -> dict[str, str]:
+        """The dataset each last step makes: its own name, `default` if it is the only one."""
+        last = [name for name, after in self.after.items() if not after]
+        return {last[0]: "default"} if len(last) == 1 else {name: name for name in last}
+
+    @cached_property
+    def order(self) -> list[Step]:
+        """The steps, each after all that come before it.
+
+        Raises:
+            Refused: If there is a circle.
+        """
+        done: dict[str, Step] = {}
+        while len(done) < len(self.steps):
+            ready = [
+                step
+                for step in self.steps
+                if step.name not in done and all(each.name in done for each in self.before[step.name])
+            ]
+            if not ready:
+                raise Refused(f"`{' >> '.join(self._circle(done))}` goes in a circle.")
+            done |= {step.name: step for step in ready}
+        return list(done.values())
+
+    @cached_property
+    def begins(self) -> dict[str, frozenset[str]]:
+        """Of each step, where the stream it is in begins: at a source, or at a step that waits for all rows."""
+        begins: dict[str, frozenset[str]] = {}
+        for step in self.order:
+            streams = [begins[each.name] for each in self.before[step.name]]
+            parted = isinstance(step, Join) and len(set(streams)) > 1  # its branches come in different streams
+            waits = not streams or isinstance(step, GlobalStep) or parted
+            begins[step.name] = frozenset([step.name]) if waits else frozenset().union(*streams)
+        return begins
+
+    def stream(self, first: Step) -> list[Step]:
+        """The steps that batches go through from `first` on, in order, `first` itself included."""
+        return [step for step in self.order if first.name in self.begins[step.name]]
+
+    def waits(self, step: Step) -> bool:
+        """Whether a step needs all rows before it can begin."""
+        return self.begins[step.name] == {step.name} and not isinstance(step, GeneratorStep)
+
+    def fork(self, step: Step) -> Step | None:
+        """The last step that all rows of several branches came through before they parted; `None` if there is none."""
+        return self._forks[step.name] if isinstance(step, Join) or len(self.before[step.name]) > 1 else None
+
+    @cached_property
+    def _forks(self) -> dict[str, Step | None]:
+        through: dict[str, list[Step]] = {}
+        forks: dict[str, Step | None] = {}
+        for step in self.order:
+            paths = [through[each.name] for each in self.before[step.name]]
+            common = [each for each in paths[0] if all(each in path for path in paths[1:])] if paths else []
+            forks[step.name] = common[-1] if common else None
+            through[step.name] = [*common, step]
+        return forks
+
+    def check(self) -> None:
+        """Refuse what cannot work: the shape, the mappings, the columns, the data. The second time costs nothing.
+
+        Raises:
+            Refused: Naming the step and the cure.
+        """
+        if self.checked:
+            return
+        if not self.steps:
+            raise Refused("the pipeline has no steps: make some inside `with Pipeline() as pipeline:`.")
+        for step in self.steps:
+            self._check_place(step)
+        self.order  # noqa: B018  # raises if there is a circle
+        for step in self.steps:
+            self._check_mappings(step)
+            self._check_branches(step)
+        needed = self._check_columns()
+        for source in self.sources:
+            self._check_source(source, needed[source.name])
+        self.checked = True
+
+    def _check_place(self, step: Step) -> None:
+        before = self.before[step.name]
+        if isinstance(step, GeneratorStep) and before:
+            raise Refused(f"`{step.name}` brings rows and takes none: `{before[0].name}` cannot come before it.")
+        if not isinstance(step, GeneratorStep) and not before:
+            raise Refused(
+                f"`{step.name}` gets no rows: put a source before it (`LoadDataFromDicts(data=[…]) >> {step.name}`) "
+                "or give `run` a `dataset=`."
+            )
+        if isinstance(step, GlobalStep) and step.input_batch_size:
+            raise Refused(f"`{step.name}` needs all rows at once: leave out its `input_batch_size`.")
+        for each in before:
+            route = self.routes.get((each.name, step.name))
+            if route and isinstance(route.by, Sample) and route.by.n > len(route.targets):
+                raise Refused(
+                    f"`{each.name} >> sample_n_steps({route.by.n})` stands before {len(route.targets)} steps: give it "
+                    "more of them, or a smaller `n`."
+                )
+
+    def _check_mappings(self, step: Step) -> None:
+        for name in step.input_mappings:
+            if step.inputs and name not in (known := [*step.inputs, *step.optional_inputs]):
+                raise Refused(f"`{step.name}` has no input column `{name}`: {nearest(name, known)}")
+        for name in step.output_mappings:
+            if step.outputs and name not in (known := [*step.outputs, *_extra(step)]):
+                raise Refused(f"`{step.name}` has no output column `{name}`: {nearest(name, known)}")
+
+    def _check_branches(self, step: Step) -> None:
+        """Refuse branches of which each has a model fill a column that there is one of when they are joined."""
+        if not isinstance(step, CombineOutputs):
+            return
+        filled: dict[str, Step] = {}
+        for branch in self.before[step.name]:
+            for column, by in self._filled(branch, self.fork(step)).items():
+                if (other := filled.setdefault(column, by)) is not by:
+                    raise Refused(
+                        f"`{other.name}` and `{by.name}` both fill `{column}`, and `{step.name}` makes one row of "
+                        f'theirs: let one call it otherwise, `output_mappings={{"{column}": "other_{column}"}}`; '
+                        "`GroupColumns` would make a list of them."
+                    )
+
+    def _filled(self, branch: Step, fork: Step | None) -> dict[str, Step]:
+        """The columns a model fills in every row of a branch, and the step that asks it.
+
+        None where a row may take another way, or leave: it may come through one of the branches only.
+        """
+        path: list[Step] = []
+        step = branch
+        while step is not fork:
+            path.append(step)
+            before = self.before[step.name]
+            if not before:
+                break  # a source: the branches do not part anywhere
+            if len(before) > 1 or not step.keeps_rows or (before[0].name, step.name) in self.routes:
+                return {}
+            step = before[0]
+        found: dict[str, Step] = {}
+        for step in reversed(path):
+            if isinstance(step, Narrowing):
+                found = {column: by for column, by in found.items() if step.keeps(column)}
+            for column in (step.output_mappings.get(name, name) for name in step.outputs):
+                found.pop(column, None)
+                if isinstance(step, Task):
+                    found[column] = step
+        return found
+
+    def _check_columns(self) -> dict[str, dict[str, None]]:
+        """Follow the columns from step to step; those that the sources have to bring.
+
+        Raises:
+            Refused: If a step reads one that a step before it has dropped.
+        """
+        needed: dict[str, dict[str, None]] = {source.name: {} for source in self.sources}
+        after: dict[str, list[_Columns]] = {}
+        for step in self.order:
+            before = list(dict.fromkeys(each for others in self.before[step.name] for each in after[others.name]))
+            for column in (step.input_mappings.get(name, name) for name in step.inputs):
+                for columns in before:
+                    if source := self._bringing(step, column, columns):
+                        needed[source][column] = None
+            if isinstance(step, GeneratorStep):
+                before = [_Columns(sources=frozenset([step.name]))]  # what it makes is for it to say
+            elif isinstance(step, Join):
+                before = [_side_by_side(before)]
+            after[step.name] = [_through(step, columns) for columns in before]
+        return needed
+
+    def _bringing(self, step: Step, column: str, columns: "_Columns") -> str | None:
+        """The source that must bring a column for a step that reads it; `None` if it is made on the way."""
+        if column in columns.made:
+            return None
+        narrowed = [each for name in columns.narrowed if isinstance(each := self.named[name], Narrowing)]
+        if dropped := next((each for each in narrowed if not each.keeps(column)), None):
+            brought = {name for source in columns.sources for name in self._brought(source)}
+            left = columns.made | {name for name in brought if all(each.keeps(name) for each in narrowed)}
+            raise Refused(
+                f"`{step.name}` reads `{column}`, which rows have no longer after `{dropped.name}`: "
+                f"{nearest(column, left)}"
+            )
+        first, *others = sorted(columns.sources)
+        return next((each for each in others if column in self._brought(each)), first)
+
+    def _brought(self, source: str) -> list[str]:
+        step = self.named[source]
+        try:
+            return [step.output_mappings.get(name, name) for name in step.outputs]
+        except ValueError as error:
+            raise Refused(str(error)) from None
+
+    def _check_source(self, source: GeneratorStep, needed: Iterable[str]) -> None:
+        """Check that a source can be read, and has what the steps after it need and none before them makes."""
+        try:
+            own = {renamed: name for name, renamed in source.output_mappings.items()}
+            self.counts[source.name] = source.check([own.get(name, name) for name in needed])
+        except ValueError as error:
+            raise Refused(str(error)) from None
+
+    def _circle(self, outside: dict[str, Step]) -> Sequence[str]:
+        """The names of steps that follow one another in a circle."""
+        path = [next(step.name for step in self.steps if step.name not in outside)]
+        while path[-1] not in path[:-1]:
+            path.append(next(each.name for each in self.before[path[-1]] if each.name not in outside))
+        return path[path.index(path[-1]) :][::-1]
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What is known of the columns rows have after a step.
+
+    Attributes:
+        made: Those that steps make, or pass on by name.
+        sources: One of them brings the columns that no step makes.
+        narrowed: The steps that have dropped some.
+    """
+
+    made: frozenset[str] = frozenset()
+    sources: frozenset[str] = frozenset()
+    narrowed: tuple[str, ...] = ()
+
+
+def _through(step: Step, columns: _Columns) -> _Columns:
+    """What is known after one more step."""
+    outputs = [] if isinstance(step, GeneratorStep) else [*step.outputs, *_extra(step)]
+    made = frozenset(step.output_mappings.get(name, name) for name in outputs)
+    if not isinstance(step, Narrowing):
+        return replace(columns, made=columns.made | made)
+    kept = frozenset(name for name in columns.made if step.keeps(name))
+    return replace(columns, made=kept | made, narrowed=(*columns.narrowed, step.name))
+
+
+def _side_by_side(branches: Sequence[_Columns]) -> _Columns:
+    """What is known of rows joined from those of several branches: a column may be that of any."""
+    return _Columns(
+        frozenset().union(*(each.made for each in branches)),
+        frozenset().union(*(each.sources for each in branches)),
+        tuple(name for name in branches[0].narrowed if all(name in each.narrowed for each in branches)),
+    )
+
+
+def _extra(step: Step) -> list[str]:
+    return ["model_name", f"{step.name}_metadata"] if isinstance(step, Task) else []

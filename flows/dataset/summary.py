@@ -1,0 +1,80 @@
+"""Figures of a run: rows, failures, tokens and cost, by step and model."""
+
+from collections import Counter
+from dataclasses import asdict
+
+import pyarrow as pa
+from pydantic import BaseModel, Field
+
+from flows.runtime.humanize import money
+from tasks.typing import Spending, dollars
+
+
+class ModelSummary(BaseModel):
+    """What one model took in one step; tokens under OpenTelemetry's GenAI names."""
+
+    requests: int = 0
+    cached: int = Field(default=0, description="Answers that were in the store already, and cost nothing.")
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    reasoning_output_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    cost: float | None = Field(default=0.0, description="Dollars; `None` when a price is not known.")
+    seconds: float = Field(default=0.0, description="Seconds its requests took, added up.")
+
+    def add(self, spending: Spending) -> None:
+        """Count what a batch took."""
+        self.requests += spending.requests
+        self.cached += spending.cached
+        self.seconds += spending.seconds
+        self.cost = dollars(self.cost, spending.cost)
+        for name, tokens in asdict(spending.usage).items():
+            setattr(self, name, getattr(self, name) + tokens)
+
+
+class StepSummary(BaseModel):
+    """What one step did."""
+
+    rows_in: int = Field(default=0, description="Rows it was given; none, if it is a source.")
+    rows: int = Field(default=0, description="Rows it passed on.")
+    failures: int = Field(default=0, description="Rows that failed in it.")
+    errors: dict[str, int] = Field(default_factory=dict, description="The same by the class of the error.")
+    seconds: float = Field(default=0.0, description="Seconds its batches took, added up.")
+    models: dict[str, ModelSummary] = Field(default_factory=dict)
+
+
+class Summary(BaseModel):
+    """What a run did: rows, failures, tokens and seconds, in all and by step and model."""
+
+    rows: int = Field(default=0, description="Rows in the datasets.")
+    failures: int = Field(default=0, description="Rows that failed, in whatever step.")
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float | None = Field(default=0.0, description="Dollars; `None` when a price is not known.")
+    seconds: float = Field(default=0.0, description="From the first step's start to the last row on disk.")
+    steps: dict[str, StepSummary] = Field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """`997 rows, 3 failures (2 Rejected, 1 ValueError), $0.12`."""
+        classes = Counter[str]()
+        for step in self.steps.values():
+            classes.update(step.errors)
+        named = ", ".join(f"{count:,} {name}" for name, count in classes.most_common())
+        lost = f"{self.failures:,} failure{'s' * (self.failures != 1)} ({named})" if self.failures else "no failures"
+        cost = f", {money(self.cost)}" if self.cost else ""
+        return f"{self.rows:,} row{'s' * (self.rows != 1)}, {lost}{cost}"
+
+
+ERRORS = pa.schema(
+    [
+        ("step", pa.string()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+        ("attempts", pa.int64()),
+        ("origin", pa.string()),
+        ("row", pa.string()),
+        ("raw_output", pa.string()),
+    ]
+)
+"""The columns of `errors.parquet`; the row itself is JSON, so that rows of any shape fit."""

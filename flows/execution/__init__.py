@@ -1,0 +1,1 @@
+"""Execution: a run, its batches, one batch of one step."""

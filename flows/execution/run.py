@@ -1,0 +1,200 @@
+"""One run of a pipeline, inside a flow run: from the checks to the finished folder."""
+
+import tempfile
+import time
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.context import FlowRunContext
+
+from flows.dag.graph import Graph
+from flows.dataset import provenance
+from flows.dataset.distiset import Distiset
+from flows.dataset.run_folder import RunFolder
+from flows.dataset.summary import ModelSummary, StepSummary, Summary
+from flows.errors import Refused, RunFailed
+from flows.execution.executor import Executor
+from flows.preview import estimate
+from flows.preview.trace import Watch, prompt_of
+from flows.reporting import terminal
+from flows.reporting.report import Report
+from flows.runtime import memory
+from flows.runtime.task_runners import light_batches, other_processes
+from flows.settings.run_settings import Format
+from llms import AsyncLLM, Drained, Fatal
+from llms.clients import event_loop
+from llms.limits.budget import Budget
+from llms.typing import Usage
+from tasks import Step, Task
+from tasks.typing import Failure, Outcome, dollars
+
+ENOUGH_FAILURES = 10
+"""Failures in a step before their share may end the run."""
+
+
+class Run:
+    """A checked graph on its way to a dataset; the arguments are those of `Pipeline.run`."""
+
+    def __init__(
+        self,
+        name: str,
+        graph: Graph,
+        parameters: Mapping[str, Any],
+        output: Path | None,
+        max_error_rate: float,
+        limit: int | None,
+        use_cache: bool,
+        max_cost: float | None,
+        max_tokens_total: int | None,
+        output_format: Format,
+        dry_run: int | None,
+    ) -> None:
+        self.name = name
+        self.graph = graph
+        self.parameters = parameters
+        self.output = None if dry_run else output  # the dataset that is there is no preview's to replace
+        self.output_format: Format = output_format
+        self.max_error_rate = 1.0 if dry_run else max_error_rate  # what fails is there to be seen
+        self.limit = limit
+        if dry_run is not None and dry_run < 1:
+            raise Refused(f"`dry_run` is {dry_run}: it takes one row at least.")
+        self._taken = min(dry_run, limit or dry_run) if dry_run else limit
+        self._watch = Watch(graph) if dry_run else None
+        self.max_cost = max_cost
+        self.budget = Budget(max_cost, max_tokens_total)
+        for step in graph.steps:
+            step.use_cache = step.use_cache and use_cache
+        self.summary = Summary(steps={step.name: StepSummary() for step in graph.steps})
+        self._leaves = graph.leaves
+        self._first_failures: dict[str, Failure] = {}
+        self._prompts: dict[str, Any] = {}  # the first each step has sent
+
+    def execute(self) -> Distiset:
+        """Check, load, stream, write; a run that does not end well leaves what it made in `<output>.partial`."""
+        self.graph.check()
+        self._load()
+        started = time.perf_counter()
+        temporary = None if self.output else Path(tempfile.mkdtemp(prefix="distilflow-"))
+        place = self.output or temporary / "dataset"  # type: ignore[operator]
+        folder = RunFolder(place, self._leaves.values(), self.output_format)
+        self._folder = folder
+        report = Report(self.name, self.graph, self.output)
+        try:
+            with terminal.shown(self.graph, self._taken, self.summary, *report.watchers) as shown, memory.sparing():
+                self._stream(Executor(self.graph, shown.finished, self._settled))
+            self._judge(final=True)
+        except BaseException as error:
+            self._close("drained" if isinstance(error, Drained) else "failed", started, error)
+            if not temporary and self.summary.rows:
+                error.add_note(f"{self.summary.rows:,} rows made before that are in `{folder.partial}`.")
+            report.ended(self.summary, folder.partial, error)
+            if temporary:
+                rmtree(temporary, ignore_errors=True)
+            raise
+        self._close("completed", started)
+        dataset = folder.promote()
+        report.ended(self.summary, dataset.folder)
+        if temporary:
+            weakref.finalize(dataset, rmtree, temporary, ignore_errors=True)
+        get_run_logger().info("%r", dataset)
+        return dataset
+
+    def _load(self) -> None:
+        limits = [name for name, most in self.budget.most.items() if most is not None]
+        if limits and (runner := other_processes()):
+            raise Refused(
+                f"`{limits[0]}` is counted in one process, and `{runner}` sends batches to others: leave one out."
+            )
+        for step in self.graph.steps:
+            try:
+                step.load()
+            except Fatal as error:
+                raise Refused(f"{error}") from None
+            if self.max_cost is not None and isinstance(step, Task) and step.llm.cost(Usage(1, 1)) is None:
+                raise Refused(
+                    f"`max_cost` needs to know what `{step.llm.model_name}` costs (`{step.name}`): give the model a "
+                    "`price`, or limit `max_tokens_total` instead."
+                )
+
+    def _stream(self, executor: Executor) -> None:
+        with event_loop.cancellable() as cancel, self.budget.enforced(), light_batches():
+            try:
+                executor.run(self._taken)
+            except Drained:
+                raise
+            except BaseException:
+                cancel()  # what is in flight would be waited for, and thrown away
+                raise
+
+    def _settled(self, step: Step, outcome: Outcome) -> None:
+        """Write a leaf's rows and every step's failures, and add up."""
+        if self._watch:
+            self._watch.settled(step, outcome)
+        summary = self.summary.steps[step.name]
+        summary.rows_in += outcome.rows_in
+        summary.rows += len(outcome.rows)
+        summary.failures += len(outcome.failures)
+        summary.seconds += outcome.seconds
+        for model, spending in outcome.spending.items():
+            summary.models.setdefault(model, ModelSummary()).add(spending)
+            whole = self.summary
+            whole.input_tokens += spending.usage.input_tokens
+            whole.output_tokens += spending.usage.output_tokens
+            whole.cost = dollars(whole.cost, spending.cost)
+        self.summary.failures += len(outcome.failures)
+        self._folder.fail(outcome.failures)
+        if leaf := self._leaves.get(step.name):
+            self._folder.write(leaf, outcome.rows)
+            self.summary.rows += len(outcome.rows)
+        if step.name not in self._prompts and isinstance(step, Task) and outcome.rows:
+            self._prompts[step.name] = prompt_of(step, outcome.rows[0])
+        for failure in outcome.failures:
+            summary.errors[failure.error] = summary.errors.get(failure.error, 0) + 1
+        if outcome.failures:
+            self._first_failures.setdefault(step.name, outcome.failures[0])
+            self._judge(final=False)
+
+    def _judge(self, final: bool) -> None:
+        """End the run when a step loses too many rows, or, at its end, has lost all."""
+        for name, step in self.summary.steps.items():
+            total = step.rows_in or step.rows + step.failures
+            too_many = step.failures >= ENOUGH_FAILURES and step.failures > self.max_error_rate * total
+            lost_all = final and step.failures >= total > 0 and not step.rows and self.max_error_rate < 1
+            if too_many or lost_all:
+                first = self._first_failures[name]
+                where = f" ({first.origin})" if first.origin else ""
+                limit = f", more than `max_error_rate={self.max_error_rate:g}`" if too_many else ""
+                raise RunFailed(
+                    f"{step.failures:,} of {total:,} rows failed in `{name}`{limit}. The first{where}: {first.message}"
+                )
+
+    def _close(self, state: str, started: float, error: BaseException | None = None) -> None:
+        self.summary.seconds = round(time.perf_counter() - started, 3)
+        context = FlowRunContext.get()
+        run = context.flow_run if context else None
+        facts = {
+            "pipeline": self.name,
+            "state": state,
+            **({"error": f"{type(error).__name__}: {error}"} if error else {}),
+            "flow_run": {"id": str(run.id), "name": run.name} if run else None,
+            "parameters": self.parameters,
+            "budget": {name: most for name, most in self.budget.most.items() if most is not None},
+            "steps": {step.name: provenance.described(step) for step in self.graph.steps},
+            "prompts": self._prompts,
+            "edges": self.graph.edges,
+            "limits": {
+                step.name: step.llm.limits()
+                for step in self.graph.steps
+                if isinstance(step, Task) and isinstance(step.llm, AsyncLLM)
+            },
+        }
+        if self._watch and state == "completed":
+            facts["estimate"] = estimate.estimate(self.graph, self._watch.rows, self.limit).model_dump()
+            facts["preview"] = [row.model_dump() for row in self._watch.rows.values()]
+        if state == "completed" and not self._watch:
+            facts["licences"] = provenance.licences(self.graph.steps)
+        self._folder.close(facts, self.summary)

@@ -1,0 +1,5 @@
+"""Declaring, saving and reading a pipeline."""
+
+from flows.pipeline.pipeline import Pipeline
+
+__all__ = ["Pipeline"]

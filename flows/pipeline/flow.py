@@ -1,0 +1,48 @@
+"""`flow`: Prefect's decorator, for a function that makes a dataset."""
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+from prefect import Flow
+
+from flows.dataset.distiset import Distiset
+from flows.errors import Refused
+from flows.reporting.states import reporting
+from llms.any_llm import kept_in_clear, secret_in
+
+P = ParamSpec("P")
+
+
+class DatasetFlow(Flow[P, Distiset]):
+    """A flow that refuses a secret in a parameter before Prefect keeps it, and logs it: that is done unvalidated."""
+
+    if not TYPE_CHECKING:  # it has Prefect's own signature
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """Run the flow.
+
+            Raises:
+                Refused: If a parameter names a secret.
+            """
+            given = dict(zip(inspect.signature(self.fn).parameters, args, strict=False)) | kwargs
+            for name, value in given.items():
+                if name != "data" and (secret := secret_in(value)):  # rows may say what they like
+                    raise Refused(f"`{name}`: {kept_in_clear(secret)}")
+            return super().__call__(*args, **kwargs)
+
+    def with_options(self, *args: Any, **kwargs: Any) -> "DatasetFlow[P]":
+        """A copy with other settings, as Prefect's."""
+        changed = super().with_options(*args, **kwargs)
+        changed.__class__ = type(self)  # Prefect's is a plain one
+        return changed  # type: ignore[return-value]
+
+
+def flow(function: Callable[P, Distiset], **settings: Any) -> DatasetFlow[P]:
+    """The function as a flow, whose state at the end tells of the rows, and whose result is never pickled.
+
+    Args:
+        function: Returns the dataset.
+        **settings: Prefect's own, such as `name`.
+    """
+    return DatasetFlow(reporting(function), persist_result=False, result_serializer="json", **settings)

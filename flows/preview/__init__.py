@@ -1,0 +1,1 @@
+"""Dry runs: request traces, estimates, approval."""

@@ -1,0 +1,165 @@
+"""A run that asks before it spends: it waits, with an estimate, until somebody gives it a budget or says no.
+
+    pipeline.run(approve=True)
+    python -m prefect deployment run text-generation/hosted --param approve=true
+
+Whoever opens the run in Prefect's UI presses *Resume* and finds a form. Over the API it is `POST
+/flow_runs/{id}/resume` with `{"run_input": {"decision": "run", "max_cost": 20}}`; at a terminal it is asked for there.
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from copy import copy
+from typing import Any, Literal
+
+from prefect import get_run_logger, pause_flow_run, suspend_flow_run
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
+from prefect.exceptions import Abort
+from prefect.input import RunInput, keyset_from_base_key, read_flow_run_input
+from prefect.states import Cancelled
+from prefect.utilities.urls import url_for
+from pydantic import Field, ValidationError, create_model
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.prompt import Prompt
+
+from flows.errors import Refused
+from flows.preview.estimate import Estimate
+from flows.runtime import server
+from llms.config.strict import explain
+
+SAMPLE = 10
+"""Rows of each source that are made first, to estimate from."""
+
+PATIENCE = 7 * 24 * 3600
+"""Seconds a process waits for an answer; a run that is suspended waits for ever."""
+
+LOOK = 2
+"""Seconds between two looks whether there is one."""
+
+
+class Declined(Abort):
+    """Somebody said no: the flow run is cancelled, and nothing more was paid for."""
+
+
+class Approval(RunInput):
+    """The answer, as a form."""
+
+    decision: Literal["run", "stop"] = Field(
+        title="Decision", description="`run` makes all of it; `stop` ends the run, and nothing more is paid for."
+    )
+    max_cost: float | None = Field(
+        None, title="Dollars", gt=0, description="Dollars it may spend; any number when empty."
+    )
+    max_tokens_total: int | None = Field(
+        None, title="Tokens", gt=0, description="Tokens it may spend, input and output together; any number when empty."
+    )
+
+
+def budget(
+    estimate: Callable[[], Estimate], max_cost: float | None, max_tokens_total: int | None
+) -> dict[str, float | int | None]:
+    """What the flow run may spend, as `max_cost` and `max_tokens_total` of `Pipeline.run`; it waits for the answer.
+
+    A deployment's run is suspended: its process ends, and when the answer is there a worker begins the flow again from
+    its top. Other runs wait where they are. A run that ended and is retried asks anew.
+
+    Args:
+        estimate: Makes what is shown; not called when there is an answer already.
+        max_cost: Dollars that are proposed; what the estimate says when empty.
+        max_tokens_total: Tokens that are proposed.
+
+    Raises:
+        Declined: If the answer is no.
+        Refused: If nobody could answer.
+    """
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        raise Refused("`approve` needs a flow run: call the flow, not the function under it.")
+    run = context.flow_run
+    number = context.observed_flow_pauses["approvals"] = context.observed_flow_pauses.get("approvals", 0) + 1
+    with get_client(sync_client=True) as client:
+        ended = sum(state.is_final() for state in client.read_flow_run_states(run.id))
+    key = f"approval-{number}-{ended}"
+    answer = _given(run, key) or _asked(run, key, _form(estimate(), max_cost, max_tokens_total))
+    if answer.decision == "stop":
+        message = "The estimate was declined: nothing more was paid for."
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(run.id, Cancelled(message=message))
+        raise Declined(message)
+    limits = answer.model_dump(exclude={"decision"})
+    get_run_logger().info("Approved: %s", limits)
+    return {"max_cost": None} | limits
+
+
+def _given(run: FlowRun, key: str) -> Approval | None:
+    """The answer that there is already: the flow has begun again since it asked."""
+    read: Any = read_flow_run_input
+    for how in ("suspended", "paused"):
+        if said := read(keyset_from_base_key(f"{how}-{key}")["response"], run.id, _sync=True):
+            return Approval(**said)
+    return None
+
+
+def _form(estimate: Estimate, max_cost: float | None, max_tokens_total: int | None) -> type[RunInput]:
+    """The form, the estimate above it and a budget filled in: what was asked for, or a quarter more than likely.
+
+    It asks for dollars where it is known what the models cost, and that is something.
+    """
+    most = estimate.most or estimate
+    if most.cost:
+        proposed = {"max_cost": max_cost or _round(1.25 * most.cost), "max_tokens_total": max_tokens_total}
+    else:
+        tokens = int(_round(1.25 * (most.input_tokens + most.output_tokens))) or None
+        proposed = {"max_tokens_total": max_tokens_total or tokens}
+    fields: dict[str, Any] = {}
+    for name in ["decision", *proposed]:
+        field = copy(Approval.model_fields[name])
+        field.default = proposed.get(name, field.default)
+        fields[name] = (field.annotation, field)
+    form = create_model("Approval", __base__=RunInput, **fields)
+    form._description = estimate.markdown()
+    return form
+
+
+def _round(amount: float) -> float:
+    """The next number with two digits that count."""
+    if not amount:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(amount)) - 1)
+    return round(math.ceil(amount / unit) * unit, 10)
+
+
+def _asked(run: FlowRun, key: str, form: type[RunInput]) -> Any:
+    """What somebody says to it, here or in the UI."""
+    wait: Any
+    if run.deployment_id and not run.parent_task_run_id:  # of another run's part Prefect suspends nothing
+        wait = suspend_flow_run
+        return wait(wait_for_input=form, key=key, _sync=True)
+    if sys.stdin and sys.stdin.isatty():
+        return _asked_here(form)
+    if server.is_temporary():
+        raise Refused("`approve` waits for somebody who answers: run it in a terminal, or with a Prefect server.")
+    get_run_logger().warning("This run waits for an approval: *Resume* at %s has the form.", url_for(run))
+    wait = pause_flow_run
+    return wait(wait_for_input=form, key=key, timeout=PATIENCE, poll_interval=LOOK, _sync=True)
+
+
+def _asked_here(form: type[RunInput]) -> RunInput:
+    """The same form at a terminal."""
+    console = Console(stderr=True)
+    console.print(Markdown(f"{form._description}"))
+    while True:
+        given: dict[str, Any] = {"decision": Prompt.ask("Decision", console=console, choices=["run", "stop"])}
+        for name, field in form.model_fields.items() if given["decision"] == "run" else ():
+            if name != "decision":
+                most = "any" if field.default is None else f"{field.default:.10g}"
+                said = Prompt.ask(f"{field.title} it may spend, or `any` number", console=console, default=most)
+                given[name] = None if said == "any" else said
+        try:
+            return form(**given)
+        except ValidationError as error:
+            console.print(explain(error))

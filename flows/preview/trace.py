@@ -1,0 +1,162 @@
+"""What the steps of a preview asked for each row, and what came."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from flows.dag.graph import Graph
+from llms.typing import Usage
+from tasks import GeneratorStep, Step, Task
+from tasks.typing import Failure, Outcome, Row
+
+Key = tuple[int, ...] | None
+"""The place of a row's source among the sources, and its number there; `None` when it is not known which row it is."""
+
+
+class Asked(BaseModel):
+    """A request.
+
+    Attributes:
+        step: The step that asked.
+        model: The model that was asked.
+        prompt: What was really sent.
+        answers: What came, as the model gave it.
+        error: Why the answer, or one of them, is of no use.
+        input_tokens: What it took, now or when it was first asked; `None` when that is not known, as of a failure.
+        output_tokens: The same.
+        cost: Dollars, the same.
+        seconds: How long it took; `None` when that is not known.
+    """
+
+    step: str
+    model: str
+    prompt: list[dict[str, str]]
+    answers: list[str | None] = Field(default_factory=list)
+    error: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost: float | None = None
+    seconds: float | None = None
+
+    def markdown(self) -> str:
+        """The prompt and the answers, in full."""
+        sent = [f"{message['role']}:\n\n{_quoted(message['content'])}" for message in self.prompt]
+        came = [f"answer:\n\n{_quoted(answer or '(none)')}" for answer in self.answers]
+        failed = [f"**failed**: {self.error}"] if self.error else []
+        return "\n\n".join([f"**{self.step}** to `{self.model}`", *sent, *came, *failed])
+
+
+class PreviewedRow(BaseModel):
+    """A row of a source, and what became of it.
+
+    Attributes:
+        origin: Where it was loaded from.
+        asked: What was asked for it, in order.
+        failures: Why it left the stream, or something that was made of it, with nothing asked.
+    """
+
+    origin: str
+    asked: list[Asked] = Field(default_factory=list)
+    failures: list[str] = Field(default_factory=list)
+
+    def markdown(self) -> str:
+        """Every prompt, every answer and every failure."""
+        failed = [f"**failed**: {failure}" for failure in self.failures]
+        return "\n\n".join([f"## {self.origin}", *(each.markdown() for each in self.asked), *failed])
+
+
+class Watch:
+    """Writes down what is asked in a run of few rows.
+
+    Args:
+        graph: The steps; those that ask are made to keep what they send and what comes.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.rows: dict[Key, PreviewedRow] = {}
+        for step in graph.steps:
+            if isinstance(step, Task):
+                step.add_raw_input = step.add_raw_output = True
+
+    def settled(self, step: Step, outcome: Outcome) -> None:
+        """Take in what a step made of a batch."""
+        if isinstance(step, GeneratorStep):
+            self.rows |= {_key(row): PreviewedRow(origin=f"{row.origin}") for row in outcome.rows}
+        elif isinstance(step, Task):
+            answered = list(self._answered(step, outcome.rows))
+            for failure in outcome.failures:
+                self._failed(step, failure, answered)
+        else:
+            for failure in outcome.failures:
+                self._row(failure.row).failures.append(f"`{step.name}`: {failure.message}")
+
+    def _row(self, row: Row) -> PreviewedRow:
+        return self.rows.setdefault(_key(row), PreviewedRow(origin="rows of which it is not known where they are from"))
+
+    def _answered(self, step: Task, rows: Iterable[Row]) -> Iterator[tuple[Row, Asked]]:
+        """The requests behind the rows a step made, of which there is one per generation, or one for all of them."""
+        asked: Asked | None = None
+        for row in rows:
+            for told in _told(step, row):
+                if asked is None or told["input_tokens"] is not None or told["raw_input"] != asked.prompt:
+                    asked = _asked(step, told)
+                    self._row(row).asked.append(asked)
+                    yield row, asked
+                asked.answers.append(told["raw_output"])
+
+    def _failed(self, step: Task, failure: Failure, answered: list[tuple[Row, Asked]]) -> None:
+        """A request failed, or a generation that others came with; or nothing was asked."""
+        row = failure.row
+        if not failure.attempts:
+            self._row(row).failures.append(f"`{step.name}`: {failure.message}")
+            return
+        asked = next((asked for made, asked in answered if row.id and row.id == (made.id or ())[: len(row.id)]), None)
+        if asked is None:
+            asked = Asked(step=step.name, model=step.llm.model_name, prompt=_prompt(step, row))
+            self._row(row).asked.append(asked)
+            answered.append((row, asked))
+        asked.error = failure.message
+        if failure.raw_output is not None:
+            asked.answers.append(failure.raw_output)
+
+
+def prompt_of(step: Task, row: Row) -> list[dict[str, str]] | None:
+    """What a step sent for a row it made, if that was kept."""
+    return next((told["raw_input"] for told in _told(step, row) if "raw_input" in told), None)
+
+
+def _told(step: Task, row: Row) -> list[Mapping[str, Any]]:
+    """What a step says of each generation in a row it made; nothing, if it brings a `process` of its own."""
+    if type(step).process is not Task.process:
+        return []
+    column = f"{step.name}_metadata"
+    known = row[step.output_mappings.get(column, column)]
+    return known if isinstance(known, list) else [known]
+
+
+def _asked(step: Task, told: Mapping[str, Any]) -> Asked:
+    """A request, out of the metadata of its first generation that is there."""
+    asked = Asked(step=step.name, model=step.llm.model_name, prompt=told["raw_input"], seconds=told["seconds"])
+    if told["input_tokens"] is not None:
+        usage = Usage(**{name: told[name] for name in Usage.__slots__})
+        asked.input_tokens, asked.output_tokens = usage.input_tokens, usage.output_tokens
+        asked.cost = told["cost"] if (price := step.llm.cost(usage)) is None else price  # a stored answer has none
+    return asked
+
+
+def _prompt(step: Task, row: Row) -> list[dict[str, str]]:
+    """What a request was that failed, of which no metadata tells."""
+    given = step.format_input(step._view(row))
+    chat = given[0] if isinstance(given, tuple) else given
+    texts = [content if isinstance(content := message["content"], str) else json.dumps(content) for message in chat]
+    return [{"role": message["role"], "content": text} for message, text in zip(chat, texts, strict=True)]
+
+
+def _key(row: Row) -> Key:
+    return row.id[:2] if row.id else None
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"> {line}".rstrip() for line in text.splitlines())

@@ -1,0 +1,1 @@
+"""Progress and results of a run, for terminals, for Prefect and for programs."""

@@ -1,0 +1,69 @@
+"""A run told to those who are not before its terminal: to Prefect, and to the program that started it."""
+
+import json
+from pathlib import Path
+
+from prefect import get_run_logger
+from prefect.context import FlowRunContext
+
+from flows.dag.graph import Graph
+from flows.dataset.summary import Summary
+from flows.reporting import artifacts, assets, states, terminal
+from flows.reporting.events import Events, figures
+from flows.reporting.progress import Watcher
+from flows.settings.step_parameters import llm_of
+from llms import Drained
+from llms.config import redaction
+
+
+class Report:
+    """Artifacts, events, an asset and a state for one run of a pipeline, inside a flow run.
+
+    Args:
+        pipeline: What the pipeline is called.
+        graph: Its steps.
+        output: Where the dataset is to be; `None` if its files do not stay when the run is over.
+    """
+
+    def __init__(self, pipeline: str, graph: Graph, output: Path | None) -> None:
+        self._graph = graph
+        self._output = output
+        self._secrets = set[str]().union(*map(redaction.of, filter(None, map(llm_of, graph.steps))))
+        self.watchers: list[Watcher] = []
+        self._context = FlowRunContext.get()
+        if self._context and (run := self._context.flow_run):
+            flow = self._context.flow.name if self._context.flow else pipeline
+            self._names = (artifacts.key(flow), artifacts.key(pipeline))
+            self._events = Events(run, pipeline)
+            self.watchers = [artifacts.StepProgress(run, *self._names), self._events]
+            self._events.emit("started", {})
+            states.watch(self._context)
+
+    def ended(self, summary: Summary, folder: Path, error: BaseException | None = None) -> None:
+        """Tell how it ended; that something cannot be told does not change how it did."""
+        word = _word(error)
+        if view := terminal.view.get():
+            view.ended = {"state": word, "folder": str(folder) if self._output else None} | summary.model_dump()
+        if not self._context or not (run := self._context.flow_run):
+            return
+        if error is None and "estimate" in json.loads((folder / "run.json").read_text()):
+            word = "previewed"  # whoever waits for the dataset must not go on
+        elif error is None:
+            states.completed(self._context, summary)
+        try:
+            self._events.emit(word, figures(summary) | ({"error": self._hide(f"{error}")} if error else {}))
+            if self._output and word != "interrupted":  # Prefect says nothing of an asset whose making was cancelled
+                assets.materialize(self._output, folder, self._graph.sources, self._hide)
+            artifacts.publish(run, folder, self._output is not None, self._hide, *self._names)
+        except Exception as trouble:
+            get_run_logger().warning("Prefect's UI does not show what came of the run: %s", trouble)
+
+    def _hide(self, text: str) -> str:
+        return redaction.hidden(text, self._secrets)
+
+
+def _word(error: BaseException | None) -> str:
+    """How a run ended; one that was cancelled, or whose process was told to end, was interrupted."""
+    if error is None:
+        return "completed"
+    return "drained" if isinstance(error, Drained) else "failed" if isinstance(error, Exception) else "interrupted"

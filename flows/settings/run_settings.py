@@ -1,0 +1,6 @@
+"""Settings of a run."""
+
+from typing import Literal
+
+Format = Literal["parquet", "jsonl"]
+"""What the files are, and how their names end."""

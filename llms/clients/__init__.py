@@ -1,0 +1,1 @@
+"""The event loop, the clients that live on it, and the wire formats they speak."""

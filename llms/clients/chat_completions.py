@@ -1,0 +1,220 @@
+"""The wire most providers speak: OpenAI's chat completions, over aiohttp.
+
+The SDKs cost ten times the CPU of the request they send; their hot path is this one. A test sends the same calls
+through the SDK and compares.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+from pydantic import BaseModel
+
+from llms.clients import event_loop
+from llms.clients.errors import failure, rates, said
+from llms.config import redaction
+from llms.errors import Fatal, Transient
+from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, TokenLogprob, Usage
+
+FINISH_REASONS: dict[str, FinishReason] = {
+    "stop": "stop",
+    "eos": "stop",
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+    "length": "length",
+    "model_length": "length",
+    "content_filter": "content_filter",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "error": "error",
+    "abort": "error",
+}
+"""What servers say, in our one vocabulary."""
+
+
+Read = Callable[[Any, Mapping[str, str]], GenerateOutput]
+"""Makes an answer of a reply's JSON and its headers."""
+
+
+async def complete(
+    url: str, headers: dict[str, str], body: dict[str, Any], timeout: float, read: Read | None = None
+) -> GenerateOutput:
+    """Send one request and read the reply.
+
+    Args:
+        url: The whole of the address.
+        headers: The key's among them.
+        body: What `encode` made.
+        timeout: Seconds to wait.
+        read: Makes the answer of a reply and its headers, where that is not a chat completion.
+
+    Raises:
+        LLMError: Of the class the failure belongs to; it never holds the headers.
+    """
+    return await event_loop.hop(_complete(url, headers, body, timeout, read))
+
+
+async def _complete(
+    url: str, headers: dict[str, str], body: dict[str, Any], timeout: float, read: Read | None
+) -> GenerateOutput:
+    session = event_loop.shared("aiohttp", _session, lambda session: session.close())
+    started = time.perf_counter()
+    try:
+        async with session.post(
+            url, json=body, headers=headers, proxy=_proxy(url), timeout=aiohttp.ClientTimeout(total=timeout)
+        ) as response:
+            text = await response.text(errors="replace")
+    except TimeoutError:
+        trouble = Transient(f"`{url}` gave no answer within {timeout:g} s.")
+    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
+        trouble = Fatal(f"`{url}` is not an address: `base_url` is one, `https://` included.")
+    except aiohttp.ClientError as error:
+        what = redaction.hidden(f"{error}", ())  # a proxy that refuses is named with its login
+        trouble = Transient(f"`{url}`: {type(error).__name__}: {what}")
+    except ValueError as error:  # a key with a line break, a login in the URL: no request was sent
+        trouble = Fatal(f"`{url}` cannot be asked: {error}")
+    else:
+        output = _answer(response, text, url, read)
+        output.seconds = time.perf_counter() - started
+        return output
+    raise trouble  # not above, where aiohttp's error would go along: it holds the headers, and the proxy's login
+
+
+def _answer(response: aiohttp.ClientResponse, text: str, url: str, read: Read | None) -> GenerateOutput:
+    if response.status != 200:
+        raise failure(response.status, response.headers, text, url)
+    try:
+        reply = json.loads(text)
+        output = read(reply, response.headers) if read else decode(reply)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        message, code = said(text)
+        request_id = response.headers.get("x-request-id")
+        raise Transient(
+            f"`{url}` answered no completion: {message}", status=200, code=code, request_id=request_id
+        ) from None
+    output.headers = rates(response.headers)
+    return output
+
+
+def encode(
+    model: str, chat: ChatType, num_generations: int, options: BaseModel, held_to: dict[str, Any]
+) -> dict[str, Any]:
+    """The body of one chat completion; an option that is unset is not in it.
+
+    Args:
+        held_to: The members that hold the answer to a structure.
+    """
+    body: dict[str, Any] = {"model": model, "messages": chat}
+    if num_generations > 1:
+        body["n"] = num_generations
+    body |= held_to
+    body |= options.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)
+    return body | body.pop("extra_body", {})
+
+
+def held_to(
+    mode: str,
+    schema: dict[str, Any] | str,
+    strict: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
+) -> dict[str, Any]:
+    """The members of a body that hold the answer to a structure.
+
+    Args:
+        mode: `json_schema`, `tool`, `json_object`, `prompt` or `regex`.
+        schema: The JSON schema, or the pattern.
+        strict: Makes a schema that the API can keep to strictly, or `None` of one that has no such form.
+    """
+    if isinstance(schema, str):
+        return {"structured_outputs": {mode: schema}}  # the servers of vLLM
+    name = re.sub("[^a-zA-Z0-9_-]", "_", schema.get("title") or "output")[:64]
+    narrowed = strict(schema) if strict else None
+    shape = {"name": name, "strict": True} if narrowed else {"name": name}
+    match mode:
+        case "json_schema":
+            return {"response_format": {"type": mode, "json_schema": shape | {"schema": narrowed or schema}}}
+        case "tool":
+            function = {"type": "function", "function": shape | {"parameters": narrowed or schema}}
+            return {"tools": [function], "tool_choice": {"type": "function", "function": {"name": name}}}
+        case "json_object":
+            return {"response_format": {"type": mode}}
+        case _:
+            return {}
+
+
+def decode(reply: dict[str, Any]) -> GenerateOutput:
+    """A reply's texts in the order of its choices, with why each ended and what they cost together."""
+    if not reply["choices"]:
+        raise LookupError("no choices")
+    choices = sorted(reply["choices"], key=lambda choice: choice.get("index") or 0)
+    messages = [choice["message"] for choice in choices]
+    usage = reply.get("usage") or {}
+    input_details = usage.get("prompt_tokens_details") or {}
+    return GenerateOutput(
+        [_text(message) for message in messages],
+        finish_reasons=[
+            "refusal" if message.get("refusal") else FINISH_REASONS.get(choice.get("finish_reason") or "")
+            for choice, message in zip(choices, messages, strict=True)
+        ],
+        reasoning=[_reasoning(message) for message in messages],
+        logprobs=[_logprobs(choice) for choice in choices],
+        usage=Usage(
+            input_tokens=usage.get("prompt_tokens") or 0,
+            output_tokens=usage.get("completion_tokens") or 0,
+            cache_read_input_tokens=input_details.get("cached_tokens") or 0,
+            reasoning_output_tokens=(usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0,
+            cache_creation_input_tokens=input_details.get("cache_write_tokens") or 0,
+        ),
+    )
+
+
+def _text(message: dict[str, Any]) -> str | None:
+    """The text of a message, or of its parts; the arguments of the tool it was made to call."""
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if part.get("type") == "text") or None
+    if not content and (calls := message.get("tool_calls")):
+        arguments = calls[0]["function"]["arguments"]
+        return arguments if isinstance(arguments, str) else json.dumps(arguments)
+    return content
+
+
+def _reasoning(message: dict[str, Any]) -> str | None:
+    """What the model thought first, wherever the provider puts that."""
+    if isinstance(content := message.get("content"), list):
+        thoughts = [part.get("thinking") for part in content if part.get("type") == "thinking"]
+        texts = [each if isinstance(each, str) else _text({"content": each}) for each in thoughts if each]
+        return "".join(text for text in texts if text) or None
+    return message.get("reasoning_content") or message.get("reasoning")
+
+
+def _logprobs(choice: dict[str, Any]) -> Logprobs | None:
+    logprobs = choice.get("logprobs") or {}
+    if places := logprobs.get("content"):
+        return [_chosen_first(place) for place in places]
+    if tokens := logprobs.get("tokens"):  # Together's shape
+        pairs = zip(tokens, logprobs["token_logprobs"], strict=True)
+        return [[{"token": token, "logprob": logprob}] for token, logprob in pairs]
+    return None
+
+
+def _chosen_first(place: dict[str, Any]) -> list[TokenLogprob]:
+    others = [each for each in place.get("top_logprobs") or [] if each["token"] != place["token"]]
+    return [{"token": each["token"], "logprob": each["logprob"]} for each in (place, *others)]
+
+
+def _session() -> aiohttp.ClientSession:
+    # No limit: admission is the engine's, and a request that queues for a connection spends its time-out there.
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+
+
+@lru_cache(maxsize=100)
+def _proxy(url: str) -> str | None:
+    """The proxy the environment names. Not `trust_env`, which also reads `~/.netrc`: a login there bars our key."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)

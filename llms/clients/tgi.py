@@ -1,0 +1,99 @@
+"""The wire of text-generation-inference, Hugging Face's own server: one raw text in, its continuation out."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from llms.clients.chat_completions import FINISH_REASONS
+from llms.clients.errors import from_sdk
+from llms.errors import Fatal
+from llms.options import CommonOptions, RepetitionPenalty, StopTexts, TopK
+from llms.typing import GenerateOutput, Logprobs, StructuredOutputType, Usage
+
+
+class TextOptions(CommonOptions):
+    """Runtime parameters of raw text generation, under the server's own names."""
+
+    stop: StopTexts = None
+    top_k: TopK = None
+    typical_p: float | None = Field(default=None, gt=0, le=1, description="Mass of typical tokens to sample from.")
+    repetition_penalty: RepetitionPenalty = None
+    frequency_penalty: float | None = Field(default=None, description="Against words already used often.")
+    do_sample: bool | None = Field(default=None, description="Whether to sample at all.")
+    truncate: int | None = Field(default=None, gt=0, description="Tokens of input to keep, the last ones.")
+    watermark: bool | None = Field(default=None, description="Whether to mark the text as a model's.")
+    top_n_tokens: int | None = Field(default=None, gt=0, description="How many likeliest tokens to name at each place.")
+    adapter_id: str | None = Field(default=None, description="LoRA adapter to use.")
+
+
+def encode(text: str, options: BaseModel, structure: StructuredOutputType | None) -> dict[str, Any]:
+    """The body of one generation; an option that is unset is not in it.
+
+    Args:
+        structure: What the server's grammar holds the answer to.
+    """
+    parameters = options.model_dump(exclude_none=True, exclude_unset=True)
+    if parameters.get("temperature") == 0:  # the server refuses it
+        parameters = {name: value for name, value in parameters.items() if name != "temperature"} | {"do_sample": False}
+    if structure:
+        parameters["grammar"] = {"type": structure["format"], "value": structure["schema"]}
+    return {"inputs": text, "parameters": parameters | {"details": True, "return_full_text": False}}
+
+
+def decode(reply: Any, headers: Mapping[str, str]) -> GenerateOutput:
+    """A reply's text, why it ended and what it cost; how long the input was is in a header."""
+    generated = reply[0] if isinstance(reply, list) else reply
+    details = generated.get("details") or {}
+    return GenerateOutput(
+        [generated["generated_text"]],
+        finish_reasons=[FINISH_REASONS.get(details.get("finish_reason") or "")],
+        logprobs=[_logprobs(details)],
+        usage=Usage(int(headers.get("x-prompt-tokens") or 0), details.get("generated_tokens") or 0),
+    )
+
+
+def _logprobs(details: dict[str, Any]) -> Logprobs | None:
+    if not (likeliest := details.get("top_tokens")):
+        return None
+    places = zip(details["tokens"], likeliest, strict=True)
+    chosen_first = [(token, *(each for each in others if each["id"] != token["id"])) for token, others in places]
+    return [[{"token": each["text"], "logprob": each["logprob"]} for each in place] for place in chosen_first]
+
+
+def template(tokenizer: str, token: str) -> tuple[str, dict[str, str]]:
+    """The chat template of a tokenizer and the special tokens it may name.
+
+    Args:
+        tokenizer: Name of a model on the Hub, or path of a folder.
+        token: Opens models that are not public.
+
+    Raises:
+        Fatal: If there is no such model, or it has no template.
+    """
+    config = json.loads(_read(tokenizer, "tokenizer_config.json", token) or "{}")
+    found = _read(tokenizer, "chat_template.jinja", token) or config.get("chat_template")
+    if isinstance(found, list):
+        found = {each["name"]: each["template"] for each in found}.get("default")
+    if not found:
+        raise Fatal(f"`{tokenizer}` has no chat template: `tokenizer_id` is the name of an instruct model.")
+    special = {name: value for name, value in config.items() if name.endswith("_token")}
+    texts = {name: value["content"] if isinstance(value, dict) else value for name, value in special.items()}
+    return found, texts | {"bos_token": ""}  # the server begins every text with that one itself
+
+
+def _read(tokenizer: str, name: str, token: str) -> str | None:
+    """The text of a tokenizer's file; `None` if it has no such file."""
+    from huggingface_hub import errors, hf_hub_download
+
+    if Path(tokenizer).is_dir():
+        path = Path(tokenizer, name)
+        return path.read_text() if path.exists() else None
+    try:
+        return Path(hf_hub_download(tokenizer, name, token=token)).read_text()
+    except errors.RemoteEntryNotFoundError:
+        return None
+    except Exception as error:
+        raise from_sdk(error, f"{tokenizer}/{name}") from None

@@ -1,0 +1,1 @@
+"""Typed configuration of models: strict fields, forms, secrets, prices."""

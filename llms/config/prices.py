@@ -1,0 +1,54 @@
+"""What tokens cost, from a maintained table that ships with `genai-prices`: nothing is looked up online."""
+
+from functools import lru_cache
+
+from pydantic import Field
+
+from llms.config.strict import Strict
+from llms.typing import Usage
+
+MILLION = 1_000_000
+FEW = 1_000  # tokens to ask the table about: many would be priced as a long context
+
+
+class Price(Strict):
+    """Dollars per million tokens."""
+
+    input: float = Field(ge=0, description="Of input.")
+    output: float = Field(ge=0, description="Of output, reasoning included.")
+    cache_read: float | None = Field(default=None, ge=0, description="Of input read from a cache; as input when empty.")
+
+    cache_write: float | None = Field(default=None, ge=0, description="Of input kept in a cache; as input when empty.")
+
+    def of(self, usage: Usage) -> float:
+        """Dollars for this usage; its input includes what was read from a cache, or kept in one."""
+        read, kept = usage.cache_read_input_tokens, usage.cache_creation_input_tokens
+        dollars = (usage.input_tokens - read - kept) * self.input + usage.output_tokens * self.output
+        dollars += read * (self.input if self.cache_read is None else self.cache_read)
+        dollars += kept * (self.input if self.cache_write is None else self.cache_write)
+        return dollars / MILLION
+
+
+@lru_cache
+def listed(provider: str, model: str) -> Price | None:
+    """The list price of a provider's model; `None` when the table has none.
+
+    Args:
+        provider: The provider as the table calls it, such as `openai`.
+        model: The model as the provider calls it.
+    """
+    from genai_prices import Usage as Tokens
+    from genai_prices import calc_price
+
+    def dollars(**tokens: int) -> float:
+        return float(calc_price(Tokens(**tokens), model_ref=model, provider_id=provider).total_price) * MILLION / FEW
+
+    try:
+        return Price(
+            input=dollars(input_tokens=FEW),
+            output=dollars(output_tokens=FEW),
+            cache_read=dollars(input_tokens=FEW, cache_read_tokens=FEW),
+            cache_write=dollars(input_tokens=FEW, cache_write_tokens=FEW),
+        )
+    except LookupError:
+        return None

@@ -1,0 +1,37 @@
+"""The runtime parameters of a user's own model, read off the signature of its `generate` or `agenerate`."""
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from pydantic import ConfigDict, create_model
+
+from llms.config.strict import Strict
+
+if TYPE_CHECKING:
+    from llms.base import LLM
+
+
+def options_of(cls: "type[LLM]", generate: Callable[..., Any], inherited: type[Strict]) -> type[Strict]:
+    """The runtime parameters that a function declares.
+
+    Args:
+        inherited: Those of the class before, which it takes too when it takes any; `Strict` itself has none.
+    """
+    try:
+        hints = get_type_hints(inspect.unwrap(generate), include_extras=True)
+    except NameError:  # a type imported for the type checker only
+        hints = {}
+    parameters = list(inspect.signature(generate).parameters.values())[1:]
+    named: dict[str, Any] = {
+        each.name: (hints.get(each.name, Any), ... if each.default is each.empty else each.default)
+        for each in parameters
+        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+        and each.name not in ("input", "inputs", "num_generations")
+    }
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    if takes_any and inherited is not Strict:  # `**kwargs` passed on to a model that declares them
+        return create_model("Options", __base__=inherited, **named) if named else inherited
+    config = ConfigDict(extra="allow" if takes_any else "forbid", arbitrary_types_allowed=True, protected_namespaces=())
+    base = type("Options", (Strict,), {"model_config": config, "__module__": cls.__module__})
+    return create_model(f"{cls.__name__}Options", __base__=base, **named)

@@ -1,0 +1,1 @@
+"""How the demo model was made; not needed to run it."""

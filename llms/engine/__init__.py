@@ -1,0 +1,1 @@
+"""From chats to answers: caching, retries and schema validation of requests."""

@@ -1,0 +1,1 @@
+"""Admission of requests: concurrency, rates, shared limits and budgets."""

@@ -1,0 +1,1 @@
+"""Engine on Hugging Face Transformers."""

@@ -1,0 +1,1 @@
+"""Structured output: grammars, regular expressions, JSON schemas, validation."""

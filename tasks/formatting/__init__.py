@@ -1,0 +1,1 @@
+"""Steps that write rows in the formats trainers read."""

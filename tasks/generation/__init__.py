@@ -1,0 +1,1 @@
+"""Tasks that generate text from prompts."""

@@ -1,0 +1,131 @@
+"""Batches in other processes: Dask and Ray on real local clusters, and what cannot be counted across them."""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import cloudpickle
+import pytest
+from prefect import flow
+from prefect.settings import PREFECT_API_URL
+from prefect.task_runners import ProcessPoolTaskRunner
+
+from flows import Pipeline, Refused
+from flows.execution.step_task import Brake, Work
+from flows.results import digest_of
+from llms import OpenAILLM
+from tasks import Filter, LoadDataFromDicts, TextGeneration, route
+from tasks.dag import Route
+from tasks.typing import Failure, Origin, Outcome, Row
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+SCRIPT = """
+import os
+import sys
+import time
+from pathlib import Path
+
+from flows import Pipeline
+from llms import OpenAILLM, loop
+from tasks import Filter, GroupColumns, LoadDataFromDicts, TextGeneration, route, step
+
+
+@step(inputs=["grouped_generation"], outputs=["process", "clients"])
+def Where(rows, met: str):
+    (Path(met) / f"{os.getpid()}").touch()
+    deadline = time.monotonic() + 120
+    while len(list(Path(met).iterdir())) < 2 and time.monotonic() < deadline:  # until another process has a batch, too
+        time.sleep(0.05)
+    for row in rows:
+        row["process"], row["clients"] = os.getpid(), len(loop._running().clients)
+    yield rows
+
+
+def runner(name):
+    if name == "dask":
+        from prefect_dask import DaskTaskRunner
+
+        return DaskTaskRunner(cluster_kwargs={"n_workers": 2, "threads_per_worker": 2, "dashboard_address": None})
+    from prefect_ray import RayTaskRunner
+
+    return RayTaskRunner(init_kwargs={"num_cpus": 2, "include_dashboard": False})
+
+
+if __name__ == "__main__":
+    name, url, output, met = sys.argv[1:]
+    with Pipeline(name="elsewhere") as pipeline:
+        data = LoadDataFromDicts(data=[{"instruction": f"row {number}"} for number in range(24)], batch_size=4)
+        llm = OpenAILLM(model="m", base_url=url, api_key="key")
+        a, b = (TextGeneration(name=each, llm=llm, template="{{ instruction }} " + each) for each in "ab")
+        data >> route(lambda row: ["a", "b"]) >> [a, b] >> GroupColumns(columns=["generation"]) >> Where(met=met)
+    dataset = pipeline.run(output=output, task_runner=runner(name))
+    rows = dataset["default"]["train"]
+    assert rows["instruction"] == [f"row {number}" for number in range(24)]
+    assert rows["grouped_generation"] == [[f"row {number} a!", f"row {number} b!"] for number in range(24)]
+    assert os.getpid() not in rows["process"] and len(set(rows["process"])) >= 2, set(rows["process"])
+    assert set(rows["clients"]) <= {0, 1}  # one for all the batches of a process
+    print(dataset.summary.steps["a"].models["m"].requests, dataset.summary.steps["a"].models["m"].cached)
+"""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["dask", "ray"])
+def test_batches_go_to_the_processes_of_a_cluster_and_come_back(name, wire, tmp_path):
+    pytest.importorskip(f"prefect_{name}", reason=f"`pip install 'distilflow[{name}]'`")
+    wire.answer = lambda request: wire.Reply(wire.completion(f"{request.body['messages'][-1]['content']}!"))
+    script = tmp_path / "elsewhere.py"
+    script.write_text(SCRIPT)
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "PREFECT_API_URL": PREFECT_API_URL.value()}
+    (met := tmp_path / "met").mkdir()
+    command = [sys.executable, str(script), name, wire.url, str(tmp_path / "out"), str(met)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.stdout.split()[-2:] == ["24", "0"]
+    asked = Counter(request.body["messages"][-1]["content"] for request in wire.requests)
+    assert len(asked) == 48 and set(asked.values()) == {1}
+
+
+def test_what_is_sent_is_small_and_comes_out_the_same():
+    llm = OpenAILLM(model="m", base_url="http://localhost:1", api_key="key")
+    ways = {"data": Route(route(lambda row: "text").by, ("text", "other"))}
+    work = Work(TextGeneration(name="text", llm=llm), ["data"], False, ways, Brake())
+    work.brake.set()
+    sent = cloudpickle.dumps(work.step.task(work, **work.options))
+    assert len(sent) < 20_000
+    task = pickle.loads(sent)
+    batch = Outcome([Row({"instruction": "a"}, Origin("data[0]", (0, 0)))], digest="x")
+    assert task.cache_key_fn(None, {"batches": (batch,)}) == work.options["cache_key_fn"](None, {"batches": (batch,)})
+    there = pickle.loads(cloudpickle.dumps(work))
+    assert not there.brake.is_set() and there.step == work.step and there.identity == work.identity
+
+
+def test_batches_survive_the_way():
+    rows = [Row({"a": 1}, Origin("data[0]", (0, 0))), Row({"b": [2]})]
+    outcome = Outcome(rows, [Failure("s", "E", "m", rows[0])], rows_in=3, digest=digest_of(rows))
+    back = pickle.loads(pickle.dumps(outcome))
+    assert (back.rows, back.failures, back.rows_in, back.digest) == (rows, outcome.failures, 3, outcome.digest)
+    assert [row.id for row in back.rows] == [(0, 0), None] and digest_of(back.rows) == outcome.digest
+
+
+def simple(**fields):
+    with Pipeline(name="simple") as pipeline:
+        LoadDataFromDicts(data=[{"instruction": "a"}], **fields) >> Filter(column="instruction")
+    return pipeline
+
+
+def test_a_budget_is_refused_where_it_cannot_be_counted():
+    with pytest.raises(Refused, match="`max_tokens_total` is counted in one process, and `ProcessPoolTaskRunner`"):
+        simple().run(task_runner=ProcessPoolTaskRunner(max_workers=1), max_tokens_total=100)
+
+
+def test_inside_a_flow_it_is_the_flows():
+    @flow
+    def mine():
+        return simple().run(task_runner=ProcessPoolTaskRunner(max_workers=1))
+
+    with pytest.raises(Refused, match="its own `task_runner` is used: say it there"):
+        mine()

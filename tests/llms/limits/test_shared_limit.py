@@ -1,0 +1,474 @@
+"""A limit shared by processes: against real servers of Prefect, which count."""
+
+import asyncio
+import inspect
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+import httpx
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from llms.clients import event_loop
+from llms.errors import Fatal
+from llms.limits import shared_limit
+from llms.limits.shared_limit import SharedLimit, shared
+
+ROOT = Path(__file__).parent.parent
+
+
+def api(method: str, path: str, **body: Any) -> Any:
+    """What Prefect's API says."""
+    url = f"{PREFECT_API_URL.value()}/v2/concurrency_limits/{path}"
+    reply = httpx.request(method, url, json=body or None, timeout=30)
+    while reply.status_code == 503:  # SQLite is busy
+        time.sleep(0.2)
+        reply = httpx.request(method, url, json=body or None, timeout=30)
+    reply.raise_for_status()
+    return reply.json() if reply.content else None
+
+
+def create(name: str, limit: int, per_second: float = 0.0, **facts: Any) -> str:
+    """Make a limit; its name."""
+    return api("POST", "", name=name, limit=limit, slot_decay_per_second=per_second, **facts)["name"]
+
+
+def active_slots(name: str) -> int:
+    return api("GET", name)["active_slots"]
+
+
+LOGS: dict[str, Path] = {}
+"""What the servers and workers say that run just now."""
+
+
+def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for it; if it does not come, tell what was waited for, and what others said last."""
+    late = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > late:
+            what = f"{true!r}"
+            with suppress(OSError, TypeError):
+                what = inspect.getsource(true).strip()
+            said = [f"{name}: …{path.read_text(errors='replace')[-1000:]}" for name, path in LOGS.items()]
+            raise AssertionError("\n".join([f"not within {seconds:g} s: {what}", *said]))
+        time.sleep(0.1)
+
+
+def lacking(what: str) -> NoReturn:
+    """Skip the test for want of something; in CI, where it should be, fail."""
+    if os.environ.get("CI"):
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+def settled(count: Callable[[], int]) -> int:
+    """The count, once it has not changed for a second."""
+    seen = [count()]
+
+    def rests() -> bool:
+        time.sleep(1)
+        seen.append(count())
+        return seen[-1] == seen[-2]
+
+    until(rests)
+    return seen[-1]
+
+
+@pytest.fixture
+def trips(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str, int]]:
+    """What went over the wire to Prefect: method, last part of the path, status."""
+    counts = Counter[tuple[str, str, int]]()
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def count(self: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        reply = await send(self, request)
+        counts[request.method, request.url.path.rsplit("/", 1)[-1], reply.status_code] += 1
+        return reply
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", count)
+    return counts
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Every test has clients of its own."""
+    event_loop.close()
+    yield
+    event_loop.close()
+
+
+async def granted(name: str, requests: int, seconds: float, times: list[float] | None = None) -> list[float]:
+    """When each of so many requests was admitted, in so many seconds from the first."""
+    times = [] if times is None else times
+
+    async def one() -> None:
+        async with shared(name):
+            times.append(time.time())
+
+    tasks = [asyncio.create_task(one()) for _ in range(requests)]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(tasks, timeout=seconds)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return times
+
+
+def within(times: list[float], rate: float, burst: float, start: float, end: float) -> None:
+    """Assert that the rate was held, within 5 % and a request at either end: all the time, or for a third of it.
+
+    A busy machine stalls for seconds, in which nobody asks, and whose permits are then used. So for no time at all may
+    more be asked than the rate allows and a burst, twice: what Prefect let gather, and what had been taken by then.
+    """
+    third, counts = (end - start) / 3, []
+    for begin, length in [(start, end - start), *((start + part * third, third) for part in range(3))]:
+        counts.append((sum(begin <= at < begin + length for at in times), rate * length))
+    told = ", ".join(f"{count} instead of {due:.1f}" for count, due in counts)
+    assert any(0.95 * due - 1 <= count <= 1.05 * due + 1 for count, due in counts), told
+    for length in (1.0, third, end - start):
+        most = max(sum(at <= each < at + length for each in times) for at in times)
+        assert most <= rate * length + 2 * burst + 1, f"{most} in {length:.1f} s"
+
+
+PREAMBLE = """
+import asyncio, json, sys, time
+from llms import loop, shared_limit
+from llms.shared_limit import shared
+name, arguments = sys.argv[1], sys.argv[2:]
+"""
+
+GRANTED = """
+from tests.test_shared_limit import granted
+print(json.dumps(loop.run(granted(name, 1000, float(arguments[0])))))
+"""
+
+
+def process(script: str, *arguments: object) -> "subprocess.Popen[str]":
+    """Run it in a process of its own, against the same Prefect."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PREAMBLE + script, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value() or ""},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_rate_is_held_with_few_trips_and_without_bursts(trips: Counter[Any]) -> None:
+    name = create("rate", 30, 30.0)
+    times = event_loop.run(granted(name, 1000, 16.0))
+    within(times, 30.0, 30, times[0] + 3, times[0] + 15)
+    assert trips["POST", "increment", 423] == 0
+    assert sum(trips.values()) < len(times) / 3
+    seconds = [sum(at <= each < at + 1 for each in times) for at in times]
+    assert sorted(seconds)[len(seconds) // 2] <= 1.5 * 30, "usually there are none"
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize(("rate", "seconds"), [(2.0, 36.0), (10.0, 20.0)])
+def test_two_processes_share_a_rate(rate: float, seconds: float) -> None:
+    name = create(f"rate of {rate}", int(rate), rate)
+    both = [process(GRANTED, name, seconds) for _ in range(2)]
+    first, second = [json.loads(each.communicate()[0]) for each in both]
+    start, end = max(first[0], second[0]) + 2, min(first[-1], second[-1])
+    assert end - start > seconds / 2
+    within(first + second, rate, rate, start, end)
+    for times in (first, second):
+        assert sum(start <= at < end for at in times) > 0.2 * rate * (end - start), "starved"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_two_processes_share_slots(wire: Any) -> None:
+    """The one that comes later gets its turn, and there are never more in flight than slots."""
+    wire.answer = lambda request: wire.Reply(delay=0.2)
+    name = create("slots", 5)
+    script = """
+import aiohttp
+shared_limit.KEEP = 1.0
+url, who, requests = arguments
+async def main():
+    async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
+        async def one():
+            async with shared(name), session.post(url, json={"who": who}) as reply:
+                assert reply.status == 200
+        for _ in range(int(requests)):
+            group.create_task(one())
+loop.run(main())
+"""
+    first = process(script, name, wire.url, "first", 250)
+    until(lambda: len(wire.requests) > 10)
+    second = process(script, name, wire.url, "second", 50)
+    assert [first.wait(), second.wait()] == [0, 0]
+    who = [request.body["who"] for request in wire.requests]
+    assert Counter(who) == {"first": 250, "second": 50}
+    assert wire.peak == 5
+    assert who[-1] == "first" or who.index("second") < 240
+    assert active_slots(name) == 0, "not given back at the end"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_slots_nobody_uses_go_back(trips: Counter[Any]) -> None:
+    name = create("idle", 20)
+
+    async def busy(requests: int) -> int:
+        async def one() -> None:
+            async with shared(name):
+                await asyncio.sleep(0.01)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(requests):
+                group.create_task(one())
+        return await asyncio.to_thread(active_slots, name)
+
+    assert 0 < event_loop.run(busy(2000)) <= 20
+    assert sum(trips.values()) < 100
+    until(lambda: active_slots(name) == 0, 30)
+    asked = sum(trips.values())
+    time.sleep(2)
+    assert sum(trips.values()) == asked, "an idle process asks nothing"
+    assert event_loop.run(busy(20)) > 0
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_limit_is_edited_while_it_is_used() -> None:
+    async def main(name: str, **edit: float) -> list[float]:
+        times: list[float] = []
+        work = asyncio.create_task(granted(name, 2000, 16.0, times))
+        while not times:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(times[0] + 4 - time.time())
+        await asyncio.to_thread(api, "PATCH", name, **edit)
+        return await work
+
+    times = event_loop.run(main(create("edited rate", 10, 10.0), limit=40, slot_decay_per_second=40.0))
+    assert sum(at < times[0] + 3.5 for at in times) < 60
+    later = [sum(times[0] + at <= each < times[0] + at + 3 for each in times) for at in (6, 9, 12)]
+    assert any(90 < count < 150 for count in later), later
+    times = event_loop.run(main(create("rate no more", 2, 2.0), limit=40, slot_decay_per_second=0))
+    assert len(times) == 2000
+
+
+def test_what_is_missing_is_said_with_its_cure(prefect_server: None) -> None:
+    async def use(name: str) -> None:
+        async with shared(name):
+            raise AssertionError
+
+    with pytest.raises(Fatal, match="`prefect gcl create missing --limit 2 --slot-decay-per-second 2`"):
+        event_loop.run(use("missing"))
+    with pytest.raises(Fatal, match="`prefect gcl update off --enable`"):
+        event_loop.run(use(create("off", 2, active=False)))
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), pytest.raises(Fatal, match="server start"):
+        event_loop.run(use("unreachable"))
+    with temporary_settings({PREFECT_API_URL: None}), pytest.raises(Fatal, match="PREFECT_API_URL=http"):
+        event_loop.run(use("unreachable"))
+
+    async def twice() -> None:
+        results = await asyncio.gather(use("later"), use("later"), return_exceptions=True)
+        assert [type(each) for each in results] == [Fatal, Fatal]
+        create("later", 1)
+        async with shared("later"):
+            pass
+
+    event_loop.run(twice())
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("per_second", [0.0, 5.0])
+def test_a_cancelled_waiter_leaves_its_turn_to_the_next(per_second: float) -> None:
+    name = create(f"cancelled {per_second}", 2, per_second)
+
+    async def main() -> None:
+        order: list[int] = []
+
+        async def one(at: int) -> None:
+            async with shared(name):
+                order.append(at)
+                await asyncio.sleep(0.05)
+
+        tasks = [asyncio.create_task(one(at)) for at in range(50)]
+        while len(order) < 3:
+            await asyncio.sleep(0.01)
+        for task in tasks[10:40]:
+            task.cancel()
+        await asyncio.wait(tasks)
+        limit: SharedLimit = event_loop.shared(("shared limit", name), lambda: SharedLimit(name), SharedLimit.close)
+        assert order == [*range(10), *range(40, 50)]
+        assert limit.in_flight == 0 and not limit._waiting
+
+        # the turn comes in the same moment as the end
+        slots, limit._slots, limit._permits = max(1, limit._slots), 0, 0
+        task = asyncio.create_task(one(50))
+        await asyncio.sleep(0)
+        limit._slots = slots
+        limit._hand_out(bool(per_second))
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() and limit.in_flight == 0
+        await asyncio.wait_for(one(51), 60)
+        assert order[-1] == 51
+
+    event_loop.run(main())
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_it_works_in_a_forked_process() -> None:
+    script = """
+import os
+async def use():
+    async with shared(name):
+        await asyncio.sleep(0.1)
+loop.run(use())
+if child := os.fork():
+    assert os.waitpid(child, 0)[1] == 0
+    loop.run(use())
+else:
+    loop.run(use())
+    loop.close()
+    os._exit(0)
+"""
+    name = create("forked", 2)
+    assert process(script, name).wait() == 0
+    assert active_slots(name) == 0
+
+
+class Server:
+    """A server of Prefect with all its services, which can be stopped and started."""
+
+    def __init__(self, home: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url, self.home, self.log = f"http://127.0.0.1:{self.port}/api", home, home / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        self.home.mkdir(parents=True, exist_ok=True)
+        LOGS[self.url] = self.log
+        services = {"PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "2", "PREFECT_HOME": str(self.home)}
+        services |= {"PREFECT_UI_URL": self.url.removesuffix("/api")}
+        with self.log.open("ab") as log:
+            self.process = process = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "server", "start", "--port", str(self.port)],
+                cwd=ROOT,
+                env=os.environ | services,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        until(lambda: self.answers() or process.poll() is not None, 120)
+        assert self.answers(), f"the server did not start: {self.log.read_text()[-2000:]}"
+
+    def stop(self) -> None:
+        LOGS.pop(self.url, None)
+        if self.process:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health").is_success
+        except httpx.HTTPError:
+            return False
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("prefect")) as server:
+        yield server
+
+
+async def in_turn(name: str, requests: int, meanwhile: Callable[[], Awaitable[None]]) -> None:
+    """Hold a slot while something happens, then make so many requests."""
+    async with shared(name):
+        await meanwhile()
+    for _ in range(requests):
+        async with shared(name):
+            pass
+
+
+@pytest.mark.parametrize("longer", [0.0, 2 * shared_limit.LEASE])
+def test_a_restart_of_the_server_is_weather(
+    server: Server, longer: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However long it takes; the clock is put forward for what is longer than a lease."""
+    monkeypatch.setattr(shared_limit, "KEEP", 1.0)
+
+    async def restart() -> None:
+        limit: SharedLimit = event_loop.shared(("shared limit", name), lambda: SharedLimit(name), SharedLimit.close)
+        clock = limit._clock
+        await asyncio.to_thread(server.stop)
+        await asyncio.sleep(4)
+        limit._clock = lambda: clock() + longer
+        await asyncio.to_thread(server.start)
+
+    with temporary_settings({PREFECT_API_URL: server.url}):
+        name = create(f"restarted {longer}", 1)
+        event_loop.run(in_turn(name, 3, restart))
+        assert len([each for each in caplog.records if each.name == shared_limit.__name__]) <= 1
+        event_loop.close()
+        assert active_slots(name) == 0, "the server forgot the lease, and kept its slot"
+
+
+def test_slots_a_busy_server_takes_back_unheard_go_back_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_limit, "TIMEOUT", 1.0)
+    send, busy = httpx.AsyncHTTPTransport.handle_async_request, list[threading.Timer]()
+    database = sqlite3.connect(server.home / "prefect.db", isolation_level=None, check_same_thread=False)
+
+    async def locked(self: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("decrement-with-lease") and not busy:
+            database.execute("BEGIN IMMEDIATE")
+            busy.append(threading.Timer(4, database.execute, ["ROLLBACK"]))
+            busy[0].start()
+        return await send(self, request)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", locked)
+    with temporary_settings({PREFECT_API_URL: server.url}):
+        name = create("busy", 3)
+        api("POST", "increment", names=[name], slots=2, mode="concurrency")  # somebody else's
+        assert event_loop.run(granted(name, 1, 30.0))
+        until(lambda: bool(busy) and not busy[0].is_alive())
+        assert settled(lambda: active_slots(name)) == 2
+
+
+def test_slots_of_a_killed_process_come_back(server: Server) -> None:
+    script = """
+async def hold():
+    async with shared(name):
+        print("in", flush=True)
+        await asyncio.sleep(600)
+loop.run(hold())
+"""
+    with temporary_settings({PREFECT_API_URL: server.url}):
+        name = create("killed", 1)
+        holder = process(script, name)
+        assert holder.stdout and holder.stdout.readline() == "in\n"
+        assert active_slots(name) == 1
+        holder.kill()
+        holder.wait()
+        assert event_loop.run(asyncio.wait_for(granted(name, 1, 150.0), 160))

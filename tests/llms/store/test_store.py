@@ -1,0 +1,646 @@
+"""The store of answers: what was paid for is there afterwards, whatever happens, and is only found when it is meant."""
+
+import asyncio
+import os
+import pkgutil
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from inspect import isabstract
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from pydantic import Field, SecretStr
+
+import llms
+from llms import LLM, AsyncLLM, Fatal, LlamaServerLLM, OpenAILLM, Rejected, store
+from llms.any_llm import models
+from llms.clients import event_loop
+from llms.store import IRRELEVANT, StoredAnswer, StoreError, key_of
+from llms.store import connection as store_file
+from llms.typing import ChatType, GenerateOutput, Logprobs, Usage
+from tests.support.api_profiles import some
+
+for module in pkgutil.iter_modules(llms.__path__, "llms."):
+    import_module(module.name)
+
+MODELS = [cls for cls in models().values() if cls.__module__.startswith("llms.") and not isabstract(cls)]
+CHAT: ChatType = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Capital of Spain?"}]
+GPT = OpenAILLM(model="gpt-5", api_key=SecretStr("sk-1"))
+ROOT = Path(__file__).parents[3]
+
+LIKELY: Logprobs = [[{"token": "Mad", "logprob": -0.5}, {"token": "Bar", "logprob": -2.0}]]
+
+
+@pytest.fixture(autouse=True)
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the store of this test is."""
+    monkeypatch.setenv("DISTILFLOW_HOME", str(tmp_path / "home"))
+    yield tmp_path / "home" / "answers.db"
+    store.close()
+
+
+def put(**answers: StoredAnswer) -> None:
+    asyncio.run(store.put(answers))
+
+
+def started(code: str, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def command(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-m", "llms.store", *words], capture_output=True, text=True, cwd=ROOT)
+
+
+# --- what goes in comes out -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [None, "", "Madrid.", "日本語 🎌 ñ", "a\0b", "half an emoji \ud83d", "x" * 2_000_000])
+def test_an_answer_comes_back_as_it_was(text: str | None) -> None:
+    answer = StoredAnswer(text, "length", text, LIKELY, Usage(9, 4, 5, 2, 3), 1.25, "gpt-5", "OpenAILLM", 1e9)
+    put(a=answer)
+    assert store.get(["a", "b"]) == {"a": answer}
+    store.close()
+    assert store.get(["b", "a"]) == {"a": answer}
+
+
+def test_thousands_are_found_at_once() -> None:
+    put(**{f"k{each}": StoredAnswer(str(each)) for each in range(2100)})
+    found = store.get([f"k{each}" for each in range(3000)])
+    assert {key: answer.text for key, answer in found.items()} == {f"k{each}": str(each) for each in range(2100)}
+    assert store.get([]) == {}
+
+
+def test_a_request_is_taken_apart_and_put_together_again() -> None:
+    output = GenerateOutput(
+        ["a", None],
+        finish_reasons=["stop", "content_filter"],
+        reasoning=["hm", None],
+        usage=Usage(9, 8, 5, 2),
+        seconds=1.5,
+    )
+    parts = StoredAnswer.of(GPT, output)
+    assert {(part.model, part.provider) for part in parts} == {("gpt-5", "OpenAILLM")}
+    put(a=parts[0], b=parts[1])
+    found = store.get(["a", "b"])
+    again = GenerateOutput.joined([found["a"].output(), found["b"].output()])
+    assert list(again) == ["a", None]
+    for name in ("finish_reasons", "reasoning", "usage", "seconds", "error"):
+        assert getattr(again, name) == getattr(output, name)
+
+
+def test_errors_are_not_kept() -> None:
+    (failed,) = StoredAnswer.of(GPT, GenerateOutput.failed(Rejected("too long"), 1))
+    put(a=failed, b=StoredAnswer("b", "error"), c=StoredAnswer("c", "stop"))
+    assert store.get(["a", "b", "c"]).keys() == {"c"}
+
+
+def test_the_newest_answer_wins() -> None:
+    put(a=StoredAnswer("old"))
+    put(a=StoredAnswer("new"))
+    assert store.get(["a"])["a"].text == "new"
+
+
+def test_an_answer_is_kept_when_nobody_waits_for_it_any_more() -> None:
+    async def given_up() -> None:
+        waiting = asyncio.create_task(store.put({"a": StoredAnswer("paid")}))
+        await asyncio.sleep(0)
+        waiting.cancel()
+
+    asyncio.run(given_up())  # its loop is closed before the answer is written
+    put(b=StoredAnswer("the writer lives"))
+    assert store.get(["a"])["a"].text == "paid"
+
+
+def test_all_threads_and_loops_use_it_at_once() -> None:
+    async def several(name: str) -> None:
+        async def one(key: str) -> None:
+            await store.put({key: StoredAnswer(key)})
+            assert store.get([key])[key].text == key
+
+        await asyncio.gather(*(one(f"{name}-{each}") for each in range(50)))
+
+    failures: list[BaseException] = []
+
+    def run(name: str) -> None:
+        try:
+            asyncio.run(several(name))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(str(each),)) for each in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(store.get([f"{name}-{each}" for name in range(8) for each in range(50)])) == 400
+
+
+def test_it_is_in_the_home_of_the_user_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DISTILFLOW_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert store.path() == tmp_path / ".distilflow" / "answers.db"
+    monkeypatch.setenv("DISTILFLOW_HOME", "~/else")
+    assert store.path() == tmp_path / "else" / "answers.db"
+
+
+def test_nothing_that_was_asked_and_no_secret_is_in_the_file(file: Path) -> None:
+    chat: ChatType = [{"role": "user", "content": "a confidential question"}]
+    put(**{key_of(GPT, chat, {}, 0): StoredAnswer.of(GPT, GenerateOutput(["yes"]))[0]})
+    store.close()
+    content = file.read_bytes()
+    assert b"yes" in content and b"confidential" not in content and b"sk-1" not in content
+
+
+# --- the key ----------------------------------------------------------------------------------------------------------
+
+
+class Mine(AsyncLLM):
+    """A user's model."""
+
+    token: SecretStr | None = None
+    tone: str = "kind"
+    folder: Path | None = None
+    words: set[str] = Field(default_factory=set)
+    anything: Any = None
+
+    @property
+    def model_name(self) -> str:
+        """Its name."""
+        return "mine"
+
+    async def agenerate(self, input: ChatType, num_generations: int = 1, temperature: float = 0.5) -> GenerateOutput:
+        """An answer."""
+        return GenerateOutput([f"{temperature in {0.25, 0.5, 0.75}}"] * num_generations)
+
+
+def key(llm: LLM = GPT, chat: ChatType = CHAT, options: Mapping[str, Any] | None = None, generation: int = 0) -> str:
+    return key_of(llm, chat, options or {}, generation)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        key(OpenAILLM(model="gpt-4", api_key=SecretStr("sk-1"))),
+        key(OpenAILLM(model="gpt-5", base_url="http://localhost/v1")),
+        key(OpenAILLM(model="gpt-5", structured_output={"format": "json", "schema": {"type": "object"}})),
+        key(OpenAILLM(model="gpt-5", structured_output={"format": "regex", "schema": "a+"})),
+        key(chat=CHAT[1:]),
+        key(chat=[{"role": "system", "content": "Be long."}, CHAT[1]]),
+        key(chat=CHAT[::-1]),
+        key(options={"temperature": 0.5}),
+        key(options={"stop": ["a", "b"]}),
+        key(options={"stop": ["b", "a"]}),
+        key(generation=1),
+        key(Mine()),
+        key(LlamaServerLLM()),
+    ],
+)
+def test_what_changes_the_answer_changes_the_key(other: str) -> None:
+    assert other != key()
+
+
+def test_the_address_in_force_counts_however_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = key(OpenAILLM(model="gpt-5", base_url="http://localhost/v1/"))
+    default = key()
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost/v1")
+    assert key() == given
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    assert key() == default == key(OpenAILLM(model="gpt-5", base_url="https://api.openai.com/v1"))
+
+
+def test_what_does_not_change_the_answer_does_not_change_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-3")
+    changed = OpenAILLM(
+        model="gpt-5",
+        api_key=SecretStr("sk-2"),
+        timeout=1,
+        max_concurrency=1,
+        generation_kwargs={"temperature": 0.1},  # the caller has merged it into the options
+    )
+    assert key(changed) == key() == key(OpenAILLM(model="gpt-5"))
+    turned: Any = [dict(reversed(message.items())) for message in CHAT]
+    assert key(chat=turned) == key()
+    assert key(options={"top_p": 0.5, "seed": 1}) == key(options={"seed": 1, "top_p": 0.5})
+
+
+def test_numbers_that_python_calls_equal_are_told_apart_unless_they_have_a_type() -> None:
+    bodies = [{"extra_body": {"k": value}} for value in (1, 1.0, True, "1", None)]
+    assert len({key(options=body) for body in bodies}) == 5
+    typed = [GPT.options({"temperature": value}).model_dump(exclude_unset=True) for value in (1, 1.0, "1")]
+    assert len({key(options=options) for options in typed}) == 1
+
+
+@pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
+def test_every_field_of_every_model_is_in_the_key_or_listed_as_irrelevant(cls: type[LLM]) -> None:
+    llm = some(cls, **({"base_url": "http://one.example/v1"} if "base_url" in cls.model_fields else {}))
+    for name, field in cls.model_fields.items():
+        kind = str(field.annotation)
+        other = Path("other") if "Path" in kind else SecretStr("k") if "Secret" in kind else "http://other.example/v1"
+        counts = key(llm.model_copy(update={name: other})) != key(llm)
+        assert counts == (name not in IRRELEVANT and "Secret" not in kind), name
+
+
+def test_no_field_is_listed_as_irrelevant_that_no_model_has() -> None:
+    assert IRRELEVANT.keys() <= {name for cls in MODELS for name in cls.model_fields}
+
+
+def test_a_field_of_the_users_own_counts_but_no_secret() -> None:
+    assert len({key(Mine()), key(Mine(tone="rude")), key(Mine(anything={"a": {1, 2}}))}) == 3
+    assert key(Mine(token=SecretStr("t"))) == key(Mine())
+
+
+def test_weights_that_were_trained_again_are_others(tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    missing = key(Mine(folder=weights))
+    weights.write_text("a")
+    first = key(Mine(folder=weights))
+    assert first == key(Mine(folder=weights)) != missing
+    weights.write_text("bb")
+    assert key(Mine(folder=weights)) != first
+
+
+def test_what_is_not_plain_data_is_refused_with_a_sentence() -> None:
+    with pytest.raises(StoreError, match="`Mine`.*not plain data.*use_cache=False"):
+        key(Mine(anything=object()))
+
+
+KEY_OF_A_SCRIPT = """
+import sys
+from llms import AsyncLLM
+from llms.store import key_of
+from llms.typing import GenerateOutput
+
+class {name}(AsyncLLM):
+    '''A model.'''
+
+    words: set[str] = {{"a", "b", "c", "d"}}
+
+    @property
+    def model_name(self):
+        return "m"
+
+    async def agenerate(self, input, num_generations=1, style="kind"):{comment}
+        return GenerateOutput(["{text}" if style in {{"x", "y", "z"}} else "b"])
+
+print(key_of({name}(), [], {{}}, 0))
+"""
+
+
+def test_a_class_of_the_users_own_is_known_by_what_it_does(tmp_path: Path) -> None:
+    def key_in(file: str, seed: str, name: str = "M", text: str = "a", comment: str = "") -> str:
+        (tmp_path / file).write_text(KEY_OF_A_SCRIPT.format(name=name, text=text, comment=comment))
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        return subprocess.check_output([sys.executable, str(tmp_path / file)], text=True, env=environment)
+
+    original = key_in("here.py", "1")
+    assert key_in("there.py", "2", comment="  # says why\n\n") == original
+    assert len({original, key_in("here.py", "1", text="edited"), key_in("here.py", "1", name="N")}) == 3
+
+
+# --- whatever happens -------------------------------------------------------------------------------------------------
+
+WRITES = """
+import asyncio, sys
+from llms import store
+
+async def one(name):
+    for each in range(int(sys.argv[2])):
+        key = f"{sys.argv[1]}-{name}-{each}"
+        await store.put({key: store.StoredAnswer(key * 20)})
+        print(key, flush=True)
+
+async def main():
+    await asyncio.gather(*(one(name) for name in range(20)))
+
+asyncio.run(main())
+"""
+
+
+def test_processes_that_start_together_write_at_once() -> None:
+    processes = [started(WRITES, name, "25") for name in ("a", "b", "c")]
+    keys = [line for process in processes for line in process.communicate()[0].split()]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert len(keys) == 1500 and store.get(keys).keys() == set(keys)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_processes_that_make_the_file_at_the_same_moment(tmp_path: Path) -> None:
+    code = """
+import os, sys, time
+from pathlib import Path
+from llms import store
+
+def opened(file, moment):
+    while time.time() < moment:
+        pass
+    try:
+        store.connect(file)
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+
+for each in range(40):
+    file, moment = Path(sys.argv[1]) / str(each) / "answers.db", time.time() + 0.03
+    children = [os.fork() or opened(file, moment) for _ in range(6)]
+    assert not any(os.waitpid(child, 0)[1] for child in children)
+"""
+    assert started(code, str(tmp_path)).wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_that_was_acknowledged_is_lost_to_kill_9(seed: int) -> None:
+    process = started(WRITES, "a", "1000000")
+    assert process.stdout
+    lines = [process.stdout.readline() for _ in range(20)]  # then chance decides when
+    threading.Timer(random.Random(seed).uniform(0.0, 0.5), process.kill).start()
+    lines += process.stdout.readlines()
+    assert process.wait() == -signal.SIGKILL
+    keys = [line.strip() for line in lines if line.endswith("\n")]
+    found = store.get(keys)
+    assert len(keys) >= 20 and found.keys() == set(keys)
+    assert all(answer.text == key * 20 for key, answer in found.items())
+    put(b=StoredAnswer("goes on"))
+
+
+def test_what_waits_is_written_when_the_program_ends() -> None:
+    code = """
+import asyncio
+from llms import store
+
+async def leaves():
+    asyncio.create_task(store.put({"a": store.StoredAnswer("paid")}))
+    await asyncio.sleep(0)
+
+asyncio.run(leaves())
+"""
+    assert started(code).wait() == 0
+    assert store.get(["a"])["a"].text == "paid"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_a_forked_child_and_its_parent_both_go_on() -> None:
+    code = """
+import asyncio, os, sys
+from llms import store
+
+asyncio.run(store.put({"before": store.StoredAnswer("a")}))
+child = os.fork()
+name = "parent" if child else "child"
+assert store.get(["before"])["before"].text == "a"
+for each in range(20):
+    asyncio.run(store.put({f"{name}-{each}": store.StoredAnswer(name)}))
+if child:
+    _, status = os.waitpid(child, 0)
+    sys.exit(os.waitstatus_to_exitcode(status))
+"""
+    assert started(code).wait(timeout=60) == 0
+    assert len(store.get([f"{name}-{each}" for name in ("parent", "child") for each in range(20)])) == 40
+
+
+def refused(match: str, file: Path) -> None:
+    """Reading and writing say the same: which file, what is wrong, what to do."""
+    for use in (lambda: store.get(["a"]), lambda: put(a=StoredAnswer("a"))):
+        with pytest.raises(StoreError, match=match) as caught:
+            use()
+        message = str(caught.value)
+        assert str(file) in message and "`DISTILFLOW_HOME`" in message and "`use_cache=False`" in message
+
+
+def test_a_file_that_is_no_database_is_left_alone(file: Path) -> None:
+    file.parent.mkdir()
+    file.write_bytes(b"not a database, " * 1000)
+    refused("is no database .*: move it away", file)
+    assert file.read_bytes() == b"not a database, " * 1000
+
+
+def test_a_damaged_file_is_said_to_be(file: Path) -> None:
+    put(**{f"k{each}": StoredAnswer("x" * 1000) for each in range(1000)})
+    store.close()
+    with file.open("r+b") as broken:
+        broken.seek(4096)
+        broken.write(random.Random(0).randbytes(file.stat().st_size - 8192))
+    with pytest.raises(StoreError, match="is damaged .*: move it away"):
+        store.get([f"k{each}" for each in range(1000)])
+    with pytest.raises(StoreError, match="is damaged .*: move it away"):
+        put(**{f"n{each}": StoredAnswer("x") for each in range(1000)})
+    store.close()
+    file.rename(file.with_suffix(".bad"))
+    put(a=StoredAnswer("a new one"))
+    assert store.get(["a"])
+
+
+def test_a_folder_where_the_file_should_be(file: Path) -> None:
+    file.mkdir(parents=True)
+    refused("cannot be used", file)
+
+
+def test_a_file_where_the_folder_should_be(file: Path) -> None:
+    file.parent.write_text("")
+    refused("cannot be used", file)
+
+
+def test_a_lock_of_another_program(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(a=StoredAnswer("a"))
+    store.close()
+    monkeypatch.setattr(store_file, "PATIENCE", 0.2)
+    other = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="is locked by another program .*: end that program"):
+        put(b=StoredAnswer("b"))
+    assert store.get(["a", "b"]).keys() == {"a"}  # who only reads is not in the way
+    store.close()
+
+    monkeypatch.setattr(store_file, "PATIENCE", 30.0)
+    threading.Timer(0.3, other.close).start()
+    put(b=StoredAnswer("b"))  # a short one is waited for
+    assert store.get(["a", "b"]).keys() == {"a", "b"}
+
+
+def test_a_program_that_keeps_the_file_to_itself(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(a=StoredAnswer("a"))
+    store.close()
+    monkeypatch.setattr(store_file, "PATIENCE", 0.2)
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    refused("is locked by another program", file)
+    other.close()
+    assert store.get(["a"])
+
+
+def test_the_file_of_a_newer_version_is_left_alone(file: Path) -> None:
+    put(a=StoredAnswer("a"))
+    store.close()
+    newer = sqlite3.connect(file)
+    newer.execute("PRAGMA user_version = 99")
+    newer.close()
+    refused("is of a newer distilflow .*99", file)
+    assert "newer distilflow" in command().stderr
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_lists_and_deletes(file: Path) -> None:
+    day = 86400
+    put(
+        old=StoredAnswer(
+            "x" * 100_000, usage=Usage(1000, 20), model="gpt-4", provider="A", created=time.time() - 40 * day
+        ),
+        other=StoredAnswer("x", usage=Usage(1, 2), model="gpt-5", provider="B", created=time.time() - 40 * day),
+        new=StoredAnswer("x", usage=Usage(500, 3), model="gpt-4", provider="A"),
+    )
+    listed = command()
+    assert listed.returncode == 0 and not listed.stderr
+    first, head, *rows = listed.stdout.splitlines()
+    assert first.startswith(f"{file}: 3 answers, ")
+    assert head.split() == ["model", "class", "answers", "tokens", "in", "tokens", "out", "oldest", "newest"]
+    assert [row.split()[:5] for row in rows] == [["gpt-4", "A", "2", "1,500", "23"], ["gpt-5", "B", "1", "1", "2"]]
+    assert time.strftime("%Y-%m-%d") in rows[0]
+
+    assert "1 answers deleted, 0.1 MB" in command("prune", "--older-than", "30d", "--model", "gpt-4").stdout
+    assert store.get(["old", "other", "new"]).keys() == {"other", "new"}
+    assert "0 answers deleted" in command("prune", "--older-than", "7w").stdout
+    assert "1 answers deleted" in command("prune", "--older-than", "12h").stdout
+    assert store.get(["old", "other", "new"]).keys() == {"new"}
+
+    asked = command("clear")
+    assert asked.returncode == 1 and "add `--yes`" in asked.stderr
+    assert "1 answers deleted" in command("clear", "--yes").stdout
+    assert store.get(["new"]) == {}
+    put(new=StoredAnswer("goes on"))
+
+
+def test_the_command_says_what_is_wrong(file: Path) -> None:
+    assert command().stdout.strip() == f"{file}: no answers yet"
+    assert not file.exists()
+    wrong = command("prune", "--older-than", "soon")
+    assert wrong.returncode == 2 and "`soon` is no age" in wrong.stderr
+    file.parent.mkdir()
+    file.write_text("nonsense" * 1000)
+    broken = command()
+    assert broken.returncode == 1 and "is no database" in broken.stderr and "Traceback" not in broken.stderr
+
+
+class Counting(AsyncLLM):
+    """Numbers its answers."""
+
+    asked: ClassVar[list[Any]] = []
+
+    @property
+    def model_name(self) -> str:
+        return "counting"
+
+    async def agenerate(self, input, num_generations=1, temperature: float = 1.0, seed: int | None = None):
+        self.asked.append((input, num_generations))
+        return [f"{input[-1]['content']} {len(self.asked)}.{number}" for number in range(num_generations)]
+
+
+@pytest.fixture
+def counting() -> Counting:
+    Counting.asked.clear()
+    return Counting()
+
+
+def ask(llm: LLM, *texts: str, n: int = 1, **options: Any) -> list[list[str | None]]:
+    return [
+        list(each) for each in llm.generate_outputs([[{"role": "user", "content": t}] for t in texts], n, **options)
+    ]
+
+
+def test_what_was_answered_is_not_asked_again(counting):
+    first = ask(counting, "a", "b")
+    assert ask(counting, "b", "a", "c")[:2] == first[::-1] and len(counting.asked) == 3
+    again = counting.generate_outputs([[{"role": "user", "content": "a"}]])[0]
+    assert again.cached and len(counting.asked) == 3
+
+
+def test_equal_chats_of_a_batch_are_asked_once(counting):
+    assert len({tuple(each) for each in ask(counting, "a", "a", "a")}) == 1 and len(counting.asked) == 1
+
+
+def test_only_the_missing_generations_are_asked_for(counting):
+    [two] = ask(counting, "a", n=2)
+    [four] = ask(counting, "a", n=4)
+    assert four[:2] == two and [count for _, count in counting.asked] == [2, 2]
+    ask(counting, "s", n=1, seed=1)
+    ask(counting, "s", n=2, seed=1)
+    assert [count for _, count in counting.asked][2:] == [1, 2]  # of a seed, the second one alone would be the first
+
+
+def test_without_the_cache_all_is_asked_and_stored(counting):
+    anew = counting.model_copy(update={"use_cache": False})
+    ask(anew, "a", "a")
+    assert ask(anew, "a") and len(counting.asked) == 3
+    assert ask(counting, "a") == [["a 3.0"]] and len(counting.asked) == 3
+
+
+def test_a_call_of_generate_always_asks_and_is_stored(counting):
+    chat = [{"role": "user", "content": "a"}]
+    counting.generate([chat])
+    counting.generate([chat])
+    assert len(counting.asked) == 2 and ask(counting, "a") == [["a 2.0"]]
+
+
+def test_a_store_that_is_no_database_stops_the_run_or_not_as_the_user_says(counting, caplog):
+    store.path().parent.mkdir(parents=True, exist_ok=True)
+    store.path().write_text("my shopping list")
+    with pytest.raises(Fatal, match="is no database.*use_cache=False"):
+        ask(counting, "a")
+    assert ask(counting.model_copy(update={"use_cache": False}), "a") == [["a 1.0"]]
+    assert "Answers are not stored" in caplog.text and store.path().read_text() == "my shopping list"
+
+
+def test_a_store_that_is_damaged_and_not_needed_is_said_to_be_once(counting, caplog):
+    """Not once per answer, nor once per batch; and another one is used as ever."""
+    store.path().parent.mkdir(parents=True)
+    store.path().write_text("my shopping list")
+    anew = counting.model_copy(update={"use_cache": False})
+    for texts in ("abc", "de", "f"):
+        assert len(ask(anew, *texts)) == len(texts)
+    assert len([each for each in caplog.records if "Answers are not stored" in each.message]) == 1
+    with pytest.raises(Fatal, match="is no database"):
+        ask(counting, "a")
+    store.path().unlink()
+    ask(counting, "x")  # it is looked up, and found to be well again
+    ask(anew, "y")
+    assert len(counting.asked) == 8 and ask(counting, "y") and len(counting.asked) == 8
+
+
+def test_a_store_that_somebody_locks_holds_up_nobody_who_does_not_need_it(counting, caplog, monkeypatch):
+    put(a=StoredAnswer("a"))
+    store.close()
+    monkeypatch.setattr(store_file, "PATIENCE", 2.0)
+    other = sqlite3.connect(store.path(), isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    anew = counting.model_copy(update={"use_cache": False})
+
+    async def ticks() -> float:
+        """The longest the models' own loop did nothing for others, while it was asked."""
+        asking, longest, before = (
+            asyncio.create_task(asyncio.to_thread(ask, anew, "a", "b", "c")),
+            0.0,
+            time.monotonic(),
+        )
+        while not asking.done():
+            await asyncio.sleep(0.01)
+            longest, before = max(longest, time.monotonic() - before), time.monotonic()
+        assert [text for [text] in asking.result()] == ["a 1.0", "b 2.0", "c 3.0"]
+        return longest
+
+    assert event_loop.run(ticks()) < 1.5
+    began = time.monotonic()
+    ask(anew, "d")  # it is not tried again
+    assert time.monotonic() - began < 1.5
+    other.close()
+    assert caplog.text.count("is locked by another program") == 1
