@@ -1,15 +1,45 @@
 """The shape of the house: who imports whom, where things are, how large a file may grow."""
 
 import ast
+import importlib.util
+import re
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("llms", "tasks", "flows", "deployments")
 MAY_IMPORT = {"llms": set(), "tasks": {"llms"}, "flows": {"llms", "tasks"}, "deployments": set()}
-MODULES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
+FLOORS = {
+    "llms": [
+        {"typing", "errors"},
+        {"config", "structured"},
+        {"store", "options"},
+        {"clients"},
+        {"limits"},
+        {"engine"},
+        {"base"},
+        {"local", "remote", "any_llm"},
+        {"openai_compatible", "demo"},
+    ],
+    "tasks": [{"typing"}, {"dag"}, {"base"}, {"join", "routing", "templates", "task"}, {"decorators"}],
+    "flows": [
+        {"errors", "runtime"},
+        {"dag", "settings", "results"},
+        {"preview"},
+        {"dataset"},
+        {"reporting"},
+        {"execution", "cli"},
+        {"pipeline"},
+    ],
+    "deployments": [{"errors"}, {"reconcile"}, {"local"}],
+}
+"""Rooms of each package, the lowest floor first; whatever is not named stands on the top floor."""
+MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 LONGEST = 320
+WIDEST = 25
 TOP = {
     "LICENSE",
     "README.md",
@@ -50,10 +80,79 @@ def imported(path: Path, top_level_only: bool = False) -> set[str]:
     return names
 
 
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+DOTTED = {dotted(path): path for path in MODULES}
+
+
+def modules_imported(path: Path) -> set[str]:
+    """Our own modules that a file imports, wherever in it, `TYPE_CHECKING` included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {
+                name if (name := f"{node.module}.{alias.name}") in DOTTED else node.module for alias in node.names
+            }
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & DOTTED.keys() - {dotted(path)}
+
+
+def room(module: str) -> str:
+    """The subfolder a module is in, or the file at the top of a package."""
+    return ".".join(module.split(".")[:2])
+
+
+def floor(module: str) -> int:
+    package, _, name = room(module).partition(".")
+    floors = FLOORS[package]
+    return next((height for height, rooms in enumerate(floors) if name in rooms), len(floors))
+
+
 @each(MODULES)
-def test_imports_point_downwards(path):
+def test_packages_import_downwards(path):
     package = path.relative_to(ROOT).parts[0]
     assert imported(path) & MAY_IMPORT.keys() <= MAY_IMPORT[package] | {package}
+
+
+@each(MODULES)
+def test_rooms_import_downwards(path):
+    here = dotted(path)
+    package = here.partition(".")[0]
+    above = {each for each in modules_imported(path) if each.startswith(f"{package}.") and floor(each) > floor(here)}
+    assert not above, f"{here} stands on a lower floor than {above}"
+
+
+@pytest.mark.parametrize("level", ["files", "rooms"])
+def test_no_circle_of_imports(level):
+    name = room if level == "rooms" else str
+    edges: dict[str, set[str]] = {}
+    for module, path in DOTTED.items():
+        edges.setdefault(name(module), set()).update(map(name, modules_imported(path)))
+    edges = {here: there - {here} for here, there in edges.items()}
+    while ends := {here for here, there in edges.items() if not there & edges.keys()}:
+        edges = {here: there for here, there in edges.items() if here not in ends}
+    assert not edges, "these import each other"
+
+
+def test_every_room_on_a_floor_exists():
+    named = {f"{package}.{name}" for package, floors in FLOORS.items() for rooms in floors for name in rooms}
+    assert named <= set(map(room, DOTTED))
+
+
+FOLDERS = sorted({path.parent for path in MODULES})
+
+
+@each(FOLDERS)
+def test_no_folder_is_too_wide(path):
+    assert len([each for each in path.glob("*.py") if each.name != "__init__.py"]) <= WIDEST
+
+
+@each(FOLDERS)
+def test_every_folder_is_a_package(path):
+    assert (path / "__init__.py").is_file()
 
 
 @each([path for path in MODULES if "demo" not in path.parts])
@@ -74,14 +173,28 @@ def test_fits_in_the_head(path):
     assert len(path.read_text().splitlines()) <= longest
 
 
-@each(sorted((ROOT / "flows").glob("*.py")))
-def test_no_flow_is_named_like_an_sdk(path):
-    assert path.stem not in SDKS  # Prefect puts flows/ first on sys.path when it loads a flow by its path
+@each(sorted(path for path in (ROOT / "flows").iterdir() if not path.name.startswith("_")))
+def test_no_flow_is_named_like_a_package(path):
+    # Prefect puts flows/ first on sys.path when it loads a flow by its path.
+    assert path.stem not in SDKS | sys.stdlib_module_names
+    assert importlib.util.find_spec(path.stem) is None  # neither is it installed
 
 
-def test_tests_are_flat():
-    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders <= {"benchmarks"}  # tests/llms would shadow llms
+def test_tests_mirror_the_packages():
+    folders = {
+        path.relative_to(ROOT / "tests")
+        for path in (ROOT / "tests").rglob("*")
+        if path.is_dir() and path.name != "__pycache__"
+    }
+    packages = {path.relative_to(ROOT) for path in FOLDERS}
+    assert folders <= packages | {Path("benchmarks"), Path("snapshots"), Path("support")}
+
+
+def test_no_test_imports_from_another_test():
+    for path in (ROOT / "tests").rglob("*.py"):
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        borrowed = [node.module for node in nodes if re.search(r"\btest_\w+$", node.module or "")]
+        assert not borrowed, f"{path} imports from {borrowed}: share it in `tests/support`"
 
 
 def test_the_top_level_holds_what_it_should():
