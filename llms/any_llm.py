@@ -170,7 +170,9 @@ class Form:
     """
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        shipped = [cls for cls in models().values() if cls.__module__.startswith("llms.")]
+        shipped = sorted(
+            (cls for cls in models().values() if cls.__module__.startswith("llms.")), key=lambda cls: cls.__module__
+        )
         tabs = handler(core_schema.union_schema([_tab(cls) for cls in shipped]))  # a union refers to what has a `ref`
         name = {"title": "By name", "type": "string", "not": {"pattern": _secret_pattern()}}
         return {"title": "Model", "anyOf": [name, *tabs["anyOf"]]}
