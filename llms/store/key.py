@@ -10,6 +10,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
+from prefect.blocks.core import Block
 from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic_core import to_jsonable_python
 
@@ -50,8 +51,9 @@ def key_of(llm: "LLM", chat: ChatType, options: Mapping[str, Any], generation: i
     """The key of one generation of one request.
 
     Args:
-        llm: The model; its class, its name, the base URL in force and all its fields but the `IRRELEVANT` count.
-            A class of the user's own counts with its code, so that an edit is never answered from before it.
+        llm: The model; its block's slug, its name, the base URL in force and all its fields but the `IRRELEVANT`
+            count, not the module of its class. A class of the user's own counts with its name and code, so that an
+            edit is never answered from before it.
         chat: What it is asked.
         options: The runtime parameters that are set, as `LLM.options` coerced them. Here `1`, `1.0` and `True` are
             three things: a request too many is better than a wrong answer.
@@ -105,10 +107,10 @@ _LIBRARIES = {"llms", "prefect", "pydantic", "abc", "typing", "builtins"}
 
 @lru_cache(maxsize=100)
 def _identity(cls: type) -> list[Any]:
-    """A shipped class by its name; one of the user's by its name and code, wherever it has been moved."""
-    ours = next((f"{each.__module__}.{each.__qualname__}" for each in cls.__mro__ if _package(each) == "llms"), None)
+    """A shipped class by its block's slug, one of the user's by its name and code too, wherever their modules are."""
+    ours = next(each for each in cls.__mro__ if _package(each) == "llms" and issubclass(each, Block))
     theirs = [each for each in cls.__mro__ if _package(each) not in _LIBRARIES]
-    return [ours, [[each.__qualname__, _code(each)] for each in theirs]]
+    return [ours.get_block_type_slug(), [[each.__qualname__, _code(each)] for each in theirs]]
 
 
 def _package(what: type | FunctionType) -> str:

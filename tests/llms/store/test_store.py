@@ -275,10 +275,10 @@ def test_what_is_not_plain_data_is_refused_with_a_sentence() -> None:
 
 KEY_OF_A_SCRIPT = """
 import sys
-from llms import AsyncLLM
+from llms import AsyncLLM, OpenAILLM
 from llms.store import key_of
 from llms.typing import GenerateOutput
-
+{more}
 class {name}(AsyncLLM):
     '''A model.'''
 
@@ -291,19 +291,24 @@ class {name}(AsyncLLM):
     async def agenerate(self, input, num_generations=1, style="kind"):{comment}
         return GenerateOutput(["{text}" if style in {{"x", "y", "z"}} else "b"])
 
-print(key_of({name}(), [], {{}}, 0))
+print(key_of({name}(), [], {{}}, 0), key_of(OpenAILLM(model="m"), [], {{}}, 0))
 """
 
 
 def test_a_class_of_the_users_own_is_known_by_what_it_does(tmp_path: Path) -> None:
-    def key_in(file: str, seed: str, name: str = "M", text: str = "a", comment: str = "") -> str:
-        (tmp_path / file).write_text(KEY_OF_A_SCRIPT.format(name=name, text=text, comment=comment))
+    def keys_in(file: str, seed: str, name: str = "M", text: str = "a", comment: str = "", more: str = "") -> list[str]:
+        (tmp_path / file).write_text(KEY_OF_A_SCRIPT.format(name=name, text=text, comment=comment, more=more))
         environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
-        return subprocess.check_output([sys.executable, str(tmp_path / file)], text=True, env=environment)
+        return subprocess.check_output([sys.executable, str(tmp_path / file)], text=True, env=environment).split()
 
-    original = key_in("here.py", "1")
-    assert key_in("there.py", "2", comment="  # says why\n\n") == original
-    assert len({original, key_in("here.py", "1", text="edited"), key_in("here.py", "1", name="N")}) == 3
+    original = keys_in("here.py", "1")
+    assert keys_in("there.py", "2", comment="  # says why\n\n") == original
+    moved = 'for each in (AsyncLLM, OpenAILLM): each.__module__ = "llms.elsewhere.deep"'
+    assert keys_in("here.py", "1", more=moved) == original, "our own files may move"
+    assert (
+        len({keys[0] for keys in (original, keys_in("here.py", "1", text="edited"), keys_in("here.py", "1", name="N"))})
+        == 3
+    )
 
 
 # --- whatever happens -------------------------------------------------------------------------------------------------
