@@ -24,8 +24,8 @@ from deployments.local import serve
 from deployments.local.processes import Processes
 from flows.runtime import server
 from llms import OpenAILLM
-from tests.conftest import Request, Wire
-from tests.llms.limits.test_shared_limit import Server
+from tests.support.prefect_server import PrefectServer
+from tests.support.wire import Request, Wire
 
 ROOT = Path(__file__).parents[1]
 VARIABLE, BLOCK, CODE = "sk-planted-in-the-environment", "sk-planted-in-a-saved-block", "sk-planted-in-the-code"
@@ -90,7 +90,7 @@ def leave(base: Path, end: ExitStack) -> None:
     wire.answer = echo
     threading.Thread(target=wire.serve_forever, args=(0.02,), daemon=True).start()
     end.callback(wire.hang_up)
-    prefect = end.enter_context(Server(base / "server"))
+    prefect = end.enter_context(PrefectServer(base / "server"))
     own = {"PREFECT_API_URL": prefect.url, "PREFECT_HOME": str(base / "client"), "DISTILFLOW_HOME": str(base / "store")}
     own |= {"PYTHONPATH": str(ROOT), "PREFECT_LOGGING_LEVEL": "DEBUG", "OPENAI_API_KEY": VARIABLE}
     with temporary_settings({PREFECT_API_URL: prefect.url}):
@@ -120,7 +120,7 @@ except Exception as error:
 """
 
 
-def refuse(prefect: Server) -> None:
+def refuse(prefect: PrefectServer) -> None:
     """Have parameters refused that hold a key: over REST, in code, and in a shell, whose screen is not kept."""
     own = os.environ | {"PREFECT_API_URL": prefect.url, "PREFECT_HOME": str(prefect.home.parent / "client")}
     with temporary_settings({PREFECT_API_URL: prefect.url}):

@@ -34,7 +34,9 @@ from deployments.local import worker
 from deployments.local.processes import PATIENCE, descendants
 from deployments.reconcile import blocks
 from deployments.reconcile.files import SHIPPED
-from tests.llms.limits.test_shared_limit import LOGS, Server, lacking, until
+from tests.support.files import replace_in_file
+from tests.support.prefect_server import PrefectServer
+from tests.support.waiting import PROCESS_LOGS, skip_or_fail, wait_until
 
 ROOT = Path(__file__).parents[2]
 POOLS = {pool["name"]: pool for pool in yaml.safe_load((SHIPPED / "pools.yaml").read_text())["pools"]}
@@ -110,7 +112,7 @@ def test_containers_get_their_gpus():
 def filled(kind: str, **given: Any) -> Any:
     """A run's job, as the worker of the real package makes it of our template."""
     if not find_spec(f"prefect_{kind}"):
-        lacking(f"needs `pip install 'distilflow[{kind}]'`")
+        skip_or_fail(f"needs `pip install 'distilflow[{kind}]'`")
     module = import_module(f"prefect_{kind}.worker")
     template = json.loads((SHIPPED / f"job_templates/{kind}-gpu.json").read_text())
     values = defaults(template) | given
@@ -159,14 +161,14 @@ def only_what_is_shipped():
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
     """A server of Prefect with all its services."""
-    with Server(tmp_path_factory.mktemp("prefect")) as server:
+    with PrefectServer(tmp_path_factory.mktemp("prefect")) as server:
         yield server
 
 
 @pytest.fixture
-def api(server: Server) -> Iterator[Callable[..., Any]]:
+def api(server: PrefectServer) -> Iterator[Callable[..., Any]]:
     """Says what Prefect's API holds; it is the API in force."""
 
     def ask(path: str, method: str = "GET", body: Any = None) -> Any:
@@ -203,12 +205,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(server: Server) -> list[str]:
+def first(server: PrefectServer) -> list[str]:
     """What the first `python -m deployments` says, in a shell of its own."""
     return shell(server).splitlines()
 
 
-def shell(server: Server, *words: str) -> str:
+def shell(server: PrefectServer, *words: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "deployments", *words],
         cwd=ROOT,
@@ -259,7 +261,9 @@ class TestApply:
             assert queues == {"urgent": 1, "default": 2, "bulk": 3}
 
     def test_an_edited_file_is_seen_by_check_and_then_applied(self, api, first, said, folder):
-        edit(folder / "text_generation.yaml", "parameters: {output: ", "parameters: {limit: 5, output: ", times=1)
+        replace_in_file(
+            folder / "text_generation.yaml", "parameters: {output: ", "parameters: {limit: 5, output: ", times=1
+        )
         status, lines = said("--check", "--from", folder)
         assert status == 1
         assert [line.split()[:3] for line in changed(lines)] == [["differs", "deployment", "text-generation/hosted"]]
@@ -278,7 +282,7 @@ class TestApply:
         api(f"deployments/{there['id']}/schedules", "POST", [own])
         api(f"deployments/{there['id']}", "PATCH", {"paused": True})
         assert said("--check", "text-generation")[0] == 0
-        edit(folder / "text_generation.yaml", "active: false", "active: true")
+        replace_in_file(folder / "text_generation.yaml", "active: false", "active: true")
         assert said("--from", folder, "text_generation")[0] == 0
         there = api("deployments/name/text-generation/hosted")
         assert {each["slug"]: each["active"] for each in there["schedules"]} == {"nightly": True, None: True}
@@ -305,7 +309,7 @@ class TestApply:
         said("text_generation")
 
     def test_a_limit_edited_in_the_file_or_in_the_ui(self, api, first, said, folder):
-        edit(folder / "limits.yaml", "name: gpu-server, limit: 64", "name: gpu-server, limit: 32")
+        replace_in_file(folder / "limits.yaml", "name: gpu-server, limit: 64", "name: gpu-server, limit: 32")
         assert said("--from", folder, "limits")[1][-1] == "updated    limit       gpu-server  (limit: 64 → 32)"
         assert api("v2/concurrency_limits/gpu-server")["limit"] == 32
         api("v2/concurrency_limits/gpu-server", "PATCH", {"limit": 16, "active": False})
@@ -360,7 +364,7 @@ class TestMistakes:
         ],
     )
     def test_a_file_that_cannot_work(self, api, first, said, folder, old, new, why):
-        edit(folder / "text_generation.yaml", old, new, times=1)
+        replace_in_file(folder / "text_generation.yaml", old, new, times=1)
         status, lines = said("--from", folder, "text_generation")
         assert status == 2 and why in "\n".join(lines), lines
         assert lines[-1].startswith("error: ") or "error: " in "\n".join(lines)
@@ -421,7 +425,7 @@ class TestWorker:
         with at_work(server, tmp_path, "gpu", CUDA_VISIBLE_DEVICES="2,5"):
             for number in range(2):
                 run_deployment("mine/own", parameters={"number": number}, timeout=0)
-            until(lambda: len(list(tmp_path.glob("saw-*"))) == 2, 240)
+            wait_until(lambda: len(list(tmp_path.glob("saw-*"))) == 2, 240)
         assert {path.read_text() for path in tmp_path.glob("saw-*")} == {"2", "5"}
 
     def test_gpus_are_grouped(self, monkeypatch):
@@ -440,9 +444,9 @@ class TestWorker:
 class at_work:
     """`python -m deployments worker` in a folder, until the `with` ends; it leaves nothing behind."""
 
-    def __init__(self, server: Server, folder: Path, pool: str, **environment: str) -> None:
-        LOGS["worker"] = folder / "worker.log"
-        with LOGS["worker"].open("wb") as log:
+    def __init__(self, server: PrefectServer, folder: Path, pool: str, **environment: str) -> None:
+        PROCESS_LOGS["worker"] = folder / "worker.log"
+        with PROCESS_LOGS["worker"].open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "deployments", "worker", pool],
                 cwd=folder,
@@ -466,11 +470,5 @@ class at_work:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             status = self.process.wait()
-        assert status == 0, LOGS.pop("worker").read_text()
+        assert status == 0, PROCESS_LOGS.pop("worker").read_text()
         assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
-
-
-def edit(path: Path, old: str, new: str, times: int = -1) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, times))

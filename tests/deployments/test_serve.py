@@ -17,7 +17,7 @@ from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.local.processes import PATIENCE
-from tests.llms.limits.test_shared_limit import until
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +48,7 @@ def test_one_command_brings_all_of_it_up_and_one_ctrl_c_down(tmp_path: Path, wir
 
 def goes_up_and_down(process: "subprocess.Popen[bytes]", port: int, tmp_path: Path, wire: Any) -> None:
     home, log = tmp_path / "prefect", tmp_path / "log"
-    until(lambda: "Ctrl-C" in log.read_text() or process.poll() is not None, 200)
+    wait_until(lambda: "Ctrl-C" in log.read_text() or process.poll() is not None, 200)
     assert f"http://127.0.0.1:{port} is where to start runs" in log.read_text()
     asked = httpx.get(f"http://127.0.0.1:{port}/ui-settings", trust_env=False).json()["api_url"]
     assert asked == f"http://127.0.0.1:{port}/api", "what the UI asks"
@@ -57,7 +57,7 @@ def goes_up_and_down(process: "subprocess.Popen[bytes]", port: int, tmp_path: Pa
         wire.answer = lambda request: wire.Reply(delay=60)
         slow = {"llm": f"OpenAILLM model=m base_url={wire.url}", "output": str(tmp_path / "slow")}
         run_deployment("text-generation/local", parameters=slow, timeout=0)
-        until(lambda: wire.in_flight > 0, 120)
+        wait_until(lambda: wire.in_flight > 0, 120)
         assert len(processes_of(home)) >= 5, "the command, the server, two workers and the run"
 
         run: Any = run_deployment("text-generation/hosted", parameters={"limit": 3}, timeout=200, poll_interval=0.2)

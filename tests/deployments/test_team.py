@@ -36,8 +36,10 @@ from flows import Pipeline
 from flows.preview.approval import SAMPLE
 from llms import OpenAILLM, store
 from tasks import LoadDataFromDicts, TextGeneration
-from tests.conftest import Request, Wire
-from tests.llms.limits.test_shared_limit import LOGS, Server, lacking, until, within
+from tests.support.prefect_server import PrefectServer
+from tests.support.rates import assert_rate
+from tests.support.waiting import PROCESS_LOGS, skip_or_fail, wait_until
+from tests.support.wire import Request, Wire
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(600)  # the first test waits for the server and the workers too
@@ -53,8 +55,8 @@ class Worker:
 
     def __init__(self, url: str, folder: Path) -> None:
         folder.mkdir()
-        self.name, LOGS[folder.name] = folder.name, folder / "log"
-        with LOGS[self.name].open("wb") as log:
+        self.name, PROCESS_LOGS[folder.name] = folder.name, folder / "log"
+        with PROCESS_LOGS[self.name].open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "deployments", "worker", "api", "--limit", "1"],
                 cwd=folder,
@@ -77,7 +79,7 @@ class Worker:
 
     def stop(self) -> None:
         """Ctrl-C, if it still runs."""
-        LOGS.pop(self.name, None)
+        PROCESS_LOGS.pop(self.name, None)
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
@@ -119,7 +121,7 @@ class Team:
         """Start a run that asks first, and wait until it does and its process is gone."""
         id = self.start(run, folder, rows=3 * SAMPLE, approve=True)
         self.becomes(id, "PAUSED")
-        until(lambda: all(len(worker.pids) <= 2 for worker in self.workers))
+        wait_until(lambda: all(len(worker.pids) <= 2 for worker in self.workers))
         return id
 
     def api(self, path: str, method: str = "POST", **body: Any) -> Any:
@@ -136,7 +138,7 @@ class Team:
 
     def becomes(self, id: UUID, *states: str, seconds: float = 90) -> None:
         """Wait for a run to be in one of these states."""
-        until(lambda: self.run(id)["state_type"] in states, seconds)
+        wait_until(lambda: self.run(id)["state_type"] in states, seconds)
 
     def worker_of(self, id: UUID) -> Worker:
         """Who runs it."""
@@ -159,7 +161,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     (files / "limits.yaml").write_text(yaml.safe_dump({"limits": [limit]}))
     with ExitStack() as end:
         end.callback(wire.hang_up)
-        server = end.enter_context(Server(base / "prefect"))
+        server = end.enter_context(PrefectServer(base / "prefect"))
         end.enter_context(temporary_settings({PREFECT_API_URL: server.url}))
         patch = end.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("DISTILFLOW_HOME", str(base / "store"))
@@ -181,11 +183,11 @@ def runs(team: Team, tmp_path_factory: pytest.TempPathFactory) -> dict[str, UUID
 
 
 def test_two_runs_on_two_workers_share_a_rate(team: Team, runs: dict[str, UUID]) -> None:
-    until(lambda: all(map(team.prompts, runs)), 120)
+    wait_until(lambda: all(map(team.prompts, runs)), 120)
     assert team.worker_of(runs["first"]) is not team.worker_of(runs["second"])
     began = team.asked[-1][0] + 3
-    until(lambda: team.asked[-1][0] > began + MINUTE, 2 * MINUTE)
-    within([at for at, _ in team.asked], RATE, RATE, began, began + MINUTE)
+    wait_until(lambda: team.asked[-1][0] > began + MINUTE, 2 * MINUTE)
+    assert_rate([at for at, _ in team.asked], RATE, RATE, began, began + MINUTE)
     shares = Counter(prompt.split()[0] for at, prompt in team.asked if began <= at < began + MINUTE)
     assert min(shares[run] for run in runs) > 0
 
@@ -195,7 +197,7 @@ def test_a_cancelled_run_asks_no_more_and_the_other_goes_on(team: Team, runs: di
     team.becomes(runs["first"], "CANCELLED")
     asked, others = len(team.prompts("first")), len(team.prompts("second"))
     assert asked < ROWS
-    until(lambda: len(team.prompts("second")) > others + 10)
+    wait_until(lambda: len(team.prompts("second")) > others + 10)
     assert len(team.prompts("first")) == asked
     assert team.run(runs["second"])["state_type"] == "RUNNING"
 
@@ -204,7 +206,7 @@ def test_what_a_killed_worker_had_done_is_not_asked_again(team: Team, runs: dict
     """Another worker takes the run over, once it is known to be lost and retried."""
     run = runs["second"]
     team.worker_of(run).kill()
-    until(lambda: wire_is_quiet(team.wire))
+    wait_until(lambda: wire_is_quiet(team.wire))
     asked = team.prompts("second")
     with closing(sqlite3.connect(team.store)) as store:
         answered = {text.removeprefix("re: ") for (text,) in store.execute("SELECT text FROM answers")} & set(asked)
@@ -271,7 +273,7 @@ class Parts:
         return os.environ | {name: setting(value, self.values) for name, value in own}
 
     def start(self, words: list[str], **options: Any) -> None:
-        path = LOGS[f"part {' '.join(words[:4])}"] = self.folder / f"{len(self.processes)}.log"
+        path = PROCESS_LOGS[f"part {' '.join(words[:4])}"] = self.folder / f"{len(self.processes)}.log"
         with path.open("wb") as log:
             self.processes.append(
                 subprocess.Popen(words, cwd=self.folder, stdout=log, stderr=log, start_new_session=True, **options)
@@ -286,8 +288,8 @@ class Parts:
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-        for name in [name for name in LOGS if name.startswith("part ")]:
-            del LOGS[name]
+        for name in [name for name in PROCESS_LOGS if name.startswith("part ")]:
+            del PROCESS_LOGS[name]
 
     def ask(self, path: str, auth: tuple[str, str] | None) -> int:
         try:
@@ -299,7 +301,7 @@ class Parts:
 @pytest.fixture
 def parts() -> Iterator[Parts]:
     if not (POSTGRES and REDIS and find_spec("prefect_redis")):
-        lacking(ON_DEBIAN)
+        skip_or_fail(ON_DEBIAN)
     ports = [free_port() for _ in range(3)]
     postgres, redis, server = (f"127.0.0.1:{port}" for port in ports)
     key = base64.urlsafe_b64encode(os.urandom(32)).decode()
@@ -317,7 +319,7 @@ def parts() -> Iterator[Parts]:
         parts.start([REDIS, "--port", str(ports[1]), "--bind", "127.0.0.1", "--save", "", "--dir", folder])
         create = [POSTGRES / "createdb", "-h", "127.0.0.1", "-p", str(ports[0]), "-U", "prefect", "prefect"]
         try:
-            until(lambda: subprocess.run(create, capture_output=True).returncode == 0)
+            wait_until(lambda: subprocess.run(create, capture_output=True).returncode == 0)
             yield parts
         finally:
             parts.stop()
@@ -339,7 +341,7 @@ def test_the_parts_of_the_compose_file_work_together(parts: Parts) -> None:
         words = [word.replace("0.0.0.0", "127.0.0.1") for word in COMPOSE[service]["command"]]
         more = ["--port", port] if service == "server" else []
         parts.start([sys.executable, "-m", *words, *more], env=parts.environment(service))
-        until(lambda: parts.ask("health", None) == 200, 120)
+        wait_until(lambda: parts.ask("health", None) == 200, 120)
     assert parts.ask("flows/count", None) == 401 and parts.ask("admin/version", ("admin", "guessed")) == 401
     assert parts.ask("admin/version", ("admin", "of-the-test")) == 200
 
@@ -377,7 +379,7 @@ def test_what_steps_made_is_in_s3_for_other_machines(
 ) -> None:
     """A run elsewhere, with a store of answers of its own, asks nothing that was made already."""
     if not (find_spec("prefect_aws") and find_spec("moto")):
-        lacking("needs `pip install 'distilflow[dev]'`")
+        skip_or_fail("needs `pip install 'distilflow[dev]'`")
     import boto3
     import prefect_aws as aws
     from moto import server as moto

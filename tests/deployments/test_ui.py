@@ -20,9 +20,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from deployments.__main__ import main
 from deployments.reconcile.files import SHIPPED
 from llms import OpenAILLM, demo
-from tests.deployments.test_deployments import edit
-from tests.llms.limits.test_shared_limit import LOGS, Server, lacking, until
 from tests.support import browser
+from tests.support.files import replace_in_file
+from tests.support.prefect_server import PrefectServer
+from tests.support.waiting import PROCESS_LOGS, skip_or_fail, wait_until
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 180
@@ -35,7 +36,7 @@ class Team:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.log = folder, folder / "log"
-        self.server = Server(folder / "prefect")
+        self.server = PrefectServer(folder / "prefect")
         self.workers: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
@@ -43,14 +44,14 @@ class Team:
             patch.setenv("PREFECT_SERVER_UI_API_URL", self.server.url)  # the page would ask port 4200
             self.server.start()
         self.run("deployments")
-        LOGS["workers"] = self.log
+        PROCESS_LOGS["workers"] = self.log
         for pool in ("api", "gpu"):
             words = ["prefect", "worker", "start", "--pool", pool, "--install-policy", "never"]
             with self.log.open("ab") as log:
                 self.workers.append(subprocess.Popen(self.command(*words), **self.place(), stdout=log, stderr=log))
 
     def stop(self) -> None:
-        LOGS.pop("workers", None)
+        PROCESS_LOGS.pop("workers", None)
         for worker in self.workers:
             worker.terminate()
         for worker in self.workers:
@@ -94,7 +95,7 @@ class Team:
     def finished(self, run: dict[str, Any]) -> dict[str, Any]:
         """A run, once a worker has completed it."""
         ended = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-        until(lambda: self.ask(f"flow_runs/{run['id']}")["state_type"] in ended, PATIENCE)
+        wait_until(lambda: self.ask(f"flow_runs/{run['id']}")["state_type"] in ended, PATIENCE)
         run = self.ask(f"flow_runs/{run['id']}")
         assert run["state_type"] == "COMPLETED", f"{run['state']['message']}\n{self.log.read_text()[-4000:]}"
         return run
@@ -125,7 +126,7 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def page(team: Team) -> Iterator[browser.Page]:
     if missing := browser.missing():
-        lacking(missing)
+        skip_or_fail(missing)
     page = browser.Page(team.server.url.removesuffix("/api") + "/v2")
     yield page
     page.close()
@@ -151,7 +152,7 @@ def test_from_a_form_in_a_browser(team: Team, page: browser.Page, wire: Any, scr
     page.write("Seed", "7")
     page.submit("Save")
     with temporary_settings({PREFECT_API_URL: team.server.url}):
-        until(lambda: OpenAILLM.load("prod").generation_kwargs == {"temperature": 0.5, "seed": 7}, PATIENCE)
+        wait_until(lambda: OpenAILLM.load("prod").generation_kwargs == {"temperature": 0.5, "seed": 7}, PATIENCE)
         saved = OpenAILLM.load("prod")
     assert saved.api_key and saved.api_key.get_secret_value() == "key-of-the-form", "its mask is not saved over it"
 
@@ -189,10 +190,10 @@ def test_by_a_schedule_in_a_file(team: Team, wire: Any, tmp_path: Path) -> None:
     once = (datetime.now(UTC) + timedelta(seconds=30)).strftime("%Y%m%dT%H%M%SZ")
     given = json.dumps({"llm": f"OpenAILLM model=m base_url={wire.url}", "limit": "3", "output": "scheduled"})
     soon = f'rrule: "DTSTART:{once}\\nRRULE:FREQ=DAILY;COUNT=1", active: true, parameters: {given}'
-    edit(folder / "text_generation.yaml", 'cron: "0 3 * * *", timezone: UTC, active: false', soon)
+    replace_in_file(folder / "text_generation.yaml", 'cron: "0 3 * * *", timezone: UTC, active: false', soon)
     with temporary_settings({PREFECT_API_URL: team.server.url}):
         assert main(["--from", str(folder), "text_generation"]) == 0
-        until(lambda: any(run["auto_scheduled"] for run in team.runs("text-generation/hosted")), PATIENCE)
+        wait_until(lambda: any(run["auto_scheduled"] for run in team.runs("text-generation/hosted")), PATIENCE)
         [scheduled] = [run for run in team.runs("text-generation/hosted") if run["auto_scheduled"]]
         run = team.finished(scheduled)
         assert main(["text_generation"]) == 0

@@ -2,30 +2,22 @@
 
 import json
 import os
-import pkgutil
 import random
 import re
 import signal
 import subprocess
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from prefect import Flow
 
-import flows
 from flows.preference_dataset import preference_dataset
 from flows.text_generation import text_generation
 from llms import LlamaServerLLM, OpenAILLM
+from tests.support.shipped_flows import SHIPPED_FLOWS
 
-FLOWS = [
-    flow
-    for module in pkgutil.iter_modules(flows.__path__, "flows.")
-    if isinstance(flow := getattr(import_module(module.name), module.name.rpartition(".")[2], None), Flow)
-]
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -49,7 +41,7 @@ def shell(tmp_path, prefect_server):
     return run
 
 
-@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.fn.__name__)
+@pytest.mark.parametrize("flow", SHIPPED_FLOWS, ids=lambda flow: flow.fn.__name__)
 class TestEveryFlow:
     def test_is_described_and_so_is_each_parameter(self, flow):
         assert flow.description

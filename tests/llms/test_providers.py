@@ -32,8 +32,8 @@ from llms.clients import event_loop
 from llms.engine import request
 from llms.limits import limiter
 from llms.typing import ChatType, GenerateOutput, Usage
-from tests.conftest import Wire
 from tests.support.api_profiles import KEY, Way, installed, place_of, remote, sample, ways
+from tests.support.wire import Wire
 
 ROOT = Path(__file__).parents[2]
 ALL = ways(*remote())

@@ -37,6 +37,7 @@ from tasks import (
 )
 from tasks.dag import Route
 from tasks.typing import Origin, Outcome, Row, Spending
+from tests.support.waiting import wait_until
 
 ROWS = 20
 
@@ -596,15 +597,6 @@ class Gate:
         return self.echo(request)
 
 
-def until(condition, seconds=120):
-    """Wait until something is so."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.1)
-    return found
-
-
 def kept(step):
     """How many batches of a step are among the results, written to the end."""
     files = PREFECT_LOCAL_STORAGE_PATH.value().rglob(f"distilflow/{step}/*")
@@ -646,7 +638,7 @@ class TestKilled:
         gate = Gate(wire)
         process = start(script, wire.url)
         try:
-            until(lambda: kept("b") == 2 and gate.held.is_set())
+            wait_until(lambda: kept("b") == 2 and gate.held.is_set())
             process.send_signal(how)
             assert process.wait(60) != 0
         finally:
@@ -668,13 +660,13 @@ class TestKilled:
                     with suppress(ObjectNotFound):
                         return client.read_deployment_by_name("killed/resumed")
 
-                run = client.create_flow_run_from_deployment(until(deployed).id)
-                until(lambda: kept("b") == 2 and gate.held.is_set())
+                run = client.create_flow_run_from_deployment(wait_until(deployed).id)
+                wait_until(lambda: kept("b") == 2 and gate.held.is_set())
                 client.set_flow_run_state(run.id, Cancelling())
-                until(lambda: client.read_flow_run(run.id).state.is_cancelled())
+                wait_until(lambda: client.read_flow_run(run.id).state.is_cancelled())
                 gate.opened.set()
                 client.set_flow_run_state(run.id, Scheduled(name="AwaitingRetry"), force=True)
-                until(lambda: client.read_flow_run(run.id).state.is_completed())
+                wait_until(lambda: client.read_flow_run(run.id).state.is_completed())
         finally:
             gate.opened.set()
             server.send_signal(signal.SIGINT)

@@ -19,7 +19,7 @@ from flows.preview.approval import SAMPLE, Declined
 from flows.reporting import events
 from llms import Drained, OpenAILLM, Price
 from tasks import LoadDataFromDicts, TextGeneration
-from tests.llms.limits.test_shared_limit import until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 ROWS = 60
@@ -52,9 +52,9 @@ class Started:
 
     def asks(self) -> dict[str, Any]:
         """The run, once it waits with a form."""
-        until(lambda: bool(self._new()) or not self.thread.is_alive())
+        wait_until(lambda: bool(self._new()) or not self.thread.is_alive())
         assert self._new(), self.result
-        until(lambda: form(self._new()[0]) is not None)
+        wait_until(lambda: form(self._new()[0]) is not None)
         return self._new()[0]
 
     def _new(self) -> list[dict[str, Any]]:
@@ -175,8 +175,8 @@ def test_in_a_flow_of_ones_own_each_pipeline_asks(wire):
     run = started.asks()
     first = state(run)["id"]
     resume(run, decision="run")
-    until(lambda: state(run)["type"] == "PAUSED" and state(run)["id"] != first)
-    until(lambda: form(api("GET", f"flow_runs/{run['id']}")) is not None)
+    wait_until(lambda: state(run)["type"] == "PAUSED" and state(run)["id"] != first)
+    wait_until(lambda: form(api("GET", f"flow_runs/{run['id']}")) is not None)
     assert len(wire.requests) == 20, "the second's first rows were the first's"
     resume(run, decision="run", max_cost=400)
     assert started.ends() == [20, 40] and len(wire.requests) == 40

@@ -35,7 +35,8 @@ from flows.text_generation import text_generation
 from llms import AsyncLLM, Drained, OpenAILLM, Price, Rejected
 from llms.typing import ChatType, GenerateOutput, Usage
 from tasks import LoadDataFromDicts, LoadDataFromFiles, LoadDataFromHub, TextGeneration
-from tests.llms.limits.test_shared_limit import Server, until
+from tests.support.prefect_server import PrefectServer
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 
@@ -292,7 +293,7 @@ def test_an_interrupted_run_says_so_to_programs_and_in_the_ui(wire, tmp_path, pr
         stdout=subprocess.PIPE,
         text=True,
     )
-    until(lambda: bool(wire.requests) or process.poll() is not None, 120)
+    wait_until(lambda: bool(wire.requests) or process.poll() is not None, 120)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -308,9 +309,9 @@ def test_amounts_are_round():
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
     """A server of Prefect with all its services."""
-    with Server(tmp_path_factory.mktemp("prefect")) as server:
+    with PrefectServer(tmp_path_factory.mktemp("prefect")) as server:
         yield server
 
 
@@ -332,7 +333,7 @@ with tags("distilflow"):
 
 class TestAssets:
     @pytest.fixture(autouse=True)
-    def prefect(self, server: Server) -> Iterator[None]:
+    def prefect(self, server: PrefectServer) -> Iterator[None]:
         """Events go to the server that has all its services."""
         with temporary_settings({PREFECT_API_URL: server.url}):
             EventsWorker.drain_all()  # one that was there before speaks to another server
@@ -344,7 +345,7 @@ class TestAssets:
         EventsWorker.drain_all()
         wanted: dict[str, Any] = {"event": {"prefix": ["prefect.asset."]}, "resource": {"id": [assets.key(uri)]}}
         wanted["order"] = "ASC"
-        until(lambda: len(api("events/filter", filter=wanted, limit=50)["events"]) >= at_least)
+        wait_until(lambda: len(api("events/filter", filter=wanted, limit=50)["events"]) >= at_least)
         return api("events/filter", filter=wanted, limit=50)["events"]
 
     def related(self, event: Any, role: str) -> list[str]:
@@ -456,7 +457,9 @@ class TestAutomations:
                 found = api("events/filter", filter=wanted, limit=50)["events"]
                 return [each for each in found if each["resource"]["distilflow.pipeline"] == "dear"]
 
-            until(lambda: bool(self.told(wire)) and any(each["event"].endswith("completed") for each in events()), 120)
+            wait_until(
+                lambda: bool(self.told(wire)) and any(each["event"].endswith("completed") for each in events()), 120
+            )
             heard = sorted(events(), key=lambda each: each["occurred"])
             assert [heard[0]["event"], heard[-1]["event"]] == ["distilflow.run.started", "distilflow.run.completed"]
             payload = heard[-1]["payload"]
@@ -502,8 +505,8 @@ class TestAutomations:
                 Events(runs["hangs"], "hanging").emit("started", {})
                 beat(runs["dies"])
             EventsWorker.drain_all()
-            until(lambda: client.read_flow_run(ours["dies"].id).state_type.value == "CRASHED", 120)
-            until(lambda: len(said("acted on/")) == 2 and bool(said("made no rows")), 120)
+            wait_until(lambda: client.read_flow_run(ours["dies"].id).state_type.value == "CRASHED", 120)
+            wait_until(lambda: len(said("acted on/")) == 2 and bool(said("made no rows")), 120)
             assert said("acted on/").keys() == {"acted on/dies: Crashed", "acted on/fails: Failed"}
             [(subject, body)] = said("made no rows").items()
             assert "hangs has made no rows" in subject

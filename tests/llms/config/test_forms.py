@@ -28,9 +28,9 @@ from flows.text_generation import text_generation
 from llms import LLM, AnyLLM, LlamaServerLLM, OpenAILLM
 from llms.any_llm import model, models, secrets
 from tasks import LoadDataFromDicts, TextGeneration
-from tests.deployments.test_deployments import edit
-from tests.flows.test_flows import FLOWS
-from tests.llms.limits.test_shared_limit import until
+from tests.support.files import replace_in_file
+from tests.support.shipped_flows import SHIPPED_FLOWS
+from tests.support.waiting import wait_until
 
 MODELS = [cls for cls in models().values() if cls.__module__.startswith("llms.")]
 NAMED = [
@@ -62,7 +62,7 @@ WRONG = [
 ]
 
 each_model = pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
-each_flow = pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.fn.__name__)
+each_flow = pytest.mark.parametrize("flow", SHIPPED_FLOWS, ids=lambda flow: flow.fn.__name__)
 
 
 @cache
@@ -317,7 +317,9 @@ class TestSaved:
     ) -> None:
         ignored = shutil.ignore_patterns("*.py", "__pycache__")
         folder = Path(shutil.copytree(SHIPPED, tmp_path / "deployments", ignore=ignored))
-        edit(folder / "text_generation.yaml", "parameters: {output:", 'parameters: {limit: "5", output:', times=1)
+        replace_in_file(
+            folder / "text_generation.yaml", "parameters: {output:", 'parameters: {limit: "5", output:', times=1
+        )
         assert main(["--from", str(folder), "pools", "text_generation"]) == 0
         there = rest("GET", "deployments/name/text-generation/hosted").json()
         assert there["enforce_parameter_schema"] and there["parameters"]["limit"] == 5
@@ -354,7 +356,9 @@ class TestSaved:
                 stderr=log,
             )
         try:
-            until(lambda: rest("GET", "deployments/name/written/forms").is_success or served.poll() is not None, 120)
+            wait_until(
+                lambda: rest("GET", "deployments/name/written/forms").is_success or served.poll() is not None, 120
+            )
             there = rest("GET", "deployments/name/written/forms").json()
 
             def start(llm: Any) -> httpx.Response:
@@ -364,7 +368,9 @@ class TestSaved:
             refused = start({"timeuot": 30})
             assert refused.status_code == 409 and "'timeuot' is not one of" in refused.text
             run = start({"$ref": {"block_document_id": str(identity)}}).json()
-            until(lambda: rest("GET", f"flow_runs/{run['id']}").json()["state_type"] in ("COMPLETED", "FAILED"), 120)
+            wait_until(
+                lambda: rest("GET", f"flow_runs/{run['id']}").json()["state_type"] in ("COMPLETED", "FAILED"), 120
+            )
             run = rest("GET", f"flow_runs/{run['id']}").json()  # now: what Prefect ends a moment later, it cancels
         finally:
             served.terminate()

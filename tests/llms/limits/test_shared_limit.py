@@ -1,11 +1,8 @@
 """A limit shared by processes: against real servers of Prefect, which count."""
 
 import asyncio
-import inspect
 import json
 import os
-import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -13,9 +10,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any
 
 import httpx
 import pytest
@@ -25,8 +21,11 @@ from llms.clients import event_loop
 from llms.errors import Fatal
 from llms.limits import shared_limit
 from llms.limits.shared_limit import SharedLimit, shared
+from tests.support.prefect_server import PrefectServer
+from tests.support.rates import admission_times, assert_rate
+from tests.support.waiting import wait_until
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 def api(method: str, path: str, **body: Any) -> Any:
@@ -49,30 +48,6 @@ def active_slots(name: str) -> int:
     return api("GET", name)["active_slots"]
 
 
-LOGS: dict[str, Path] = {}
-"""What the servers and workers say that run just now."""
-
-
-def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Wait for it; if it does not come, tell what was waited for, and what others said last."""
-    late = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > late:
-            what = f"{true!r}"
-            with suppress(OSError, TypeError):
-                what = inspect.getsource(true).strip()
-            said = [f"{name}: …{path.read_text(errors='replace')[-1000:]}" for name, path in LOGS.items()]
-            raise AssertionError("\n".join([f"not within {seconds:g} s: {what}", *said]))
-        time.sleep(0.1)
-
-
-def lacking(what: str) -> NoReturn:
-    """Skip the test for want of something; in CI, where it should be, fail."""
-    if os.environ.get("CI"):
-        pytest.fail(what)
-    pytest.skip(what)
-
-
 def settled(count: Callable[[], int]) -> int:
     """The count, once it has not changed for a second."""
     seen = [count()]
@@ -82,7 +57,7 @@ def settled(count: Callable[[], int]) -> int:
         seen.append(count())
         return seen[-1] == seen[-2]
 
-    until(rests)
+    wait_until(rests)
     return seen[-1]
 
 
@@ -109,49 +84,17 @@ def nothing_left() -> Iterator[None]:
     event_loop.close()
 
 
-async def granted(name: str, requests: int, seconds: float, times: list[float] | None = None) -> list[float]:
-    """When each of so many requests was admitted, in so many seconds from the first."""
-    times = [] if times is None else times
-
-    async def one() -> None:
-        async with shared(name):
-            times.append(time.time())
-
-    tasks = [asyncio.create_task(one()) for _ in range(requests)]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    await asyncio.wait(tasks, timeout=seconds)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    return times
-
-
-def within(times: list[float], rate: float, burst: float, start: float, end: float) -> None:
-    """Assert that the rate was held, within 5 % and a request at either end: all the time, or for a third of it.
-
-    A busy machine stalls for seconds, in which nobody asks, and whose permits are then used. So for no time at all may
-    more be asked than the rate allows and a burst, twice: what Prefect let gather, and what had been taken by then.
-    """
-    third, counts = (end - start) / 3, []
-    for begin, length in [(start, end - start), *((start + part * third, third) for part in range(3))]:
-        counts.append((sum(begin <= at < begin + length for at in times), rate * length))
-    told = ", ".join(f"{count} instead of {due:.1f}" for count, due in counts)
-    assert any(0.95 * due - 1 <= count <= 1.05 * due + 1 for count, due in counts), told
-    for length in (1.0, third, end - start):
-        most = max(sum(at <= each < at + length for each in times) for at in times)
-        assert most <= rate * length + 2 * burst + 1, f"{most} in {length:.1f} s"
-
-
 PREAMBLE = """
 import asyncio, json, sys, time
-from llms import loop, shared_limit
-from llms.shared_limit import shared
+from llms.clients import event_loop
+from llms.limits import shared_limit
+from llms.limits.shared_limit import shared
 name, arguments = sys.argv[1], sys.argv[2:]
 """
 
 GRANTED = """
-from tests.test_shared_limit import granted
-print(json.dumps(loop.run(granted(name, 1000, float(arguments[0])))))
+from tests.support.rates import admission_times
+print(json.dumps(event_loop.run(admission_times(name, 1000, float(arguments[0])))))
 """
 
 
@@ -169,8 +112,8 @@ def process(script: str, *arguments: object) -> "subprocess.Popen[str]":
 @pytest.mark.usefixtures("prefect_server")
 def test_a_rate_is_held_with_few_trips_and_without_bursts(trips: Counter[Any]) -> None:
     name = create("rate", 30, 30.0)
-    times = event_loop.run(granted(name, 1000, 16.0))
-    within(times, 30.0, 30, times[0] + 3, times[0] + 15)
+    times = event_loop.run(admission_times(name, 1000, 16.0))
+    assert_rate(times, 30.0, 30, times[0] + 3, times[0] + 15)
     assert trips["POST", "increment", 423] == 0
     assert sum(trips.values()) < len(times) / 3
     seconds = [sum(at <= each < at + 1 for each in times) for at in times]
@@ -185,7 +128,7 @@ def test_two_processes_share_a_rate(rate: float, seconds: float) -> None:
     first, second = [json.loads(each.communicate()[0]) for each in both]
     start, end = max(first[0], second[0]) + 2, min(first[-1], second[-1])
     assert end - start > seconds / 2
-    within(first + second, rate, rate, start, end)
+    assert_rate(first + second, rate, rate, start, end)
     for times in (first, second):
         assert sum(start <= at < end for at in times) > 0.2 * rate * (end - start), "starved"
 
@@ -206,10 +149,10 @@ async def main():
                 assert reply.status == 200
         for _ in range(int(requests)):
             group.create_task(one())
-loop.run(main())
+event_loop.run(main())
 """
     first = process(script, name, wire.url, "first", 250)
-    until(lambda: len(wire.requests) > 10)
+    wait_until(lambda: len(wire.requests) > 10)
     second = process(script, name, wire.url, "second", 50)
     assert [first.wait(), second.wait()] == [0, 0]
     who = [request.body["who"] for request in wire.requests]
@@ -235,7 +178,7 @@ def test_slots_nobody_uses_go_back(trips: Counter[Any]) -> None:
 
     assert 0 < event_loop.run(busy(2000)) <= 20
     assert sum(trips.values()) < 100
-    until(lambda: active_slots(name) == 0, 30)
+    wait_until(lambda: active_slots(name) == 0, 30)
     asked = sum(trips.values())
     time.sleep(2)
     assert sum(trips.values()) == asked, "an idle process asks nothing"
@@ -246,7 +189,7 @@ def test_slots_nobody_uses_go_back(trips: Counter[Any]) -> None:
 def test_a_limit_is_edited_while_it_is_used() -> None:
     async def main(name: str, **edit: float) -> list[float]:
         times: list[float] = []
-        work = asyncio.create_task(granted(name, 2000, 16.0, times))
+        work = asyncio.create_task(admission_times(name, 2000, 16.0, times))
         while not times:
             await asyncio.sleep(0.01)
         await asyncio.sleep(times[0] + 4 - time.time())
@@ -331,13 +274,13 @@ import os
 async def use():
     async with shared(name):
         await asyncio.sleep(0.1)
-loop.run(use())
+event_loop.run(use())
 if child := os.fork():
     assert os.waitpid(child, 0)[1] == 0
-    loop.run(use())
+    event_loop.run(use())
 else:
-    loop.run(use())
-    loop.close()
+    event_loop.run(use())
+    event_loop.close()
     os._exit(0)
 """
     name = create("forked", 2)
@@ -345,61 +288,9 @@ else:
     assert active_slots(name) == 0
 
 
-class Server:
-    """A server of Prefect with all its services, which can be stopped and started."""
-
-    def __init__(self, home: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url, self.home, self.log = f"http://127.0.0.1:{self.port}/api", home, home / "log"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        self.home.mkdir(parents=True, exist_ok=True)
-        LOGS[self.url] = self.log
-        services = {"PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "2", "PREFECT_HOME": str(self.home)}
-        services |= {"PREFECT_UI_URL": self.url.removesuffix("/api")}
-        with self.log.open("ab") as log:
-            self.process = process = subprocess.Popen(
-                [sys.executable, "-m", "prefect", "server", "start", "--port", str(self.port)],
-                cwd=ROOT,
-                env=os.environ | services,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        until(lambda: self.answers() or process.poll() is not None, 120)
-        assert self.answers(), f"the server did not start: {self.log.read_text()[-2000:]}"
-
-    def stop(self) -> None:
-        LOGS.pop(self.url, None)
-        if self.process:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-    def answers(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/health").is_success
-        except httpx.HTTPError:
-            return False
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("prefect")) as server:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    with PrefectServer(tmp_path_factory.mktemp("prefect")) as server:
         yield server
 
 
@@ -414,7 +305,7 @@ async def in_turn(name: str, requests: int, meanwhile: Callable[[], Awaitable[No
 
 @pytest.mark.parametrize("longer", [0.0, 2 * shared_limit.LEASE])
 def test_a_restart_of_the_server_is_weather(
-    server: Server, longer: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: PrefectServer, longer: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """However long it takes; the clock is put forward for what is longer than a lease."""
     monkeypatch.setattr(shared_limit, "KEEP", 1.0)
@@ -435,7 +326,9 @@ def test_a_restart_of_the_server_is_weather(
         assert active_slots(name) == 0, "the server forgot the lease, and kept its slot"
 
 
-def test_slots_a_busy_server_takes_back_unheard_go_back_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_a_busy_server_takes_back_unheard_go_back_once(
+    server: PrefectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shared_limit, "TIMEOUT", 1.0)
     send, busy = httpx.AsyncHTTPTransport.handle_async_request, list[threading.Timer]()
     database = sqlite3.connect(server.home / "prefect.db", isolation_level=None, check_same_thread=False)
@@ -451,18 +344,18 @@ def test_slots_a_busy_server_takes_back_unheard_go_back_once(server: Server, mon
     with temporary_settings({PREFECT_API_URL: server.url}):
         name = create("busy", 3)
         api("POST", "increment", names=[name], slots=2, mode="concurrency")  # somebody else's
-        assert event_loop.run(granted(name, 1, 30.0))
-        until(lambda: bool(busy) and not busy[0].is_alive())
+        assert event_loop.run(admission_times(name, 1, 30.0))
+        wait_until(lambda: bool(busy) and not busy[0].is_alive())
         assert settled(lambda: active_slots(name)) == 2
 
 
-def test_slots_of_a_killed_process_come_back(server: Server) -> None:
+def test_slots_of_a_killed_process_come_back(server: PrefectServer) -> None:
     script = """
 async def hold():
     async with shared(name):
         print("in", flush=True)
         await asyncio.sleep(600)
-loop.run(hold())
+event_loop.run(hold())
 """
     with temporary_settings({PREFECT_API_URL: server.url}):
         name = create("killed", 1)
@@ -471,4 +364,4 @@ loop.run(hold())
         assert active_slots(name) == 1
         holder.kill()
         holder.wait()
-        assert event_loop.run(asyncio.wait_for(granted(name, 1, 150.0), 160))
+        assert event_loop.run(asyncio.wait_for(admission_times(name, 1, 150.0), 160))
