@@ -23,7 +23,8 @@ from tests.support import tables
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 CONTRIBUTING = ROOT / ".github" / "CONTRIBUTING.md"
-PAGES = [README, *sorted(ROOT.glob("*/README.md")), CONTRIBUTING]
+FOLDERS = ("llms", "tasks", "flows", "deployments", "tests")
+PAGES = [README, *(ROOT / folder / "README.md" for folder in FOLDERS), CONTRIBUTING]
 LONGEST = 170
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 SHELL = {"source", "umask", "{", "ruff", "pyright"}
