@@ -205,7 +205,8 @@ def test_the_top_level_holds_what_it_should():
 
 
 def test_no_path_of_a_machine_is_in_a_file():
-    text = "".join(path.read_text() for path in [*MODULES, ROOT / "README.md", ROOT / "pyproject.toml"])
+    pages = [ROOT / "README.md", *(ROOT / package / "README.md" for package in (*PACKAGES, "tests"))]
+    text = "".join(path.read_text() for path in [*MODULES, *pages, ROOT / "pyproject.toml"])
     assert not any(place in text for place in ("/root/", "/tmp/env", "/opt/"))
 
 

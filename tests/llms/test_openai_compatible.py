@@ -491,7 +491,7 @@ def members(kind: Any) -> set[str]:
 
 @pytest.mark.parametrize("cls", USAGES, ids=lambda cls: cls.__name__)
 def test_usage_is_in_the_tests_what_it_is_in_the_types_of_the_sdk(cls):
-    """And so in the README."""
+    """And so in the table of providers in `llms/README.md`."""
     said = {name for part in dialect_of(cls).details.values() for name in part}
     assert said == members(USAGES[cls]) & {"cached_tokens", "cache_write_tokens", "reasoning_tokens"}
 

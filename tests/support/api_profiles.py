@@ -778,20 +778,6 @@ def place_of(schema: dict[str, Any], within: Any, path: tuple[Any, ...] = ()) ->
     return next((each for each in found if each is not None), None)
 
 
-# ---------------------------------------------------------------------------------------- the table in the README
-
-
-BEGIN, END = "<!-- providers: python -m tests.support.api_profiles -->\n", "<!-- /providers -->"
-
-USAGE = {
-    "input_tokens": "input",
-    "output_tokens": "output",
-    "cache_read_input_tokens": "cache read",
-    "cache_creation_input_tokens": "cache written",
-    "reasoning_output_tokens": "reasoning",
-}
-
-
 def shipped() -> list[type[LLM]]:
     """Every class of models that ships with this."""
     for module in pkgutil.iter_modules(llms.__path__, "llms."):
@@ -803,70 +789,3 @@ def shipped() -> list[type[LLM]]:
 def remote() -> list[type[RemoteLLM]]:
     """Those behind an API."""
     return [cls for cls in shipped() if issubclass(cls, RemoteLLM)]
-
-
-def table() -> str:
-    """What stands in the README between its two comments."""
-    return f"{providers()}\nTheir runtime parameters, and those of the models in this process:\n\n{parameters()}"
-
-
-def parameters() -> str:
-    """Every option of all models, and who has it."""
-    options = {}
-    for way in ways(*shipped()):
-        chats = way.dialect.turns
-        options[f"`{way.cls.__name__}`{'' if chats else f' ({way.dialect.name})'}"] = way.dialect.options_of(way.cls)
-    having: dict[str, list[str]] = {}
-    for model, each in options.items():
-        for name in each.model_fields:
-            having.setdefault(name, []).append(model)
-    lines = [("parameter", "models"), ("---", "---")]
-    for name, those in sorted(having.items(), key=lambda item: (-len(item[1]), item[0])):
-        without = [model for model in options if model not in those]
-        few = without if len(without) < len(those) else those
-        lines.append((f"`{name}`", ("all but " if few is without else "") + ", ".join(few) if without else "all"))
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def providers() -> str:
-    """What every provider can do, from the facts of its class and of its dialect, which the tests hold to be true."""
-    rows: dict[tuple[str, ...], str] = {}
-    for way in ways(*remote()):
-        name = f"`{way.cls.__name__}`"
-        rows.setdefault((name, *facts(way)), f"{name}, {way.dialect.name}" if way.dialect.name else name)
-    heads = ("", "chat", "n", "seed", "logprobs", "images", "JSON schema", "regex", "reasoning", "usage")
-    lines = [heads, ("---",) * len(heads), *((name, *cells) for (_, *cells), name in rows.items())]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def facts(way: Way) -> tuple[str, ...]:
-    """The cells of one line."""
-    cls, dialect = way
-    options = dialect.options_of(cls).model_fields
-    knobs = [name for name in ("reasoning_effort", "thinking", "think", "reasoning") if name in options]
-    likely = [name for name in ("logprobs", "top_n_tokens") if name in options]
-    return (
-        "messages" if dialect.turns else "one text",
-        {None: "one request", 1: "a request each"}.get(cls.generations_at_once, f"{cls.generations_at_once} a request"),
-        f"`{options['seed'].serialization_alias or 'seed'}`" if "seed" in options else "",
-        "yes" if likely else "",
-        "yes" if dialect.images else "",
-        ", ".join(f"`{mode}`" for mode in dialect.modes(cls)),
-        dialect.patterns or ("yes" if cls._takes_patterns else ""),
-        ", ".join(["apart"] * dialect.thinks + [f"`{name}`" for name in knobs]),
-        ", ".join(said for name, said in USAGE.items() if getattr(dialect.usage, name)),
-    )
-
-
-def main() -> None:
-    """Write the table into the README, between its two comments."""
-    readme = Path(__file__).parents[2] / "README.md"
-    before, _, rest = readme.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise SystemExit(f"README.md has no place for the table: {BEGIN}{END}")
-    readme.write_text(f"{before}{BEGIN}{table()}{end}{after}")
-
-
-if __name__ == "__main__":
-    main()

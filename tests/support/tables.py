@@ -1,0 +1,127 @@
+"""Tables of the READMEs that are generated from the code: `python -m tests.support.tables` rewrites them all."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from inspect import getdoc, isabstract
+from pathlib import Path
+
+import tasks
+from tasks import Step
+from tests.support.api_profiles import Way, remote, shipped, ways
+
+ROOT = Path(__file__).parents[2]
+COMMAND = "python -m tests.support.tables"
+
+USAGE = {
+    "input_tokens": "input",
+    "output_tokens": "output",
+    "cache_read_input_tokens": "cache read",
+    "cache_creation_input_tokens": "cache written",
+    "reasoning_output_tokens": "reasoning",
+}
+
+
+def providers() -> str:
+    """Return the capabilities of each provider, which the tests of the providers check."""
+    rows: dict[tuple[str, ...], str] = {}
+    for way in ways(*remote()):
+        name = f"`{way.cls.__name__}`"
+        rows.setdefault((name, *_capabilities(way)), f"{name}, {way.dialect.name}" if way.dialect.name else name)
+    heads = ("", "chat", "n", "seed", "logprobs", "images", "JSON schema", "regex", "reasoning", "usage")
+    return _table(heads, ((name, *cells) for (_, *cells), name in rows.items()))
+
+
+def _capabilities(way: Way) -> tuple[str, ...]:
+    cls, dialect = way
+    options = dialect.options_of(cls).model_fields
+    knobs = [name for name in ("reasoning_effort", "thinking", "think", "reasoning") if name in options]
+    return (
+        "messages" if dialect.turns else "one text",
+        {None: "one request", 1: "a request each"}.get(cls.generations_at_once, f"{cls.generations_at_once} a request"),
+        f"`{options['seed'].serialization_alias or 'seed'}`" if "seed" in options else "",
+        "yes" if options.keys() & {"logprobs", "top_n_tokens"} else "",
+        "yes" if dialect.images else "",
+        ", ".join(f"`{mode}`" for mode in dialect.modes(cls)),
+        dialect.patterns or ("yes" if cls._takes_patterns else ""),
+        ", ".join(["apart"] * dialect.thinks + [f"`{name}`" for name in knobs]),
+        ", ".join(kind for name, kind in USAGE.items() if getattr(dialect.usage, name)),
+    )
+
+
+def parameters() -> str:
+    """Return every runtime parameter and the models that have it."""
+    options = {}
+    for way in ways(*shipped()):
+        suffix = "" if way.dialect.turns else f" ({way.dialect.name})"
+        options[f"`{way.cls.__name__}`{suffix}"] = way.dialect.options_of(way.cls).model_fields
+    names = {name: [model for model in options if name in options[model]] for each in options.values() for name in each}
+    rows = []
+    for name, having in sorted(names.items(), key=lambda item: (-len(item[1]), item[0])):
+        lacking = [model for model in options if model not in having]
+        few = f"all but {', '.join(lacking)}" if len(lacking) < len(having) else ", ".join(having)
+        rows.append((f"`{name}`", few if lacking else "all"))
+    return _table(("parameter", "models"), rows)
+
+
+def steps() -> str:
+    """Return the steps of `tasks` by the folder they are in, each with the first line of its docstring."""
+    classes = [getattr(tasks, name) for name in tasks.__all__]
+    concrete = [cls for cls in classes if isinstance(cls, type) and issubclass(cls, Step) and not isabstract(cls)]
+    rows = []
+    for cls in sorted(concrete, key=lambda cls: cls.__module__.split(".")[1]):
+        about = getdoc(cls) or ""
+        rows.append((cls.__module__.split(".")[1], f"`{cls.__name__}`", about.splitlines()[0], *_columns(about)))
+    return _table(("group", "step", "", "input columns", "output columns"), rows)
+
+
+def _columns(docstring: str) -> tuple[str, str]:
+    """Return the input and the output columns that a docstring states; each ends with a full stop."""
+    stated = dict.fromkeys(("Input", "Output"), "")
+    for kind in stated:
+        if found := re.search(rf"^{kind} columns: (.*?)(?=^\S|\Z)", docstring, re.MULTILINE | re.DOTALL):
+            stated[kind] = " ".join(found[1].split()).removesuffix(".")
+    return stated["Input"], stated["Output"]
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ("---",) * len(heads), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "providers": ("llms/README.md", providers),
+    "parameters": ("llms/README.md", parameters),
+    "steps": ("tasks/README.md", steps),
+}
+"""The name of each table, the file it is in, and the function that returns it."""
+
+
+def markers(name: str) -> tuple[str, str]:
+    """Return the comments between which a table stands."""
+    return f"<!-- {name}: {COMMAND} -->\n", f"<!-- /{name} -->"
+
+
+def shown(name: str) -> str:
+    """Return a table as its file has it."""
+    begin, end = markers(name)
+    return (ROOT / TABLES[name][0]).read_text().partition(begin)[2].partition(end)[0]
+
+
+def main() -> None:
+    """Rewrite all tables.
+
+    Raises:
+        SystemExit: If a file has no place for its table.
+    """
+    for name, (file, table) in TABLES.items():
+        begin, end = markers(name)
+        path = ROOT / file
+        before, found, rest = path.read_text().partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise SystemExit(f"`{file}` has no place for the table: {begin}{end}")
+        path.write_text(f"{before}{begin}{table()}{end}{after}")
+
+
+if __name__ == "__main__":
+    main()
