@@ -18,7 +18,7 @@ import pytest
 import llms
 import tasks
 from llms import local, openai_compatible
-from tests.support import tables
+from tests.support import api_profiles, tables
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -26,6 +26,8 @@ CONTRIBUTING = ROOT / ".github" / "CONTRIBUTING.md"
 FOLDERS = ("llms", "tasks", "flows", "deployments", "tests")
 PAGES = [README, *(ROOT / folder / "README.md" for folder in FOLDERS), CONTRIBUTING]
 LONGEST = 170
+FACTS = ("limits", "pools")
+"""Files of `deployments` that are of no flow."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 SHELL = {"source", "umask", "{", "ruff", "pyright"}
 """Commands of the shell and of other tools whose words are not checked."""
@@ -256,5 +258,9 @@ def test_automations_are_listed():
     assert all(f"`{path.name}`" in text for path in (ROOT / "deployments" / "automations").iterdir())
 
 
-def test_readme_is_short():
-    assert len(README.read_text().splitlines()) <= LONGEST
+def test_readme_is_short_and_up_to_date():
+    text = README.read_text()
+    remote, shipped = len(api_profiles.remote()), len(api_profiles.shipped())
+    assert len(text.splitlines()) <= LONGEST
+    assert f"{remote} providers and {shipped - remote} local engines" in text
+    assert all(f"`{path.stem}`" in text for path in (ROOT / "deployments").glob("*.yaml") if path.stem not in FACTS)
