@@ -2,7 +2,7 @@
 
 from flows.dataset.distiset import Distiset
 from flows.dataset.summary import Summary
-from flows.errors import Refused, RunFailed
+from flows.errors import ConfigurationError, RunFailed
 from flows.pipeline.pipeline import Pipeline
 
-__all__ = ["Distiset", "Pipeline", "Refused", "RunFailed", "Summary"]
+__all__ = ["ConfigurationError", "Distiset", "Pipeline", "RunFailed", "Summary"]

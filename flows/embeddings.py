@@ -7,8 +7,8 @@ from flows.cli.main import main
 from flows.dataset.distiset import Distiset
 from flows.pipeline.flow import flow
 from flows.pipeline.pipeline import Pipeline
-from flows.settings.run_settings import Format
-from flows.settings.step_parameters import Groups
+from flows.settings.run_settings import OutputFormat
+from flows.settings.step_parameters import StepParameters
 from llms import AnyLLM, LlamaServerLLM
 from tasks import GenerateEmbeddings, Source, load
 
@@ -29,9 +29,11 @@ def embeddings(
     output: Path = Path("outputs/embeddings"),  # noqa: B008
     limit: int | None = None,
     max_error_rate: float = 0.1,
-    output_format: Format = "parquet",
+    output_format: OutputFormat = "parquet",
     dry_run: int | None = None,
-    parameters: Annotated[dict[str, dict[str, Any]] | None, Groups(generate_embeddings=GenerateEmbeddings)] = None,
+    parameters: Annotated[
+        dict[str, dict[str, Any]] | None, StepParameters(generate_embeddings=GenerateEmbeddings)
+    ] = None,
 ) -> Distiset:
     """Add an `embedding` to every row: the last hidden state of a model that runs here, pooled.
 

@@ -1,7 +1,7 @@
 """What a person who runs a pipeline has to know and do."""
 
 
-class Refused(ValueError):
+class ConfigurationError(ValueError):
     """Something that cannot work, found before anything was paid for: what, where, and what to type instead."""
 
 

@@ -7,8 +7,8 @@ from flows.cli.main import main
 from flows.dataset.distiset import Distiset
 from flows.pipeline.flow import flow
 from flows.pipeline.pipeline import Pipeline
-from flows.settings.run_settings import Format
-from flows.settings.step_parameters import Groups
+from flows.settings.run_settings import OutputFormat
+from flows.settings.step_parameters import StepParameters
 from flows.text_generation import INSTRUCTIONS
 from llms import AnyLLM, LlamaServerLLM, StructuredLLM
 from tasks import (
@@ -57,10 +57,11 @@ def preference_dataset(
     max_cost: float | None = None,
     max_tokens_total: int | None = None,
     approve: bool = False,
-    output_format: Format = "parquet",
+    output_format: OutputFormat = "parquet",
     dry_run: int | None = None,
     parameters: Annotated[
-        dict[str, dict[str, Any]] | None, Groups(first=TextGeneration, second=TextGeneration, judge=UltraFeedback)
+        dict[str, dict[str, Any]] | None,
+        StepParameters(first=TextGeneration, second=TextGeneration, judge=UltraFeedback),
     ] = None,
 ) -> Distiset:
     """Have two models or more answer every instruction and another judge them: pairs for preference optimization.

@@ -12,11 +12,11 @@ from rich.text import Text
 
 from flows.cli.main import main
 from flows.dataset.distiset import Distiset
-from flows.errors import Refused
+from flows.errors import ConfigurationError
 from flows.pipeline import document
 from flows.pipeline.flow import flow
 from flows.pipeline.pipeline import Pipeline
-from flows.settings.run_settings import Format
+from flows.settings.run_settings import OutputFormat
 from tasks import Source
 
 USAGE = """usage: python -m flows.run FILE.yaml [--import MODULE] [options]
@@ -31,7 +31,7 @@ def flow_of(path: Path) -> "Flow[..., Distiset]":
     """The pipeline in a file as a flow, its parameters those of `Pipeline.run`.
 
     Raises:
-        Refused: If the file holds none, or names a class that is not known.
+        ConfigurationError: If the file holds none, or names a class that is not known.
     """
     read = document.read(path)
     read.check()
@@ -45,7 +45,7 @@ def flow_of(path: Path) -> "Flow[..., Distiset]":
         max_cost: float | None = None,
         max_tokens_total: int | None = None,
         approve: bool = False,
-        output_format: Format = "parquet",
+        output_format: OutputFormat = "parquet",
         dry_run: int | None = None,
         parameters: dict[str, dict[str, Any]] | None = None,
     ) -> Distiset:
@@ -94,7 +94,7 @@ def run(arguments: Sequence[str]) -> None:
     try:
         options = _imported(arguments[1:])
         named = flow_of(Path(arguments[0]))
-    except Refused as error:
+    except ConfigurationError as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(Text.assemble(("error: ", "bold red"), f"{error}"))
         sys.exit(2)
     main(named, options)
@@ -104,7 +104,7 @@ def _imported(arguments: Sequence[str]) -> list[str]:
     """Import the modules named, whose steps and models are known from then on; the arguments that are left.
 
     Raises:
-        Refused: If there is no such module.
+        ConfigurationError: If there is no such module.
     """
     left, given = list[str](), iter(arguments)
     for argument in given:
@@ -116,7 +116,7 @@ def _imported(arguments: Sequence[str]) -> list[str]:
         try:
             import_module(name)
         except (ImportError, ValueError) as error:
-            raise Refused(
+            raise ConfigurationError(
                 f"`{IMPORT} {name}`: {error}. It names a module, `my_steps` for `my_steps.py` here."
             ) from None
     return left

@@ -7,8 +7,8 @@ from flows.cli.main import main
 from flows.dataset.distiset import Distiset
 from flows.pipeline.flow import flow
 from flows.pipeline.pipeline import Pipeline
-from flows.settings.run_settings import Format
-from flows.settings.step_parameters import Groups
+from flows.settings.run_settings import OutputFormat
+from flows.settings.step_parameters import StepParameters
 from llms import AnyLLM, LlamaServerLLM
 from tasks import Source, StructuredGeneration, load
 
@@ -49,9 +49,11 @@ def structured_generation(
     max_cost: float | None = None,
     max_tokens_total: int | None = None,
     approve: bool = False,
-    output_format: Format = "parquet",
+    output_format: OutputFormat = "parquet",
     dry_run: int | None = None,
-    parameters: Annotated[dict[str, dict[str, Any]] | None, Groups(structured_generation=StructuredGeneration)] = None,
+    parameters: Annotated[
+        dict[str, dict[str, Any]] | None, StepParameters(structured_generation=StructuredGeneration)
+    ] = None,
 ) -> Distiset:
     """Answer every instruction with JSON of a schema, or with a text that matches a pattern.
 

@@ -139,9 +139,9 @@ def test_command_parses(command, request, tmp_path, monkeypatch):
 
 
 def parse_options(flow, words):
-    from flows.cli.arguments import parser_of
+    from flows.cli.arguments import build_parser
 
-    assert vars(parser_of(flow).parse_args(words)) or not words
+    assert vars(build_parser(flow).parse_args(words)) or not words
 
 
 def save_pipeline(file):

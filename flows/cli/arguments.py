@@ -7,15 +7,15 @@ from typing import Any
 
 from prefect import Flow
 
-VIEW = "how it is shown"
+OUTPUT_OPTION = "how it is shown"
 """What the choice between `--quiet` and `--json` is called among the parameters of a flow, which have no such name."""
 
 
-FEW = "3"
+DEFAULT_DRY_RUN = "3"
 """Rows of a dry run that does not say how many."""
 
 
-def parser_of(flow: "Flow[..., Any]") -> argparse.ArgumentParser:
+def build_parser(flow: "Flow[..., Any]") -> argparse.ArgumentParser:
     """A parser with an option for every parameter of the flow."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {flow.fn.__module__.replace('__main__', f'flows.{flow.fn.__name__}')}",
@@ -46,33 +46,33 @@ def parser_of(flow: "Flow[..., Any]") -> argparse.ArgumentParser:
             words: dict[str, Any] = {"nargs": "+"} if is_model else {}  # `--llm OpenAILLM model=gpt-5`
             words |= {"action": "append"} if several and is_model else {}
             about += " Repeatable." if several and is_model else ""
-            words = {"nargs": "?", "const": FEW} if name == "dry_run" else words
+            words = {"nargs": "?", "const": DEFAULT_DRY_RUN} if name == "dry_run" else words
             parser.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help=about, **words)
     shown = parser.add_mutually_exclusive_group()
     for kind, about in (
         ("quiet", "Show the result and errors only."),
         ("json", "Show all of it in lines of JSON."),
     ):
-        shown.add_argument(f"--{kind}", dest=VIEW, action="store_const", const=kind, help=about)
+        shown.add_argument(f"--{kind}", dest=OUTPUT_OPTION, action="store_const", const=kind, help=about)
     return parser
 
 
-def _given(parser: argparse.ArgumentParser, arguments: list[str] | None) -> dict[str, Any]:
+def parse_arguments(parser: argparse.ArgumentParser, arguments: list[str] | None) -> dict[str, Any]:
     """The parameters named on the command line, as strings for the flow to coerce."""
     given = vars(parser.parse_args(arguments))
     for name, value in given.items():
         if name == "parameters":
-            given[name] = _nested(parser, value)
+            given[name] = _parse_assignments(parser, value)
         elif isinstance(value, list):
-            given[name] = list(map(_joined, value)) if isinstance(value[0], list) else _joined(value)
+            given[name] = list(map(_join_words, value)) if isinstance(value[0], list) else _join_words(value)
     return given
 
 
-def _joined(words: list[str]) -> str:
+def _join_words(words: list[str]) -> str:
     return words[0] if len(words) == 1 else shlex.join(words)
 
 
-def _nested(parser: argparse.ArgumentParser, assignments: list[str]) -> dict[str, Any]:
+def _parse_assignments(parser: argparse.ArgumentParser, assignments: list[str]) -> dict[str, Any]:
     """`["a.b=1"]` as `{"a": {"b": "1"}}`; lists and dictionaries are written in JSON."""
     nested: dict[str, Any] = {}
     for assignment in assignments:
@@ -85,11 +85,11 @@ def _nested(parser: argparse.ArgumentParser, assignments: list[str]) -> dict[str
             group = group.setdefault(each, {}) if isinstance(group, dict) else group
         if not isinstance(group, dict) or isinstance(group.get(name), dict):
             parser.error(f"`--param {assignment}`: another `--param` gives a part of the same; leave one of them out")
-        group[name] = _json(value) if value.startswith(("{", "[")) else value
+        group[name] = _parse_json(value) if value.startswith(("{", "[")) else value
     return nested
 
 
-def _json(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     """A list or dictionary; a text that only looks like one, `{{ question }}` or `[INST] …`, stays one."""
     try:
         return json.loads(text)

@@ -11,17 +11,17 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from flows.cli.arguments import VIEW, _given, parser_of
-from flows.cli.output import show, show_preview
+from flows.cli.arguments import OUTPUT_OPTION, build_parser, parse_arguments
+from flows.cli.output import print_dataset, print_preview
 from flows.dataset.distiset import Distiset
-from flows.errors import Refused, RunFailed
-from flows.preview.approval import Declined
+from flows.errors import ConfigurationError, RunFailed
+from flows.preview.approval import ApprovalDeclined
 from flows.reporting import terminal
 from flows.runtime import server
 from llms import Fatal
 from llms.config.strict import explain
 
-MISTAKES = (Declined, Refused, RunFailed, Fatal, ParameterTypeError, ValidationError)
+USER_ERRORS = (ApprovalDeclined, ConfigurationError, RunFailed, Fatal, ParameterTypeError, ValidationError)
 """What a person can mend: told as a sentence, not as a stack trace."""
 
 
@@ -34,47 +34,47 @@ def main(flow: "Flow[..., Distiset]", arguments: list[str] | None = None) -> Non
     `flows.reporting.progress.Now` has; the last one, `"event": "summary"`, has what `flows.Summary` has, a `state`
     (`completed`, `failed`, `drained`, `interrupted` or `refused`), the `folder`, and the `error` if there is one.
     """
-    given = _given(parser_of(flow), arguments)
-    view = terminal.View(given.pop(VIEW, "live"))
+    given = parse_arguments(build_parser(flow), arguments)
+    view = terminal.View(given.pop(OUTPUT_OPTION, "live"))
     shown = terminal.view.set(view)
-    _hush_prefect()
+    _silence_prefect_logs()
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
-    interrupted = _interruptions()
+    interrupted = _record_interrupts()
     try:
         server.boot()
         with server.available():
             dataset = flow(**flow.validate_parameters(given))  # Prefect keeps what it is given: by now, no secrets
     except BaseException as error:
         if view.kind == "json":
-            usual = "interrupted" if interrupted else "refused" if _status(error) == 2 else "failed"
-            terminal.line(**{"event": "summary", "state": usual} | view.ended, error=_sentence(error))
+            usual = "interrupted" if interrupted else "refused" if _exit_status(error) == 2 else "failed"
+            terminal.line(**{"event": "summary", "state": usual} | view.ended, error=_message(error))
         if interrupted:  # whatever Prefect made of it
             errors.print("interrupted")
             sys.exit(130)
-        if not isinstance(error, MISTAKES):
+        if not isinstance(error, USER_ERRORS):
             raise
-        errors.print(Text.assemble(("error: ", "bold red"), _sentence(error)))
+        errors.print(Text.assemble(("error: ", "bold red"), _message(error)))
         for note in getattr(error, "__notes__", []):
             errors.print(Text(note))
-        sys.exit(_status(error))
+        sys.exit(_exit_status(error))
     finally:
         terminal.view.reset(shown)
     if view.kind == "json":
         told = {"estimate": dataset.estimate.model_dump()} if dataset.estimate else {}
         terminal.line(**{"event": "summary", "state": "completed"} | view.ended | told)
     elif dataset.estimate:
-        show_preview(dataset, dataset.estimate)
+        print_preview(dataset, dataset.estimate)
         sys.exit(1 if dataset.summary.failures and not dataset.summary.rows else 0)
     else:
-        show(dataset, brief=view.kind == "quiet")
+        print_dataset(dataset, brief=view.kind == "quiet")
 
 
-def _status(error: BaseException) -> int:
+def _exit_status(error: BaseException) -> int:
     """What the process ends with: whether rows were asked for before it broke."""
-    return 2 if isinstance(error, MISTAKES) and not isinstance(error, RunFailed | Fatal) else 1
+    return 2 if isinstance(error, USER_ERRORS) and not isinstance(error, RunFailed | Fatal) else 1
 
 
-def _interruptions() -> list[int]:
+def _record_interrupts() -> list[int]:
     """A list that gets longer with every Ctrl-C, which goes on to interrupt as ever."""
     seen: list[int] = []
 
@@ -86,16 +86,16 @@ def _interruptions() -> list[int]:
     return seen
 
 
-def _sentence(mistake: BaseException) -> str:
+def _message(mistake: BaseException) -> str:
     if isinstance(mistake, ValidationError):
         return explain(mistake)
     if isinstance(mistake, ParameterTypeError):  # "Flow run received invalid parameters:\n - name: why"
         lines = [line.removeprefix(" - ").partition(": ") for line in str(mistake).splitlines()[1:]]
         return "\n".join(f"`{name}`: {why.removeprefix('Value error, ')}" for name, _, why in lines)
-    return str(mistake) if isinstance(mistake, MISTAKES) else f"{type(mistake).__name__}: {mistake}"
+    return str(mistake) if isinstance(mistake, USER_ERRORS) else f"{type(mistake).__name__}: {mistake}"
 
 
-def _hush_prefect() -> None:
+def _silence_prefect_logs() -> None:
     """Keep Prefect's log lines off the terminal; they still go to its server."""
 
     def unless_prefect(record: logging.LogRecord) -> bool:

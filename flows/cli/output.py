@@ -7,10 +7,10 @@ from rich.text import Text
 
 from flows.dataset.distiset import Distiset
 from flows.preview.estimate import Estimate
-from flows.runtime.humanize import counted
+from flows.runtime.humanize import pluralize
 
 
-def show(dataset: Distiset, brief: bool = False) -> None:
+def print_dataset(dataset: Distiset, brief: bool = False) -> None:
     """Print what was made, what it took, a row of each leaf and where the files are; the first and last when brief."""
     out, summary = Console(soft_wrap=True, highlight=False), dataset.summary
     rate = summary.rows / summary.seconds if summary.seconds else 0
@@ -19,7 +19,7 @@ def show(dataset: Distiset, brief: bool = False) -> None:
     for step in () if brief else summary.steps.values():
         for model, spent in step.models.items():
             known = (
-                f"{counted(spent.requests, 'request')}, {spent.input_tokens:,} tokens in, {spent.output_tokens:,} out"
+                f"{pluralize(spent.requests, 'request')}, {spent.input_tokens:,} tokens in, {spent.output_tokens:,} out"
             )
             cached = f", {spent.cached:,} from the store" if spent.cached else ""
             cost = f", ${spent.cost:,.4f}" if spent.cost else ""
@@ -29,7 +29,7 @@ def show(dataset: Distiset, brief: bool = False) -> None:
             out.print()
             for column, value in row.items():
                 if not column.endswith("_metadata") and column != "model_name":
-                    out.print(Text.assemble((f"{column}: ", "cyan"), _short(value)))
+                    out.print(Text.assemble((f"{column}: ", "cyan"), _truncate(value)))
     if not brief:
         out.print()
     for leaf in dataset:
@@ -38,7 +38,7 @@ def show(dataset: Distiset, brief: bool = False) -> None:
         out.print(Text(f"{dataset.folder}/errors.parquet"))
 
 
-def show_preview(dataset: Distiset, estimate: Estimate) -> None:
+def print_preview(dataset: Distiset, estimate: Estimate) -> None:
     """Print what was asked for each row of a dry run, what came, a row of each leaf, and the estimate."""
     out = Console(soft_wrap=True, highlight=False)
     for row in dataset.preview:
@@ -47,15 +47,15 @@ def show_preview(dataset: Distiset, estimate: Estimate) -> None:
         for made in dataset.head(leaf, 1):
             out.print(Text(f"## a row of {leaf}\n"))
             for column in (each for each in made if not each.endswith("_metadata")):
-                out.print(Text.assemble((f"{column}: ", "cyan"), _short(made[column])))
+                out.print(Text.assemble((f"{column}: ", "cyan"), _truncate(made[column])))
             out.print()
     out.print(Text(estimate.markdown()))
 
 
 def _failures(count: int) -> str:
-    return f"[red]{counted(count, 'failure')}[/]" if count else "no failures"
+    return f"[red]{pluralize(count, 'failure')}[/]" if count else "no failures"
 
 
-def _short(value: Any) -> str:
+def _truncate(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 400 else f"{text[:400]}…"

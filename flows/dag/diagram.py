@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from flows.dag.diagram_layout import Place, layout
+from flows.dag.diagram_layout import Box, compute_layout
 from flows.dag.graph import Graph
-from flows.errors import Refused
+from flows.errors import ConfigurationError
 from llms import LLM
 from tasks import GeneratorStep, Step
 from tasks.routing import Sample
 
-MARGIN, LINE, PADDING, LETTER = 16.0, 18.0, 12.0, 7.4
+MARGIN_PX, LINE_HEIGHT_PX, PADDING_PX, CHAR_WIDTH_PX = 16.0, 18.0, 12.0, 7.4
 """Pixels around the picture, from line to line, inside boxes, and the width of a letter."""
 
-LONGEST = 48
+MAX_LABEL_CHARS = 48
 """Letters of a line in a box or on an edge; a longer one is cut."""
 
-HEAD = """<style>
+SVG_HEAD = """<style>
   text { font: 13px ui-sans-serif, system-ui, "Helvetica Neue", Arial, sans-serif; text-anchor: middle; fill: #1f2328 }
   .name { font-weight: 600 }
   .about, .edge { fill: #656d76 }
@@ -50,113 +50,114 @@ def draw(graph: Graph, path: str | Path | None = None) -> str:
     """The Mermaid diagram of a pipeline, written to `path` as it is (`.mmd`) or as an image (`.svg`).
 
     Raises:
-        Refused: If the file is of another kind, or an image is wanted of steps that go in a circle.
+        ConfigurationError: If the file is of another kind, or an image is wanted of steps that go in a circle.
     """
-    diagram = mermaid(graph)
+    diagram = render_mermaid(graph)
     if path is not None:
         match (file := Path(path)).suffix.lower():
             case ".mmd" | ".mermaid":
                 file.write_text(diagram, encoding="utf-8")
             case ".svg":
-                file.write_text(svg(graph), encoding="utf-8")
+                file.write_text(render_svg(graph), encoding="utf-8")
             case kind:
-                raise Refused(
+                raise ConfigurationError(
                     f"`{path}`: pictures are drawn as `.svg`, which browsers show and other programs make `{kind}` of, "
                     "or written as Mermaid, `.mmd`."
                 )
     return diagram
 
 
-def mermaid(graph: Graph) -> str:
+def render_mermaid(graph: Graph) -> str:
     """The diagram as text, which GitHub, notebooks and many editors show as a picture."""
     numbers = {step.name: f"s{number}" for number, step in enumerate(graph.steps)}
     lines = ["flowchart TD"]
     for step in graph.steps:
-        name, *about = _label(step)
-        label = "<br/>".join([f"<b>{_entities(name)}</b>", *map(_entities, about)])
+        name, *about = _box_label(step)
+        label = "<br/>".join([f"<b>{_escape_mermaid(name)}</b>", *map(_escape_mermaid, about)])
         left, right = ("[(", ")]") if isinstance(step, GeneratorStep) else ("[", "]")
         lines.append(f'    {numbers[step.name]}{left}"{label}"{right}')
     for a, b in graph.edges:
-        label, some = _on_edge(graph, a, b)
+        label, some = _edge_label(graph, a, b)
         arrow = "-.->" if some else "-->"
-        text = f'|"{_entities(label)}"|' if label else ""
+        text = f'|"{_escape_mermaid(label)}"|' if label else ""
         lines.append(f"    {numbers[a]} {arrow}{text} {numbers[b]}")
     return "\n".join(lines) + "\n"
 
 
-def svg(graph: Graph) -> str:
+def render_svg(graph: Graph) -> str:
     """The diagram as an image, light or dark as whoever looks at it has it.
 
     Raises:
-        Refused: If steps go in a circle.
+        ConfigurationError: If steps go in a circle.
     """
-    labels = {step.name: _label(step) for step in graph.order}
+    labels = {step.name: _box_label(step) for step in graph.order}
     sizes = {
-        name: (max(map(_width, label)) + 2 * PADDING, len(label) * LINE + 2 * PADDING) for name, label in labels.items()
+        name: (max(map(_text_width, label)) + 2 * PADDING_PX, len(label) * LINE_HEIGHT_PX + 2 * PADDING_PX)
+        for name, label in labels.items()
     }
-    plan = layout(sizes, graph.edges)
+    plan = compute_layout(sizes, graph.edges)
     drawn, left, right = [], 0.0, plan.width
     for a, b in graph.edges:
-        label, some = _on_edge(graph, a, b)
-        parts, meet = len(graph.after[a]) > 1, len(graph.before[b]) > 1
-        text, middle = _on_line(plan.lines[a, b], label, 0.75 if parts else 0.25 if meet else 0.5)
-        drawn.append(_line(plan.lines[a, b], some) + text)
-        left, right = min(left, middle - _width(label) / 2), max(right, middle + _width(label) / 2)
-    drawn += [_box(plan.boxes[step.name], step, labels[step.name]) for step in graph.steps]
-    width, height = right - left + 2 * MARGIN, plan.height + 2 * MARGIN
+        label, some = _edge_label(graph, a, b)
+        parts, meet = len(graph.successors[a]) > 1, len(graph.predecessors[b]) > 1
+        text, middle = _render_line_label(plan.lines[a, b], label, 0.75 if parts else 0.25 if meet else 0.5)
+        drawn.append(_render_line(plan.lines[a, b], some) + text)
+        left, right = min(left, middle - _text_width(label) / 2), max(right, middle + _text_width(label) / 2)
+    drawn += [_render_box(plan.boxes[step.name], step, labels[step.name]) for step in graph.steps]
+    width, height = right - left + 2 * MARGIN_PX, plan.height + 2 * MARGIN_PX
     return "\n".join(
         [
             f'''<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" \
-viewBox="{left - MARGIN:.1f} {-MARGIN:.1f} {width:.1f} {height:.1f}">''',
-            HEAD,
+viewBox="{left - MARGIN_PX:.1f} {-MARGIN_PX:.1f} {width:.1f} {height:.1f}">''',
+            SVG_HEAD,
             *drawn,
             "</svg>\n",
         ]
     )
 
 
-def _label(step: Step) -> list[str]:
+def _box_label(step: Step) -> list[str]:
     """What stands in a step's box: its name, its class, the models it asks."""
     models = [llm.model_name for name in type(step).model_fields if isinstance(llm := getattr(step, name), LLM)]
-    return [_short(line) for line in (step.name, type(step).__name__, *models)]
+    return [_truncate(line) for line in (step.name, type(step).__name__, *models)]
 
 
-def _on_edge(graph: Graph, a: str, b: str) -> tuple[str, bool]:
+def _edge_label(graph: Graph, a: str, b: str) -> tuple[str, bool]:
     """What stands on an edge: the columns the step behind it reads, and which rows take it, if not all."""
-    step = graph.named[b]
+    step = graph.by_name[b]
     columns = [step.input_mappings.get(name, name) for name in step.inputs]
     if not (route := graph.routes.get((a, b))):
-        return _short(", ".join(columns)), False
+        return _truncate(", ".join(columns)), False
     drawn = f"{route.by.n} of {len(route.targets)}, at random" if isinstance(route.by, Sample) else "rows sent here"
     return drawn, True
 
 
-def _entities(text: str) -> str:
+def _escape_mermaid(text: str) -> str:
     """A text that Mermaid takes as it is."""
     return re.sub(r"""[^\w\s.,:/+…-]""", lambda found: f"#{ord(found[0])};", text)
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+def _truncate(text: str) -> str:
+    return text if len(text) <= MAX_LABEL_CHARS else f"{text[: MAX_LABEL_CHARS - 1]}…"
 
 
-def _width(text: str) -> float:
-    return sum(LETTER * (1 + (unicodedata.east_asian_width(letter) in "WF")) for letter in text)
+def _text_width(text: str) -> float:
+    return sum(CHAR_WIDTH_PX * (1 + (unicodedata.east_asian_width(letter) in "WF")) for letter in text)
 
 
-def _box(place: Place, step: Step, label: Sequence[str]) -> str:
+def _render_box(place: Box, step: Step, label: Sequence[str]) -> str:
     kind = "source" if isinstance(step, GeneratorStep) else "model" if len(label) > 2 else "step"
     left = place.x - place.width / 2
     texts = [
         f'<text class="{"about" if at else "name"}" x="{place.x:.1f}" '
-        f'y="{place.y + PADDING + LINE * (at + 0.75):.1f}">{escape(line)}</text>'
+        f'y="{place.y + PADDING_PX + LINE_HEIGHT_PX * (at + 0.75):.1f}">{escape(line)}</text>'
         for at, line in enumerate(label)
     ]
     box = f'<rect class="{kind}" x="{left:.1f}" y="{place.y:.1f}" width="{place.width:.1f}" height="{place.height:.1f}"'
     return f'<g>{box} rx="6"/>{"".join(texts)}</g>'
 
 
-def _line(places: Sequence[Place], some: bool) -> str:
+def _render_line(places: Sequence[Box], some: bool) -> str:
     """A line from the foot of one box to the head of another, straight down beside those it passes."""
     path = f"M{places[0].x:.1f} {places[0].y + places[0].height:.1f}"
     for above, below in zip(places, places[1:], strict=False):
@@ -167,7 +168,7 @@ def _line(places: Sequence[Place], some: bool) -> str:
     return f'<path{style} marker-end="url(#end)" d="{path}"/>'
 
 
-def _on_line(places: Sequence[Place], label: str, at: float) -> tuple[str, float]:
+def _render_line_label(places: Sequence[Box], label: str, at: float) -> tuple[str, float]:
     """A label on a line, from its beginning (0) to its end (1): where it has most room. And the middle of it."""
     above, below = places[:2] if at < 0.5 else places[-2:]
     foot = above.y + above.height

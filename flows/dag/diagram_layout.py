@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 SWEEPS = 12
-GAP, RISE = 28.0, 64.0
+BOX_GAP_PX, ROW_GAP_PX = 28.0, 64.0
 """Pixels between the boxes of a row, and between the rows."""
 
 
 @dataclass
-class Place:
+class Box:
     """A box, or the bend of a line that passes a row on its way.
 
     Attributes:
@@ -21,48 +21,48 @@ class Place:
     height: float
     x: float = 0.0
     y: float = 0.0
-    above: "list[Place]" = field(default_factory=list, repr=False)
-    below: "list[Place]" = field(default_factory=list, repr=False)
+    above: "list[Box]" = field(default_factory=list, repr=False)
+    below: "list[Box]" = field(default_factory=list, repr=False)
 
 
 @dataclass
 class Layout:
     """The boxes by name, the places each line passes from box to box, and the size of it all."""
 
-    boxes: dict[str, Place]
-    lines: dict[tuple[str, str], list[Place]]
+    boxes: dict[str, Box]
+    lines: dict[tuple[str, str], list[Box]]
     width: float
     height: float
 
 
-def layout(sizes: Mapping[str, tuple[float, float]], edges: Sequence[tuple[str, str]]) -> Layout:
+def compute_layout(sizes: Mapping[str, tuple[float, float]], edges: Sequence[tuple[str, str]]) -> Layout:
     """Put boxes of these sizes below those they follow.
 
     Args:
         sizes: Width and height by name, each box after all it follows.
         edges: Which follows which.
     """
-    boxes = {name: Place(*size) for name, size in sizes.items()}
+    boxes = {name: Box(*size) for name, size in sizes.items()}
     ranks = dict.fromkeys(sizes, 0)
     for name in sizes:
         ranks[name] = max((ranks[a] + 1 for a, b in edges if b == name), default=0)
     for name in sizes:  # a source stands right above what it is for
         if not any(b == name for _, b in edges):
             ranks[name] = min((ranks[b] - 1 for a, b in edges if a == name), default=0)
-    rows: list[list[Place]] = [[] for _ in range(max(ranks.values(), default=-1) + 1)]
+    rows: list[list[Box]] = [[] for _ in range(max(ranks.values(), default=-1) + 1)]
     for name, box in boxes.items():
         rows[ranks[name]].append(box)
-    lines: dict[tuple[str, str], list[Place]] = {}
+    lines: dict[tuple[str, str], list[Box]] = {}
     for a, b in edges:
-        bends = [Place(0.0, 0.0) for _ in range(ranks[a] + 1, ranks[b])]
+        bends = [Box(0.0, 0.0) for _ in range(ranks[a] + 1, ranks[b])]
         for rank, bend in enumerate(bends, ranks[a] + 1):
             rows[rank].append(bend)
         lines[a, b] = path = [boxes[a], *bends, boxes[b]]
         for upper, lower in zip(path, path[1:], strict=False):
             upper.below.append(lower)
             lower.above.append(upper)
-    _untangle(rows)
-    _place(rows)
+    _reduce_crossings(rows)
+    _assign_positions(rows)
     left = min((place.x - place.width / 2 for row in rows for place in row), default=0.0)
     for place in (place for row in rows for place in row):
         place.x -= left
@@ -71,28 +71,28 @@ def layout(sizes: Mapping[str, tuple[float, float]], edges: Sequence[tuple[str, 
     return Layout(boxes, lines, width, height)
 
 
-def _untangle(rows: list[list[Place]]) -> None:
+def _reduce_crossings(rows: list[list[Box]]) -> None:
     """Order each row after the middles of what its boxes are connected with: down, up, down, and the best of it."""
-    best, fewest = [list(row) for row in rows], _crossings(rows)
+    best, fewest = [list(row) for row in rows], _count_crossings(rows)
     for sweep in range(SWEEPS):
         down = sweep % 2 == 0
         before: dict[int, int] = {}
         for row in rows if down else reversed(rows):
 
-            def middle(place: Place, down: bool = down, before: dict[int, int] = before) -> float:
+            def middle(place: Box, down: bool = down, before: dict[int, int] = before) -> float:
                 near = place.above if down else place.below
                 return sum(before[id(each)] for each in near) / len(near) if near else before.get(id(place), 0)
 
             before |= {id(place): at for at, place in enumerate(row)}
             row.sort(key=middle)
             before |= {id(place): at for at, place in enumerate(row)}
-        if (crossings := _crossings(rows)) < fewest:
+        if (crossings := _count_crossings(rows)) < fewest:
             best, fewest = [list(row) for row in rows], crossings
     for row, ordered in zip(rows, best, strict=True):
         row[:] = ordered
 
 
-def _crossings(rows: list[list[Place]]) -> int:
+def _count_crossings(rows: list[list[Box]]) -> int:
     count = 0
     for upper, lower in zip(rows, rows[1:], strict=False):
         at = {id(place): number for number, place in enumerate(lower)}
@@ -101,7 +101,7 @@ def _crossings(rows: list[list[Place]]) -> int:
     return count
 
 
-def _place(rows: list[list[Place]]) -> None:
+def _assign_positions(rows: list[list[Box]]) -> None:
     """Put the rows below one another, and each box as near to the middle of its neighbours as the others allow."""
     top = 0.0
     for row in rows:
@@ -109,11 +109,11 @@ def _place(rows: list[list[Place]]) -> None:
         for place in row:
             place.height = place.height or height  # a line passes the whole row beside its boxes
             place.y = top + (height - place.height) / 2
-        top += height + RISE
+        top += height + ROW_GAP_PX
         x = 0.0
         for place in row:
             place.x = x + place.width / 2
-            x += place.width + GAP
+            x += place.width + BOX_GAP_PX
     for sweep in range(SWEEPS):
         down = sweep % 2 == 0
         for row in rows if down else reversed(rows):
@@ -121,14 +121,14 @@ def _place(rows: list[list[Place]]) -> None:
             for place in row:
                 near = (place.above if down else place.below) or place.below or place.above
                 wanted.append(sum(each.x for each in near) / len(near) if near else place.x)
-            _settle(row, wanted)
+            _resolve_overlaps(row, wanted)
 
 
-def _settle(row: list[Place], wanted: list[float]) -> None:
+def _resolve_overlaps(row: list[Box], wanted: list[float]) -> None:
     """Give each box its wish; those that would overlap move together, to the mean of what they wish."""
     offsets, x = [], 0.0
     for at, place in enumerate(row):
-        x += (row[at - 1].width + place.width) / 2 + GAP if at else 0.0
+        x += (row[at - 1].width + place.width) / 2 + BOX_GAP_PX if at else 0.0
         offsets.append(x)
     groups: list[tuple[float, int]] = []  # the mean wish of neighbours that touch, less their offsets; how many
     for wish, offset in zip(wanted, offsets, strict=True):

@@ -5,20 +5,20 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import groupby
 from typing import Any
 
-from flows.errors import Refused
+from flows.errors import ConfigurationError
 from llms.config.strict import nearest
 from tasks import Step, sample_n_steps
 from tasks.dag import Route, Wiring
 from tasks.routing import Sample
 
-SAMPLE = re.compile(r"sample_n_steps\(\s*(?:n\s*=\s*)?(\d+)\s*(?:,\s*(?:seed\s*=\s*)?(-?\d+)\s*)?\)")
+SAMPLE_PATTERN = re.compile(r"sample_n_steps\(\s*(?:n\s*=\s*)?(\d+)\s*(?:,\s*(?:seed\s*=\s*)?(-?\d+)\s*)?\)")
 
 
-def written(wired: Wiring) -> list[str]:
+def format_edges(wired: Wiring) -> list[str]:
     """The edges in the order they were drawn; those that leave a step together are one text.
 
     Raises:
-        Refused: If a function says which rows take one.
+        ConfigurationError: If a function says which rows take one.
     """
     texts: list[str] = []
 
@@ -30,13 +30,13 @@ def written(wired: Wiring) -> list[str]:
         targets = [target.name for _, target in edges]
         several = f"[{', '.join(targets)}]"
         if routed:
-            texts.append(f"{source} >> {_sampled(wired.routes[source, targets[0]], source)} >> {several}")
+            texts.append(f"{source} >> {_format_route(wired.routes[source, targets[0]], source)} >> {several}")
         else:
             texts.append(f"{source} >> {several if len(targets) > 1 else targets[0]}")
     return texts
 
 
-def read(text: str, names: Collection[str]) -> Iterator[tuple[str, str, Route | None]]:
+def parse_edges(text: str, names: Collection[str]) -> Iterator[tuple[str, str, Route | None]]:
     """The edges a text stands for, in order; it may go on, `a >> [b, c] >> d`.
 
     Raises:
@@ -46,7 +46,7 @@ def read(text: str, names: Collection[str]) -> Iterator[tuple[str, str, Route | 
     sources: list[str] = []
     by: Callable[..., Collection[str]] | None = None
     for at, part in enumerate(parts):
-        if found := SAMPLE.fullmatch(part):
+        if found := SAMPLE_PATTERN.fullmatch(part):
             if by or not 0 < at < len(parts) - 1:
                 raise ValueError("it stands between a step and several: `a >> sample_n_steps(1, seed=7) >> [b, c]`.")
             by = sample_n_steps(int(found[1]), int(found[2] or 0)).by
@@ -62,10 +62,10 @@ def read(text: str, names: Collection[str]) -> Iterator[tuple[str, str, Route | 
         raise ValueError("an edge is written `a >> b`.")
 
 
-def _sampled(route: Route, source: str) -> str:
+def _format_route(route: Route, source: str) -> str:
     if isinstance(route.by, Sample):
         return f"sample_n_steps({route.by.n}, seed={route.by.seed})"
-    raise Refused(
+    raise ConfigurationError(
         f"`{source} >> route(…) >> [{', '.join(route.targets)}]` sends rows where a function says, which no file can "
         "hold: begin each branch with a `Filter(column=…)` instead, or use `sample_n_steps`."
     )

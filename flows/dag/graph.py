@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from flows.errors import Refused
+from flows.errors import ConfigurationError
 from llms.config.strict import nearest
 from tasks import CombineOutputs, GeneratorStep, GlobalStep, Join, Step, Task
 from tasks.columns.keep_columns import Narrowing
@@ -20,24 +20,24 @@ class Graph:
     edges: list[tuple[str, str]]
     routes: dict[tuple[str, str], Route] = field(default_factory=dict)
     """Which rows take an edge; all, where there is none."""
-    counts: dict[str, int | None] = field(default_factory=dict)
+    row_counts: dict[str, int | None] = field(default_factory=dict)
     """Rows each source will bring, where that is known; filled in by `check`."""
     checked: bool = False
 
     @cached_property
-    def named(self) -> dict[str, Step]:
+    def by_name(self) -> dict[str, Step]:
         """The steps by name."""
         return {step.name: step for step in self.steps}
 
     @cached_property
-    def after(self) -> dict[str, list[Step]]:
+    def successors(self) -> dict[str, list[Step]]:
         """The steps that follow each, in the order the edges were drawn."""
-        return {step.name: [self.named[b] for a, b in self.edges if a == step.name] for step in self.steps}
+        return {step.name: [self.by_name[b] for a, b in self.edges if a == step.name] for step in self.steps}
 
     @cached_property
-    def before(self) -> dict[str, list[Step]]:
+    def predecessors(self) -> dict[str, list[Step]]:
         """The steps that come before each, in the order the edges were drawn."""
-        return {step.name: [self.named[a] for a, b in self.edges if b == step.name] for step in self.steps}
+        return {step.name: [self.by_name[a] for a, b in self.edges if b == step.name] for step in self.steps}
 
     @property
     def sources(self) -> list[GeneratorStep]:
@@ -47,7 +47,7 @@ class Graph:
     @property
     def leaves(self) -> dict[str, str]:
         """The dataset each last step makes: its own name, `default` if it is the only one."""
-        last = [name for name, after in self.after.items() if not after]
+        last = [name for name, after in self.successors.items() if not after]
         return {last[0]: "default"} if len(last) == 1 else {name: name for name in last}
 
     @cached_property
@@ -55,26 +55,26 @@ class Graph:
         """The steps, each after all that come before it.
 
         Raises:
-            Refused: If there is a circle.
+            ConfigurationError: If there is a circle.
         """
         done: dict[str, Step] = {}
         while len(done) < len(self.steps):
             ready = [
                 step
                 for step in self.steps
-                if step.name not in done and all(each.name in done for each in self.before[step.name])
+                if step.name not in done and all(each.name in done for each in self.predecessors[step.name])
             ]
             if not ready:
-                raise Refused(f"`{' >> '.join(self._circle(done))}` goes in a circle.")
+                raise ConfigurationError(f"`{' >> '.join(self._cycle(done))}` goes in a circle.")
             done |= {step.name: step for step in ready}
         return list(done.values())
 
     @cached_property
-    def begins(self) -> dict[str, frozenset[str]]:
+    def stream_start(self) -> dict[str, frozenset[str]]:
         """Of each step, where the stream it is in begins: at a source, or at a step that waits for all rows."""
         begins: dict[str, frozenset[str]] = {}
         for step in self.order:
-            streams = [begins[each.name] for each in self.before[step.name]]
+            streams = [begins[each.name] for each in self.predecessors[step.name]]
             parted = isinstance(step, Join) and len(set(streams)) > 1  # its branches come in different streams
             waits = not streams or isinstance(step, GlobalStep) or parted
             begins[step.name] = frozenset([step.name]) if waits else frozenset().union(*streams)
@@ -82,22 +82,22 @@ class Graph:
 
     def stream(self, first: Step) -> list[Step]:
         """The steps that batches go through from `first` on, in order, `first` itself included."""
-        return [step for step in self.order if first.name in self.begins[step.name]]
+        return [step for step in self.order if first.name in self.stream_start[step.name]]
 
-    def waits(self, step: Step) -> bool:
+    def is_barrier(self, step: Step) -> bool:
         """Whether a step needs all rows before it can begin."""
-        return self.begins[step.name] == {step.name} and not isinstance(step, GeneratorStep)
+        return self.stream_start[step.name] == {step.name} and not isinstance(step, GeneratorStep)
 
     def fork(self, step: Step) -> Step | None:
         """The last step that all rows of several branches came through before they parted; `None` if there is none."""
-        return self._forks[step.name] if isinstance(step, Join) or len(self.before[step.name]) > 1 else None
+        return self._forks[step.name] if isinstance(step, Join) or len(self.predecessors[step.name]) > 1 else None
 
     @cached_property
     def _forks(self) -> dict[str, Step | None]:
         through: dict[str, list[Step]] = {}
         forks: dict[str, Step | None] = {}
         for step in self.order:
-            paths = [through[each.name] for each in self.before[step.name]]
+            paths = [through[each.name] for each in self.predecessors[step.name]]
             common = [each for each in paths[0] if all(each in path for path in paths[1:])] if paths else []
             forks[step.name] = common[-1] if common else None
             through[step.name] = [*common, step]
@@ -107,14 +107,14 @@ class Graph:
         """Refuse what cannot work: the shape, the mappings, the columns, the data. The second time costs nothing.
 
         Raises:
-            Refused: Naming the step and the cure.
+            ConfigurationError: Naming the step and the cure.
         """
         if self.checked:
             return
         if not self.steps:
-            raise Refused("the pipeline has no steps: make some inside `with Pipeline() as pipeline:`.")
+            raise ConfigurationError("the pipeline has no steps: make some inside `with Pipeline() as pipeline:`.")
         for step in self.steps:
-            self._check_place(step)
+            self._check_position(step)
         self.order  # noqa: B018  # raises if there is a circle
         for step in self.steps:
             self._check_mappings(step)
@@ -124,21 +124,23 @@ class Graph:
             self._check_source(source, needed[source.name])
         self.checked = True
 
-    def _check_place(self, step: Step) -> None:
-        before = self.before[step.name]
+    def _check_position(self, step: Step) -> None:
+        before = self.predecessors[step.name]
         if isinstance(step, GeneratorStep) and before:
-            raise Refused(f"`{step.name}` brings rows and takes none: `{before[0].name}` cannot come before it.")
+            raise ConfigurationError(
+                f"`{step.name}` brings rows and takes none: `{before[0].name}` cannot come before it."
+            )
         if not isinstance(step, GeneratorStep) and not before:
-            raise Refused(
+            raise ConfigurationError(
                 f"`{step.name}` gets no rows: put a source before it (`LoadDataFromDicts(data=[…]) >> {step.name}`) "
                 "or give `run` a `dataset=`."
             )
         if isinstance(step, GlobalStep) and step.input_batch_size:
-            raise Refused(f"`{step.name}` needs all rows at once: leave out its `input_batch_size`.")
+            raise ConfigurationError(f"`{step.name}` needs all rows at once: leave out its `input_batch_size`.")
         for each in before:
             route = self.routes.get((each.name, step.name))
             if route and isinstance(route.by, Sample) and route.by.n > len(route.targets):
-                raise Refused(
+                raise ConfigurationError(
                     f"`{each.name} >> sample_n_steps({route.by.n})` stands before {len(route.targets)} steps: give it "
                     "more of them, or a smaller `n`."
                 )
@@ -146,26 +148,26 @@ class Graph:
     def _check_mappings(self, step: Step) -> None:
         for name in step.input_mappings:
             if step.inputs and name not in (known := [*step.inputs, *step.optional_inputs]):
-                raise Refused(f"`{step.name}` has no input column `{name}`: {nearest(name, known)}")
+                raise ConfigurationError(f"`{step.name}` has no input column `{name}`: {nearest(name, known)}")
         for name in step.output_mappings:
-            if step.outputs and name not in (known := [*step.outputs, *_extra(step)]):
-                raise Refused(f"`{step.name}` has no output column `{name}`: {nearest(name, known)}")
+            if step.outputs and name not in (known := [*step.outputs, *_added_columns(step)]):
+                raise ConfigurationError(f"`{step.name}` has no output column `{name}`: {nearest(name, known)}")
 
     def _check_branches(self, step: Step) -> None:
         """Refuse branches of which each has a model fill a column that there is one of when they are joined."""
         if not isinstance(step, CombineOutputs):
             return
         filled: dict[str, Step] = {}
-        for branch in self.before[step.name]:
-            for column, by in self._filled(branch, self.fork(step)).items():
+        for branch in self.predecessors[step.name]:
+            for column, by in self._model_columns(branch, self.fork(step)).items():
                 if (other := filled.setdefault(column, by)) is not by:
-                    raise Refused(
+                    raise ConfigurationError(
                         f"`{other.name}` and `{by.name}` both fill `{column}`, and `{step.name}` makes one row of "
                         f'theirs: let one call it otherwise, `output_mappings={{"{column}": "other_{column}"}}`; '
                         "`GroupColumns` would make a list of them."
                     )
 
-    def _filled(self, branch: Step, fork: Step | None) -> dict[str, Step]:
+    def _model_columns(self, branch: Step, fork: Step | None) -> dict[str, Step]:
         """The columns a model fills in every row of a branch, and the step that asks it.
 
         None where a row may take another way, or leave: it may come through one of the branches only.
@@ -174,7 +176,7 @@ class Graph:
         step = branch
         while step is not fork:
             path.append(step)
-            before = self.before[step.name]
+            before = self.predecessors[step.name]
             if not before:
                 break  # a source: the branches do not part anywhere
             if len(before) > 1 or not step.keeps_rows or (before[0].name, step.name) in self.routes:
@@ -194,58 +196,58 @@ class Graph:
         """Follow the columns from step to step; those that the sources have to bring.
 
         Raises:
-            Refused: If a step reads one that a step before it has dropped.
+            ConfigurationError: If a step reads one that a step before it has dropped.
         """
         needed: dict[str, dict[str, None]] = {source.name: {} for source in self.sources}
         after: dict[str, list[_Columns]] = {}
         for step in self.order:
-            before = list(dict.fromkeys(each for others in self.before[step.name] for each in after[others.name]))
+            before = list(dict.fromkeys(each for others in self.predecessors[step.name] for each in after[others.name]))
             for column in (step.input_mappings.get(name, name) for name in step.inputs):
                 for columns in before:
-                    if source := self._bringing(step, column, columns):
+                    if source := self._source_of(step, column, columns):
                         needed[source][column] = None
             if isinstance(step, GeneratorStep):
                 before = [_Columns(sources=frozenset([step.name]))]  # what it makes is for it to say
             elif isinstance(step, Join):
-                before = [_side_by_side(before)]
-            after[step.name] = [_through(step, columns) for columns in before]
+                before = [_columns_after_join(before)]
+            after[step.name] = [_columns_after(step, columns) for columns in before]
         return needed
 
-    def _bringing(self, step: Step, column: str, columns: "_Columns") -> str | None:
+    def _source_of(self, step: Step, column: str, columns: "_Columns") -> str | None:
         """The source that must bring a column for a step that reads it; `None` if it is made on the way."""
         if column in columns.made:
             return None
-        narrowed = [each for name in columns.narrowed if isinstance(each := self.named[name], Narrowing)]
+        narrowed = [each for name in columns.narrowed if isinstance(each := self.by_name[name], Narrowing)]
         if dropped := next((each for each in narrowed if not each.keeps(column)), None):
-            brought = {name for source in columns.sources for name in self._brought(source)}
+            brought = {name for source in columns.sources for name in self._source_columns(source)}
             left = columns.made | {name for name in brought if all(each.keeps(name) for each in narrowed)}
-            raise Refused(
+            raise ConfigurationError(
                 f"`{step.name}` reads `{column}`, which rows have no longer after `{dropped.name}`: "
                 f"{nearest(column, left)}"
             )
         first, *others = sorted(columns.sources)
-        return next((each for each in others if column in self._brought(each)), first)
+        return next((each for each in others if column in self._source_columns(each)), first)
 
-    def _brought(self, source: str) -> list[str]:
-        step = self.named[source]
+    def _source_columns(self, source: str) -> list[str]:
+        step = self.by_name[source]
         try:
             return [step.output_mappings.get(name, name) for name in step.outputs]
         except ValueError as error:
-            raise Refused(str(error)) from None
+            raise ConfigurationError(str(error)) from None
 
     def _check_source(self, source: GeneratorStep, needed: Iterable[str]) -> None:
         """Check that a source can be read, and has what the steps after it need and none before them makes."""
         try:
             own = {renamed: name for name, renamed in source.output_mappings.items()}
-            self.counts[source.name] = source.check([own.get(name, name) for name in needed])
+            self.row_counts[source.name] = source.check([own.get(name, name) for name in needed])
         except ValueError as error:
-            raise Refused(str(error)) from None
+            raise ConfigurationError(str(error)) from None
 
-    def _circle(self, outside: dict[str, Step]) -> Sequence[str]:
+    def _cycle(self, outside: dict[str, Step]) -> Sequence[str]:
         """The names of steps that follow one another in a circle."""
         path = [next(step.name for step in self.steps if step.name not in outside)]
         while path[-1] not in path[:-1]:
-            path.append(next(each.name for each in self.before[path[-1]] if each.name not in outside))
+            path.append(next(each.name for each in self.predecessors[path[-1]] if each.name not in outside))
         return path[path.index(path[-1]) :][::-1]
 
 
@@ -264,9 +266,9 @@ class _Columns:
     narrowed: tuple[str, ...] = ()
 
 
-def _through(step: Step, columns: _Columns) -> _Columns:
+def _columns_after(step: Step, columns: _Columns) -> _Columns:
     """What is known after one more step."""
-    outputs = [] if isinstance(step, GeneratorStep) else [*step.outputs, *_extra(step)]
+    outputs = [] if isinstance(step, GeneratorStep) else [*step.outputs, *_added_columns(step)]
     made = frozenset(step.output_mappings.get(name, name) for name in outputs)
     if not isinstance(step, Narrowing):
         return replace(columns, made=columns.made | made)
@@ -274,7 +276,7 @@ def _through(step: Step, columns: _Columns) -> _Columns:
     return replace(columns, made=kept | made, narrowed=(*columns.narrowed, step.name))
 
 
-def _side_by_side(branches: Sequence[_Columns]) -> _Columns:
+def _columns_after_join(branches: Sequence[_Columns]) -> _Columns:
     """What is known of rows joined from those of several branches: a column may be that of any."""
     return _Columns(
         frozenset().union(*(each.made for each in branches)),
@@ -283,5 +285,5 @@ def _side_by_side(branches: Sequence[_Columns]) -> _Columns:
     )
 
 
-def _extra(step: Step) -> list[str]:
+def _added_columns(step: Step) -> list[str]:
     return ["model_name", f"{step.name}_metadata"] if isinstance(step, Task) else []

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 
 from flows.dataset.summary import ERRORS, Summary
 from flows.dataset.writer import GROUP, batches
-from flows.errors import Refused
+from flows.errors import ConfigurationError
 from flows.preview.estimate import Estimate
-from flows.preview.trace import PreviewedRow
-from flows.settings.run_settings import Format
+from flows.preview.trace import RowTrace
+from flows.settings.run_settings import OutputFormat
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -56,12 +56,12 @@ class Distiset(Mapping[str, "DatasetDict"]):
         """The dataset in a folder, as `run(output=…)` or `save_to_disk` left it.
 
         Raises:
-            Refused: If there is none.
+            ConfigurationError: If there is none.
         """
         if not (Path(folder) / "run.json").is_file():
             partial = Path(folder).with_name(f"{Path(folder).name}.partial")
             cure = f" What an unfinished run has made is in `{partial}`." if (partial / "run.json").is_file() else ""
-            raise Refused(f"`{folder}` holds no dataset: it has no `run.json`.{cure}")
+            raise ConfigurationError(f"`{folder}` holds no dataset: it has no `run.json`.{cure}")
         return cls(Path(folder))
 
     load_from_disk = load
@@ -70,7 +70,7 @@ class Distiset(Mapping[str, "DatasetDict"]):
         """Copy it to a folder, from where `load` brings it back: data, errors, `run.json` and card.
 
         Raises:
-            Refused: If the folder holds something else.
+            ConfigurationError: If the folder holds something else.
         """
         from flows.dataset import sharing
 
@@ -97,7 +97,7 @@ class Distiset(Mapping[str, "DatasetDict"]):
             Where it is.
 
         Raises:
-            Refused: If the Hub does not let you.
+            ConfigurationError: If the Hub does not let you.
         """
         from flows.dataset import sharing
 
@@ -112,12 +112,12 @@ class Distiset(Mapping[str, "DatasetDict"]):
             seed: Another number is another draw; any when empty.
 
         Raises:
-            Refused: If it is split already, or the share is none.
+            ConfigurationError: If it is split already, or the share is none.
         """
         if self.split or "split" in self._run:
-            raise Refused("the dataset is split already.")
+            raise ConfigurationError("the dataset is split already.")
         if not 0 < train_size < 1:
-            raise Refused(f"`train_size` is {train_size}: it is a share of the rows, between 0 and 1.")
+            raise ConfigurationError(f"`train_size` is {train_size}: it is a share of the rows, between 0 and 1.")
         dataset = copy(self)
         dataset.split = {
             "train_size": train_size,
@@ -133,7 +133,7 @@ class Distiset(Mapping[str, "DatasetDict"]):
         return Summary.model_validate(self._run["summary"])
 
     @property
-    def output_format(self) -> Format:
+    def output_format(self) -> OutputFormat:
         """What the files of the leaves are."""
         return self._run.get("output_format", "parquet")
 
@@ -143,9 +143,9 @@ class Distiset(Mapping[str, "DatasetDict"]):
         return Estimate.model_validate(self._run["estimate"]) if "estimate" in self._run else None
 
     @property
-    def preview(self) -> list[PreviewedRow]:
+    def preview(self) -> list[RowTrace]:
         """Of a dry run, what was asked for each row of the sources, and what came."""
-        return [PreviewedRow.model_validate(row) for row in self._run.get("preview", [])]
+        return [RowTrace.model_validate(row) for row in self._run.get("preview", [])]
 
     @property
     def errors(self) -> "Dataset":

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from flows.settings.step_parameters import llm_of
+from flows.settings.step_parameters import get_llm
 from llms import LLM, demo
 from llms.any_llm import secrets
 from llms.local.base import LocalLLM
@@ -42,7 +42,7 @@ def described(step: Step) -> dict[str, Any]:
     fields = step.model_dump(mode="json", exclude={"llm"}, exclude_defaults=True)
     prompts = {name for name in type(step).model_fields if name.endswith(("prompt", "template"))}
     fields |= step.model_dump(mode="json", include=prompts, exclude_none=True)
-    if llm := llm_of(step):
+    if llm := get_llm(step):
         fields["llm"] = {"class": type(llm).__name__, "model_name": llm.model_name}
         fields["llm"] |= llm.model_dump(mode="json", exclude_defaults=True, exclude=secrets(type(llm)))
     return {"class": type(step).__name__, **fields}
@@ -60,7 +60,7 @@ def licences(steps: Iterable[Step]) -> dict[str, str | None]:
     for step in steps:
         if isinstance(step, LoadDataFromHub) and not Path(step.repo_id).exists():
             found[f"datasets/{step.repo_id}"] = _on_hub("dataset", step.repo_id, step.revision)
-        if (llm := llm_of(step)) and llm.model_name == demo.NAME:
+        if (llm := get_llm(step)) and llm.model_name == demo.NAME:
             found[demo.NAME] = "apache-2.0"
         elif llm and (repo_id := _repository(llm)):
             found[repo_id] = found.get(repo_id) or _on_hub("model", repo_id, getattr(llm, "revision", None))

@@ -19,8 +19,8 @@ from flows.dataset.card import card
 from flows.dataset.distiset import Distiset
 from flows.dataset.summary import ERRORS, Summary
 from flows.dataset.writer import Parts, mended
-from flows.errors import Refused
-from flows.settings.run_settings import Format
+from flows.errors import ConfigurationError
+from flows.settings.run_settings import OutputFormat
 from llms import store
 from tasks.typing import Failure, Row
 
@@ -37,10 +37,10 @@ class RunFolder:
         format: What the files of the leaves are.
 
     Raises:
-        Refused: If another run is writing it, or it holds something else than a dataset.
+        ConfigurationError: If another run is writing it, or it holds something else than a dataset.
     """
 
-    def __init__(self, output: Path, leaves: Iterable[str], format: Format = "parquet") -> None:
+    def __init__(self, output: Path, leaves: Iterable[str], format: OutputFormat = "parquet") -> None:
         self.output = output
         self.partial = output.with_name(f"{output.name}.partial")
         self.former = output.with_name(f"{output.name}.former")
@@ -54,7 +54,7 @@ class RunFolder:
         # pyarrow imports pandas, a second's work, with its first array: rather while the first answers are awaited
         threading.Thread(target=pa.array, args=([None],), daemon=True).start()
         self._leaves = {leaf: Parts(self.partial / leaf, format) for leaf in leaves}
-        self._format: Format = format
+        self._format: OutputFormat = format
         self._errors: pq.ParquetWriter | None = None
 
     def write(self, leaf: str, rows: Iterable[Row]) -> None:
@@ -140,7 +140,7 @@ def _claimed(output: Path) -> FileLock:
     """A lock on the place, which ends with this process if nobody releases it before.
 
     Raises:
-        Refused: If another run has it.
+        ConfigurationError: If another run has it.
     """
     file = output.with_name(f".{output.name}.lock")
     lock = FileLock(file, thread_local=False)
@@ -151,7 +151,7 @@ def _claimed(output: Path) -> FileLock:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                raise Refused(
+                raise ConfigurationError(
                     f"another run is writing `{output}`: wait until it has ended, or choose another `output`."
                 ) from None
             if os.path.samestat(before, file.stat()):
@@ -168,7 +168,7 @@ def _is_whole(folder: Path) -> bool:
 def check(output: Path) -> None:
     """Refuse a place that holds something else than the dataset of an earlier run, which a new one replaces."""
     if store.path().is_relative_to(output.absolute()):
-        raise Refused(f"`{output}` holds the store of answers: choose another `output`.")
+        raise ConfigurationError(f"`{output}` holds the store of answers: choose another `output`.")
     if not output.exists():
         return
     try:
@@ -178,4 +178,4 @@ def check(output: Path) -> None:
     found = [path.name for path in output.iterdir()] if output.is_dir() else [output.name]
     ours = {"run.json", "README.md", "errors.parquet", *leaves} if leaves else set()
     if strange := sorted(set(found) - ours):
-        raise Refused(f"`{output}` holds `{strange[0]}`, which is not a dataset's: choose another `output`.")
+        raise ConfigurationError(f"`{output}` holds `{strange[0]}`, which is not a dataset's: choose another `output`.")

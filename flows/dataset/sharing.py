@@ -9,18 +9,18 @@ from typing import Any, get_args
 from flows.dataset.distiset import Distiset
 from flows.dataset.run_folder import check as check_place
 from flows.dataset.writer import GROUP, PART, writer
-from flows.errors import Refused
-from flows.settings.run_settings import Format
+from flows.errors import ConfigurationError
+from flows.settings.run_settings import OutputFormat
 
 
 def save(dataset: Distiset, folder: Path) -> None:
     """Copy a dataset's files; one that was split is written split, a part at a time.
 
     Raises:
-        Refused: If the folder holds something else.
+        ConfigurationError: If the folder holds something else.
     """
     if folder.absolute() == dataset.folder.absolute():
-        raise Refused(f"`{folder}` is where the dataset is: choose another folder.")
+        raise ConfigurationError(f"`{folder}` is where the dataset is: choose another folder.")
     check_place(folder)
     partial, former = (folder.with_name(f"{folder.name}.{ending}") for ending in ("partial", "former"))
     for each in (partial, former):
@@ -64,17 +64,17 @@ def push(
                 revision=revision,
                 commit_message=commit_message or f"{dataset!r}".partition(";")[0].removeprefix("Distiset("),
                 delete_patterns=[
-                    *(f"{leaf}/*.{ending}" for leaf in dataset for ending in get_args(Format)),
+                    *(f"{leaf}/*.{ending}" for leaf in dataset for ending in get_args(OutputFormat)),
                     "errors.parquet",
                 ],  # of an earlier push
             )
     except HFValidationError as error:
-        raise Refused(f"`{repo_id}` names no dataset of the Hub, `me/my-dataset` would: {error}") from None
+        raise ConfigurationError(f"`{repo_id}` names no dataset of the Hub, `me/my-dataset` would: {error}") from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         if status not in (401, 403):
             raise
-        raise Refused(
+        raise ConfigurationError(
             f"the Hub does not let you write `{repo_id}` ({status}): pass a `token=` that may write there, set "
             "`HF_TOKEN`, or sign in with `hf auth login`."
         ) from None

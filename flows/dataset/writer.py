@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic_core import to_json
 
-from flows.settings.run_settings import Format
+from flows.settings.run_settings import OutputFormat
 
 GROUP = 2_000
 """Rows per row group: what is held in memory before it is written."""
@@ -33,9 +33,9 @@ class Parts:
         schema: The columns and their types, as far as they are known; `None` without rows.
     """
 
-    def __init__(self, folder: Path, format: Format = "parquet") -> None:
+    def __init__(self, folder: Path, format: OutputFormat = "parquet") -> None:
         self.folder = folder
-        self.format: Format = format
+        self.format: OutputFormat = format
         self.rows = 0
         self.schema: pa.Schema | None = None
         self._columns: dict[str, None] = {}

@@ -81,7 +81,7 @@ class Executor:
             Fatal: If no row can work.
             Drained: If the run may spend no more; all that was asked for has come by then.
         """
-        waiting = [step for step in self._graph.order if self._graph.waits(step)]
+        waiting = [step for step in self._graph.order if self._graph.is_barrier(step)]
         for first in [*self._graph.sources, *waiting]:  # now: what their code refers to may change as they work
             path = self._graph.stream(first)
             for step in path[1:]:
@@ -109,7 +109,7 @@ class Executor:
         """Send what `first` made through the steps after it, up to those that wait for all rows."""
         path = self._graph.stream(first)
         in_flight = self._in_flight
-        kept = self._needed([step for step in self._graph.order if self._graph.waits(step)])
+        kept = self._needed([step for step in self._graph.order if self._graph.is_barrier(step)])
 
         def settle() -> None:
             batch = in_flight[0]
@@ -163,7 +163,7 @@ class Executor:
 
     def _needed(self, waiting: list[Step]) -> set[str]:
         """The steps whose rows are kept for others that wait for all of them."""
-        before = {each.name for step in waiting for each in self._graph.before[step.name]}
+        before = {each.name for step in waiting for each in self._graph.predecessors[step.name]}
         return before | {fork.name for step in waiting if (fork := self._graph.fork(step))}
 
     def _made_of_all(self, step: Step, waiting: list[Step]) -> Iterator[Outcome]:
@@ -206,7 +206,7 @@ class Executor:
 
     def _task(self, step: Step, made: Collection[str]) -> tuple[prefect.Task[..., Outcome], list[str]]:
         """What works for a step on a batch that these steps have `made` something of, and whose of that it takes."""
-        before = [each.name for each in self._graph.before[step.name] if each.name in made]
+        before = [each.name for each in self._graph.predecessors[step.name] if each.name in made]
         fork = self._graph.fork(step)
         forked = [fork.name] if fork and fork.name in made else []
         key = " ".join([step.name, *before])  # a step after two sources has a task for each

@@ -16,15 +16,15 @@ from flows.dataset import provenance
 from flows.dataset.distiset import Distiset
 from flows.dataset.run_folder import RunFolder
 from flows.dataset.summary import ModelSummary, StepSummary, Summary
-from flows.errors import Refused, RunFailed
+from flows.errors import ConfigurationError, RunFailed
 from flows.execution.executor import Executor
 from flows.preview import estimate
-from flows.preview.trace import Watch, prompt_of
+from flows.preview.trace import TraceRecorder, sent_prompt
 from flows.reporting import terminal
 from flows.reporting.report import Report
 from flows.runtime import memory
 from flows.runtime.task_runners import light_batches, other_processes
-from flows.settings.run_settings import Format
+from flows.settings.run_settings import OutputFormat
 from llms import AsyncLLM, Drained, Fatal
 from llms.clients import event_loop
 from llms.limits.budget import Budget
@@ -50,20 +50,20 @@ class Run:
         use_cache: bool,
         max_cost: float | None,
         max_tokens_total: int | None,
-        output_format: Format,
+        output_format: OutputFormat,
         dry_run: int | None,
     ) -> None:
         self.name = name
         self.graph = graph
         self.parameters = parameters
         self.output = None if dry_run else output  # the dataset that is there is no preview's to replace
-        self.output_format: Format = output_format
+        self.output_format: OutputFormat = output_format
         self.max_error_rate = 1.0 if dry_run else max_error_rate  # what fails is there to be seen
         self.limit = limit
         if dry_run is not None and dry_run < 1:
-            raise Refused(f"`dry_run` is {dry_run}: it takes one row at least.")
+            raise ConfigurationError(f"`dry_run` is {dry_run}: it takes one row at least.")
         self._taken = min(dry_run, limit or dry_run) if dry_run else limit
-        self._watch = Watch(graph) if dry_run else None
+        self._watch = TraceRecorder(graph) if dry_run else None
         self.max_cost = max_cost
         self.budget = Budget(max_cost, max_tokens_total)
         for step in graph.steps:
@@ -106,16 +106,16 @@ class Run:
     def _load(self) -> None:
         limits = [name for name, most in self.budget.most.items() if most is not None]
         if limits and (runner := other_processes()):
-            raise Refused(
+            raise ConfigurationError(
                 f"`{limits[0]}` is counted in one process, and `{runner}` sends batches to others: leave one out."
             )
         for step in self.graph.steps:
             try:
                 step.load()
             except Fatal as error:
-                raise Refused(f"{error}") from None
+                raise ConfigurationError(f"{error}") from None
             if self.max_cost is not None and isinstance(step, Task) and step.llm.cost(Usage(1, 1)) is None:
-                raise Refused(
+                raise ConfigurationError(
                     f"`max_cost` needs to know what `{step.llm.model_name}` costs (`{step.name}`): give the model a "
                     "`price`, or limit `max_tokens_total` instead."
                 )
@@ -133,7 +133,7 @@ class Run:
     def _settled(self, step: Step, outcome: Outcome) -> None:
         """Write a leaf's rows and every step's failures, and add up."""
         if self._watch:
-            self._watch.settled(step, outcome)
+            self._watch.record(step, outcome)
         summary = self.summary.steps[step.name]
         summary.rows_in += outcome.rows_in
         summary.rows += len(outcome.rows)
@@ -151,7 +151,7 @@ class Run:
             self._folder.write(leaf, outcome.rows)
             self.summary.rows += len(outcome.rows)
         if step.name not in self._prompts and isinstance(step, Task) and outcome.rows:
-            self._prompts[step.name] = prompt_of(step, outcome.rows[0])
+            self._prompts[step.name] = sent_prompt(step, outcome.rows[0])
         for failure in outcome.failures:
             summary.errors[failure.error] = summary.errors.get(failure.error, 0) + 1
         if outcome.failures:

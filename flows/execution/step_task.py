@@ -10,7 +10,7 @@ from prefect.transactions import get_transaction
 
 from flows import results
 from flows.errors import RunFailed
-from flows.settings.step_parameters import llm_of
+from flows.settings.step_parameters import get_llm
 from tasks import Join, Step
 from tasks.dag import Route
 from tasks.join import groups, in_order
@@ -57,7 +57,7 @@ class Work:
         """How its task keeps what it makes: among Prefect's results, under a key of all it was made of."""
         if self.identity is None:
             return {}
-        llm = llm_of(self.step)
+        llm = get_llm(self.step)
         known = self.step.use_cache and (llm is None or llm.use_cache)
         return {
             "persist_result": True,

@@ -31,15 +31,15 @@ import yaml
 from pydantic import ValidationError
 
 from flows.dag import edges
-from flows.errors import Refused
-from flows.pipeline.serialize import Plain, step_classes
+from flows.errors import ConfigurationError
+from flows.pipeline.serialize import Serializer, step_classes
 from llms import LLM
 from llms.any_llm import model, models, secrets
 from llms.config.strict import explain, nearest
 from tasks import Step, dag
 from tasks.dag import Wiring
 
-FORMAT = 1
+FORMAT_VERSION = 1
 """How files are laid out; one that says more is of a newer distilflow."""
 
 KEYS = ("format", "name", "description", "steps", "edges")
@@ -66,54 +66,56 @@ class Document:
     def check(self) -> None:
         """Refuse classes that are not known, before anything is made."""
         for name, fields in self.steps.items():
-            with self._telling(f"step `{name}`"):
-                _class(fields)
+            with self._error_location(f"step `{name}`"):
+                _step_class(fields)
 
-    def wiring(self) -> Wiring:
+    def build(self) -> Wiring:
         """The steps, made and connected.
 
         Raises:
-            Refused: Naming the file, the step, and the nearest right class, field or name.
+            ConfigurationError: Naming the file, the step, and the nearest right class, field or name.
         """
         wired = Wiring()
         outer = dag.current.set(wired)
         try:
             for name, fields in self.steps.items():
-                with self._telling(f"step `{name}`"):
-                    _step(name, fields)
+                with self._error_location(f"step `{name}`"):
+                    _build_step(name, fields)
         finally:
             dag.current.reset(outer)
         named = {step.name: step for step in wired.steps}
         for text in self.edges:
-            with self._telling(f"edge `{text}`"):
-                for source, target, route in edges.read(text, named):
+            with self._error_location(f"edge `{text}`"):
+                for source, target, route in edges.parse_edges(text, named):
                     wired.connect(named[source], named[target], route)
         return wired
 
     @contextmanager
-    def _telling(self, place: str) -> Iterator[None]:
+    def _error_location(self, place: str) -> Iterator[None]:
         """Let errors say where they are."""
         try:
             yield
         except (TypeError, ValueError) as error:
             what = explain(error) if isinstance(error, ValidationError) else error
-            raise Refused(f"`{self.file}`, {place}: {what}") from None
+            raise ConfigurationError(f"`{self.file}`, {place}: {what}") from None
 
 
 def write(name: str | None, description: str | None, wired: Wiring) -> str:
     """The text of a pipeline: the same for the same, whenever and wherever it is written.
 
     Raises:
-        Refused: Naming the field that cannot be written down, and the cure.
+        ConfigurationError: Naming the field that cannot be written down, and the cure.
     """
-    plain = Plain()
-    steps = {step.name: plain.step(step) for step in wired.steps}
-    document = {"format": FORMAT, "name": name, "description": description, "steps": steps}
-    document["edges"] = edges.written(wired)
+    plain = Serializer()
+    steps = {step.name: plain.serialize_step(step) for step in wired.steps}
+    document = {"format": FORMAT_VERSION, "name": name, "description": description, "steps": steps}
+    document["edges"] = edges.format_edges(wired)
     known = {key: value for key, value in document.items() if value is not None}
     text = yaml.dump(known, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     if any(secret in text for secret in plain.secrets):
-        raise Refused("a key of one of the models stands in another field too, in clear: take it out of there.")
+        raise ConfigurationError(
+            "a key of one of the models stands in another field too, in clear: take it out of there."
+        )
     return text
 
 
@@ -121,24 +123,24 @@ def read(path: str | Path) -> Document:
     """The document in a file.
 
     Raises:
-        Refused: If there is none, or it is no pipeline.
+        ConfigurationError: If there is none, or it is no pipeline.
     """
     try:
         document = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506  # of safe_load's kind
     except FileNotFoundError:
-        raise Refused(f"there is no `{path}`.") from None
+        raise ConfigurationError(f"there is no `{path}`.") from None
     except OSError as error:
-        raise Refused(f"`{path}` cannot be read: {error.strerror}.") from None
+        raise ConfigurationError(f"`{path}` cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise Refused(f"`{path}` is no YAML: {' '.join(str(error).split())}.") from None
-    if mistake := _mistake(document):
-        raise Refused(f"`{path}`: {mistake}")
+        raise ConfigurationError(f"`{path}` is no YAML: {' '.join(str(error).split())}.") from None
+    if mistake := _layout_error(document):
+        raise ConfigurationError(f"`{path}`: {mistake}")
     return Document(
         str(path), document.get("name"), document.get("description"), document["steps"], document.get("edges") or []
     )
 
 
-def _mistake(document: Any) -> str | None:
+def _layout_error(document: Any) -> str | None:
     """What is wrong with the shape of a document, if anything is."""
     if not isinstance(document, dict) or "steps" not in document:
         return "this is no pipeline, it has no `steps`: write one with `pipeline.save(…)`."
@@ -147,9 +149,11 @@ def _mistake(document: Any) -> str | None:
             return f"a pipeline has no `{key}`: {nearest(str(key), KEYS)}"
     version = document.get("format")
     if version is None:
-        return f"it does not say how it is laid out: begin it with `format: {FORMAT}`."
-    if version not in range(1, FORMAT + 1):
-        return f"it is laid out in format {version}, and {FORMAT} is the newest one known here: update distilflow."
+        return f"it does not say how it is laid out: begin it with `format: {FORMAT_VERSION}`."
+    if version not in range(1, FORMAT_VERSION + 1):
+        return (
+            f"it is laid out in format {version}, and {FORMAT_VERSION} is the newest one known here: update distilflow."
+        )
     for key in ("name", "description"):
         if not isinstance(document.get(key), str | None):
             return f"`{key}` is a text: put it in quotes."
@@ -164,38 +168,38 @@ def _mistake(document: Any) -> str | None:
     return None
 
 
-def _class(fields: Mapping[str, Any]) -> type[Step]:
+def _step_class(fields: Mapping[str, Any]) -> type[Step]:
     known, name = step_classes(), fields.get("class")
     if not isinstance(name, str) or name not in known:
-        raise ValueError(_unknown("step", name, known))
+        raise ValueError(_unknown_class_message("step", name, known))
     return known[name]
 
 
-def _step(name: str, fields: Mapping[str, Any]) -> Step:
+def _build_step(name: str, fields: Mapping[str, Any]) -> Step:
     """A step of its class and fields; it takes its place in the pipeline being declared."""
-    cls = _class(fields)
+    cls = _step_class(fields)
     if "name" in fields:
         raise ValueError("its name is what it stands under: leave out `name`.")
     given = {each: value for each, value in fields.items() if each != "class"}
     for each, field in cls.model_fields.items():
-        if each in given and _takes_models(field.annotation):
-            given[each] = _models(given[each])
+        if each in given and _accepts_models(field.annotation):
+            given[each] = _resolve_models(given[each])
     return cls(name=name, **given)
 
 
-def _takes_models(annotation: Any) -> bool:
+def _accepts_models(annotation: Any) -> bool:
     if isinstance(annotation, type) and issubclass(annotation, LLM):
         return True
-    return any(_takes_models(each) for each in get_args(annotation))
+    return any(_accepts_models(each) for each in get_args(annotation))
 
 
-def _models(value: Any) -> Any:
+def _resolve_models(value: Any) -> Any:
     """The models a field is given as a class and fields, or as a saved block and what differs from it."""
     match value:
         case {"class": name, **fields}:
             known = [each for each, cls in models().items() if not inspect.isabstract(cls)]
             if name not in known:
-                raise ValueError(_unknown("model", name, known))
+                raise ValueError(_unknown_class_message("model", name, known))
             return model({"block_type_slug": name, **fields})
         case {"block": str(slug), **fields}:
             saved = model(slug)
@@ -205,13 +209,13 @@ def _models(value: Any) -> Any:
             # a copy remembers its block, and is written as one again
             return saved.model_copy(update={name: getattr(changed, name) for name in fields})
         case dict():
-            return {key: _models(each) for key, each in value.items()}
+            return {key: _resolve_models(each) for key, each in value.items()}
         case list():
-            return [_models(each) for each in value]
+            return [_resolve_models(each) for each in value]
     return value
 
 
-def _unknown(kind: str, name: Any, known: Collection[str]) -> str:
+def _unknown_class_message(kind: str, name: Any, known: Collection[str]) -> str:
     if not isinstance(name, str):
         return f"it has no `class`: write the {kind}'s, `class: {min(known)}`."
     if several := [each for each in known if each.endswith(f".{name}")]:

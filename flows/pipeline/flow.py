@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 from prefect import Flow
 
 from flows.dataset.distiset import Distiset
-from flows.errors import Refused
+from flows.errors import ConfigurationError
 from flows.reporting.states import reporting
 from llms.any_llm import kept_in_clear, secret_in
 
@@ -23,12 +23,12 @@ class DatasetFlow(Flow[P, Distiset]):
             """Run the flow.
 
             Raises:
-                Refused: If a parameter names a secret.
+                ConfigurationError: If a parameter names a secret.
             """
             given = dict(zip(inspect.signature(self.fn).parameters, args, strict=False)) | kwargs
             for name, value in given.items():
                 if name != "data" and (secret := secret_in(value)):  # rows may say what they like
-                    raise Refused(f"`{name}`: {kept_in_clear(secret)}")
+                    raise ConfigurationError(f"`{name}`: {kept_in_clear(secret)}")
             return super().__call__(*args, **kwargs)
 
     def with_options(self, *args: Any, **kwargs: Any) -> "DatasetFlow[P]":

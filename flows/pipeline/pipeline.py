@@ -13,15 +13,15 @@ from pydantic import ValidationError
 from flows.dag import diagram
 from flows.dag.graph import Graph
 from flows.dataset.distiset import Distiset
-from flows.errors import Refused
+from flows.errors import ConfigurationError
 from flows.execution.run import Run
 from flows.pipeline import document
 from flows.pipeline.flow import flow
 from flows.preview import approval
 from flows.preview.estimate import Estimate
 from flows.runtime import server
-from flows.settings.run_settings import Format
-from flows.settings.step_parameters import configured, parameters_of, recorded, validated
+from flows.settings.run_settings import OutputFormat
+from flows.settings.step_parameters import parameters_model, to_json, validate_parameters, with_parameters
 from llms.config.strict import Strict, explain
 from tasks import GeneratorStep, Source, Step, dag, load
 
@@ -76,25 +76,27 @@ class Pipeline:
         """The pipeline in a file. Nothing in it is run: steps and models are found among those that are imported.
 
         Raises:
-            Refused: Naming the file, the step, and what to write instead.
+            ConfigurationError: Naming the file, the step, and what to write instead.
         """
         read = document.read(path)
         pipeline = cls(read.name, read.description)
-        pipeline._wiring = read.wiring()
+        pipeline._wiring = read.build()
         return pipeline
 
     def to_yaml(self) -> str:
         """The pipeline as text: steps, what differs from their defaults, edges. It holds no secrets.
 
         Raises:
-            Refused: If something cannot be written down, such as a function.
+            ConfigurationError: If something cannot be written down, such as a function.
         """
         return document.write(self._name, self.description, self._wiring)
 
     def save(self, path: str | Path) -> None:
         """Write `to_yaml()` to a file, for `from_yaml` and `python -m flows.run p.yaml`."""
         if Path(path).suffix not in (".yaml", ".yml"):
-            raise Refused(f"pipelines are written as YAML: call the file `{Path(path).with_suffix('.yaml')}`.")
+            raise ConfigurationError(
+                f"pipelines are written as YAML: call the file `{Path(path).with_suffix('.yaml')}`."
+            )
         text = self.to_yaml()
         Path(path).write_text(text, encoding="utf-8")
 
@@ -105,7 +107,7 @@ class Pipeline:
     @property
     def flow(self) -> "Flow[..., Distiset]":
         """The pipeline as a Prefect flow, to serve or deploy: its form shows every step's parameters."""
-        return self._flow(None, parameters_of(self.steps))
+        return self._flow(None, parameters_model(self.steps))
 
     def run(
         self,
@@ -117,7 +119,7 @@ class Pipeline:
         use_cache: bool = True,
         max_cost: float | None = None,
         max_tokens_total: int | None = None,
-        output_format: Format = "parquet",
+        output_format: OutputFormat = "parquet",
         dry_run: int | None = None,
         approve: bool = False,
         task_runner: TaskRunner[Any] | None = None,
@@ -146,15 +148,15 @@ class Pipeline:
                 settings say when empty.
 
         Raises:
-            Refused: If something cannot work; nothing was paid for.
+            ConfigurationError: If something cannot work; nothing was paid for.
             Fatal: If no request can work.
             Drained: If it has spent what it may.
             RunFailed: If too many rows failed.
-            Declined: If somebody said no.
+            ApprovalDeclined: If somebody said no.
         """
-        pipeline = self if dataset is None else self._fed(dataset)
-        model = parameters_of(pipeline.steps)
-        given = validated(model, parameters)
+        pipeline = self if dataset is None else self._with_dataset(dataset)
+        model = parameters_model(pipeline.steps)
+        given = validate_parameters(model, parameters)
         graph = pipeline._graph(given)
         arguments = {
             "parameters": given,
@@ -172,7 +174,7 @@ class Pipeline:
         if FlowRunContext.get():
             if where:
                 name = next(iter(where))
-                raise Refused(f"inside a `@flow` its own `{name}` is used: say it there, `@flow({name}=…)`.")
+                raise ConfigurationError(f"inside a `@flow` its own `{name}` is used: say it there, `@flow({name}=…)`.")
             return pipeline._execute(graph, approve, **arguments)
         server.boot()
         graph.check()
@@ -204,11 +206,11 @@ class Pipeline:
             use_cache: bool = True,
             max_cost: float | None = None,
             max_tokens_total: int | None = None,
-            output_format: Format = "parquet",
+            output_format: OutputFormat = "parquet",
             dry_run: int | None = None,
             approve: bool = False,
         ) -> Distiset:
-            given = validated(model, parameters)
+            given = validate_parameters(model, parameters)
             return self._execute(
                 graph or self._graph(given),
                 approve,
@@ -241,24 +243,24 @@ class Pipeline:
 
     def _execute(self, graph: Graph, approve: bool, parameters: Mapping[str, Any], **settings: Any) -> Distiset:
         """Make the dataset in the flow run we are in, once it is approved."""
-        settings["parameters"] = recorded(parameters)
+        settings["parameters"] = to_json(parameters)
 
         def estimate() -> Estimate:
-            few: dict[str, Any] = {"dry_run": approval.SAMPLE}
+            few: dict[str, Any] = {"dry_run": approval.SAMPLE_ROWS}
             sample = Run(self.name, self._graph(parameters), **settings | few)
             return cast(Estimate, sample.execute().estimate)
 
         if approve and not settings["dry_run"]:
-            settings |= approval.budget(estimate, settings["max_cost"], settings["max_tokens_total"])
+            settings |= approval.wait_for_approval(estimate, settings["max_cost"], settings["max_tokens_total"])
         return Run(self.name, graph, **settings).execute()
 
     def _graph(self, given: Mapping[str, Any]) -> Graph:
         """The steps with these parameters, and the edges between them."""
         outer = dag.current.set(None)  # copies of steps are no steps of the pipeline
         try:
-            steps = [configured(step, given.get(step.name, {})) for step in self.steps]
+            steps = [with_parameters(step, given.get(step.name, {})) for step in self.steps]
         except ValidationError as error:
-            raise Refused(explain(error)) from None
+            raise ConfigurationError(explain(error)) from None
         finally:
             dag.current.reset(outer)
         return Graph(steps, *self._named_edges())
@@ -267,13 +269,13 @@ class Pipeline:
         edges = [(source.name, target.name) for source, target in self._wiring.edges]
         return edges, dict(self._wiring.routes)
 
-    def _fed(self, dataset: Source) -> "Pipeline":
+    def _with_dataset(self, dataset: Source) -> "Pipeline":
         """The same pipeline with a loader before every step that has none before it."""
         fed = Pipeline(self._name, self.description)
         targets = [target for _, target in self._wiring.edges]
         heads = [step for step in self.steps if not any(step is each for each in targets)]
         if sources := [step.name for step in heads if isinstance(step, GeneratorStep)]:
-            raise Refused(f"`dataset=` brings rows, and so does `{sources[0]}`: leave one of them out.")
+            raise ConfigurationError(f"`dataset=` brings rows, and so does `{sources[0]}`: leave one of them out.")
         outer = dag.current.set(None)
         loader = load(dataset)
         dag.current.reset(outer)

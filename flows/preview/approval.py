@@ -26,22 +26,22 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.prompt import Prompt
 
-from flows.errors import Refused
+from flows.errors import ConfigurationError
 from flows.preview.estimate import Estimate
 from flows.runtime import server
 from llms.config.strict import explain
 
-SAMPLE = 10
+SAMPLE_ROWS = 10
 """Rows of each source that are made first, to estimate from."""
 
-PATIENCE = 7 * 24 * 3600
+APPROVAL_TIMEOUT_S = 7 * 24 * 3600
 """Seconds a process waits for an answer; a run that is suspended waits for ever."""
 
-LOOK = 2
+POLL_INTERVAL_S = 2
 """Seconds between two looks whether there is one."""
 
 
-class Declined(Abort):
+class ApprovalDeclined(Abort):
     """Somebody said no: the flow run is cancelled, and nothing more was paid for."""
 
 
@@ -59,7 +59,7 @@ class Approval(RunInput):
     )
 
 
-def budget(
+def wait_for_approval(
     estimate: Callable[[], Estimate], max_cost: float | None, max_tokens_total: int | None
 ) -> dict[str, float | int | None]:
     """What the flow run may spend, as `max_cost` and `max_tokens_total` of `Pipeline.run`; it waits for the answer.
@@ -73,29 +73,29 @@ def budget(
         max_tokens_total: Tokens that are proposed.
 
     Raises:
-        Declined: If the answer is no.
-        Refused: If nobody could answer.
+        ApprovalDeclined: If the answer is no.
+        ConfigurationError: If nobody could answer.
     """
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
-        raise Refused("`approve` needs a flow run: call the flow, not the function under it.")
+        raise ConfigurationError("`approve` needs a flow run: call the flow, not the function under it.")
     run = context.flow_run
     number = context.observed_flow_pauses["approvals"] = context.observed_flow_pauses.get("approvals", 0) + 1
     with get_client(sync_client=True) as client:
         ended = sum(state.is_final() for state in client.read_flow_run_states(run.id))
     key = f"approval-{number}-{ended}"
-    answer = _given(run, key) or _asked(run, key, _form(estimate(), max_cost, max_tokens_total))
+    answer = _read_answer(run, key) or _ask(run, key, _build_form(estimate(), max_cost, max_tokens_total))
     if answer.decision == "stop":
         message = "The estimate was declined: nothing more was paid for."
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(run.id, Cancelled(message=message))
-        raise Declined(message)
+        raise ApprovalDeclined(message)
     limits = answer.model_dump(exclude={"decision"})
     get_run_logger().info("Approved: %s", limits)
     return {"max_cost": None} | limits
 
 
-def _given(run: FlowRun, key: str) -> Approval | None:
+def _read_answer(run: FlowRun, key: str) -> Approval | None:
     """The answer that there is already: the flow has begun again since it asked."""
     read: Any = read_flow_run_input
     for how in ("suspended", "paused"):
@@ -104,16 +104,16 @@ def _given(run: FlowRun, key: str) -> Approval | None:
     return None
 
 
-def _form(estimate: Estimate, max_cost: float | None, max_tokens_total: int | None) -> type[RunInput]:
+def _build_form(estimate: Estimate, max_cost: float | None, max_tokens_total: int | None) -> type[RunInput]:
     """The form, the estimate above it and a budget filled in: what was asked for, or a quarter more than likely.
 
     It asks for dollars where it is known what the models cost, and that is something.
     """
     most = estimate.most or estimate
     if most.cost:
-        proposed = {"max_cost": max_cost or _round(1.25 * most.cost), "max_tokens_total": max_tokens_total}
+        proposed = {"max_cost": max_cost or _round_up(1.25 * most.cost), "max_tokens_total": max_tokens_total}
     else:
-        tokens = int(_round(1.25 * (most.input_tokens + most.output_tokens))) or None
+        tokens = int(_round_up(1.25 * (most.input_tokens + most.output_tokens))) or None
         proposed = {"max_tokens_total": max_tokens_total or tokens}
     fields: dict[str, Any] = {}
     for name in ["decision", *proposed]:
@@ -125,7 +125,7 @@ def _form(estimate: Estimate, max_cost: float | None, max_tokens_total: int | No
     return form
 
 
-def _round(amount: float) -> float:
+def _round_up(amount: float) -> float:
     """The next number with two digits that count."""
     if not amount:
         return 0.0
@@ -133,22 +133,24 @@ def _round(amount: float) -> float:
     return round(math.ceil(amount / unit) * unit, 10)
 
 
-def _asked(run: FlowRun, key: str, form: type[RunInput]) -> Any:
+def _ask(run: FlowRun, key: str, form: type[RunInput]) -> Any:
     """What somebody says to it, here or in the UI."""
     wait: Any
     if run.deployment_id and not run.parent_task_run_id:  # of another run's part Prefect suspends nothing
         wait = suspend_flow_run
         return wait(wait_for_input=form, key=key, _sync=True)
     if sys.stdin and sys.stdin.isatty():
-        return _asked_here(form)
+        return _ask_at_terminal(form)
     if server.is_temporary():
-        raise Refused("`approve` waits for somebody who answers: run it in a terminal, or with a Prefect server.")
+        raise ConfigurationError(
+            "`approve` waits for somebody who answers: run it in a terminal, or with a Prefect server."
+        )
     get_run_logger().warning("This run waits for an approval: *Resume* at %s has the form.", url_for(run))
     wait = pause_flow_run
-    return wait(wait_for_input=form, key=key, timeout=PATIENCE, poll_interval=LOOK, _sync=True)
+    return wait(wait_for_input=form, key=key, timeout=APPROVAL_TIMEOUT_S, poll_interval=POLL_INTERVAL_S, _sync=True)
 
 
-def _asked_here(form: type[RunInput]) -> RunInput:
+def _ask_at_terminal(form: type[RunInput]) -> RunInput:
     """The same form at a terminal."""
     console = Console(stderr=True)
     console.print(Markdown(f"{form._description}"))

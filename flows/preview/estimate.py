@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from flows.dag.graph import Graph
-from flows.preview.trace import Asked, Key, PreviewedRow
-from flows.runtime.humanize import counted, duration, rounded
+from flows.preview.trace import Key, RequestTrace, RowTrace
+from flows.runtime.humanize import duration, pluralize, rounded
 from llms import LLM, AsyncLLM
 from llms.local.base import LocalLLM
 from tasks import GlobalStep, Task
 
-UNKNOWN = 1_000
+ASSUMED_ROWS = 1_000
 """Rows that figures are for where nobody knows how many there are."""
 
-STUDENT = (12.7, 4.3, 3.2, 2.8, 2.6, 2.4, 2.4, 2.3, 2.3, 2.2, 2.2, 2.2, 2.2, 2.1)
+T_QUANTILES = (12.7, 4.3, 3.2, 2.8, 2.6, 2.4, 2.4, 2.3, 2.3, 2.2, 2.2, 2.2, 2.2, 2.1)
 """Standard errors to either side of what is likely, from two rows on: 19 times in 20 it is within (Student's t). From
 more rows than here on it is 2."""
 
@@ -50,17 +50,20 @@ class Estimate(Figures):
     def markdown(self) -> str:
         """A table by model and in all, with the range, no more exact than the figures are; and the notes."""
         exact = self.known and self.rows == self.sampled
-        whole = counted(self.rows, "row") if self.known else f"every {self.rows:,} rows"
+        whole = pluralize(self.rows, "row") if self.known else f"every {self.rows:,} rows"
         lines = [f"Estimate for {whole}, from the first {self.sampled:,}:", ""]
         lines += ["| model | requests | tokens in | tokens out | cost | time |", f"| --- |{' ---: |' * 5}"]
-        lines += [_cells(f"`{name}`", figures, exact) for name, figures in self.models.items()]
-        lines += [_cells("in all", self, exact)] if len(self.models) != 1 else []
+        lines += [_table_row(f"`{name}`", figures, exact) for name, figures in self.models.items()]
+        lines += [_table_row("in all", self, exact)] if len(self.models) != 1 else []
         if self.least and self.most and not exact:
-            lines += [_cells("hardly less than", self.least, exact), _cells("hardly more than", self.most, exact)]
+            lines += [
+                _table_row("hardly less than", self.least, exact),
+                _table_row("hardly more than", self.most, exact),
+            ]
         return "\n".join([*lines, *([""] if self.notes else []), *(f"- {note}" for note in self.notes)])
 
 
-def estimate(graph: Graph, rows: Mapping[Key, PreviewedRow], limit: int | None) -> Estimate:
+def estimate(graph: Graph, rows: Mapping[Key, RowTrace], limit: int | None) -> Estimate:
     """What a run would take, from what some rows of its sources did.
 
     Args:
@@ -68,116 +71,116 @@ def estimate(graph: Graph, rows: Mapping[Key, PreviewedRow], limit: int | None) 
         rows: What was asked for the rows that were tried.
         limit: Rows the run would take from each source, at most.
     """
-    return _Estimating(graph, rows, limit).estimate()
+    return _Estimator(graph, rows, limit).estimate()
 
 
-class _Estimating:
-    def __init__(self, graph: Graph, rows: Mapping[Key, PreviewedRow], limit: int | None) -> None:
+class _Estimator:
+    def __init__(self, graph: Graph, rows: Mapping[Key, RowTrace], limit: int | None) -> None:
         self.graph = graph
         self.rows = rows
         self.tasks = [step for step in graph.order if isinstance(step, Task)]
         self.notes: list[str] = []
         self.sampled = Counter(key[0] for key in rows if key)
-        self.whole, self.known = self._whole(limit)
-        self.took = {task.name: self._took(task) for task in self.tasks}
+        self.total_rows, self.known = self._count_rows(limit)
+        self.usage = {task.name: self._usage_per_row(task) for task in self.tasks}
 
     def estimate(self) -> Estimate:
-        likely, spread = self._total(self.tasks)
+        likely, spread = self._extrapolate(self.tasks)
         off = np.sqrt(spread)
-        spent = sum((amounts for took in self.took.values() for amounts in took.values()), np.zeros(5))
+        spent = sum((amounts for took in self.usage.values() for amounts in took.values()), np.zeros(5))
         least, most = np.maximum(likely - off, spent), likely + off
-        quick, slow = self._seconds(self.tasks, told=True)
+        quick, slow = self._duration(self.tasks, told=True)
         models: dict[str, list[Task]] = {}
         for task in self.tasks:
             models.setdefault(task.llm.model_name, []).append(task)
         priced = {name: self._is_priced(name, tasks) for name, tasks in models.items()}
         figures = {
-            name: _figures(self._total(tasks)[0], priced[name], self._seconds(tasks)[0])
+            name: _to_figures(self._extrapolate(tasks)[0], priced[name], self._duration(tasks)[0])
             for name, tasks in models.items()
         }
         for step in self.graph.steps:
             if isinstance(step, GlobalStep):
                 self.notes.append(f"`{step.name}` has seen these rows only; of all, it may make something else.")
-        tells = all(count > 1 or self.whole[at] <= count for at, count in self.sampled.items())
+        tells = all(count > 1 or self.total_rows[at] <= count for at, count in self.sampled.items())
         if not tells:
             self.notes.append("One row does not tell how much rows differ: with more of them there is a range.")
         every, share = all(priced.values()), likely[4] or 1.0
         return Estimate(
-            rows=sum(self.whole.values()),
+            rows=sum(self.total_rows.values()),
             known=self.known,
             sampled=self.sampled.total(),
             models=figures,
-            least=_figures(least, every, quick and quick * least[4] / share) if tells else None,
-            most=_figures(most, every, slow and slow * most[4] / share) if tells else None,
+            least=_to_figures(least, every, quick and quick * least[4] / share) if tells else None,
+            most=_to_figures(most, every, slow and slow * most[4] / share) if tells else None,
             notes=self.notes,
-            **_figures(likely, every, quick).model_dump(),
+            **_to_figures(likely, every, quick).model_dump(),
         )
 
-    def _whole(self, limit: int | None) -> tuple[dict[int, int], bool]:
+    def _count_rows(self, limit: int | None) -> tuple[dict[int, int], bool]:
         """The rows that each source would bring, by its place among them, and whether that is known."""
-        counts = [self.graph.counts.get(source.name) for source in self.graph.sources]
+        counts = [self.graph.row_counts.get(source.name) for source in self.graph.sources]
         most = [limit if count is None else min(count, limit or count) for count in counts]
         if None not in most:
             return {at: count for at, count in enumerate(most) if count and at in self.sampled}, True
         self.notes.append("How many rows the sources hold is not known.")
-        share = UNKNOWN / max(self.sampled.total(), 1)
+        share = ASSUMED_ROWS / max(self.sampled.total(), 1)
         return {at: round(share * count) for at, count in self.sampled.items()}, False
 
-    def _took(self, task: Task) -> dict[Key, Amounts]:
+    def _usage_per_row(self, task: Task) -> dict[Key, Amounts]:
         """What each row took in a step; a request of which that is not known counts as the mean of the others."""
-        first: dict[str, Asked] = {}
+        first: dict[str, RequestTrace] = {}
         for each in (each for row in self.rows.values() for each in row.asked if each.step == task.name):
             first.setdefault(f"{each.prompt}", each)  # the same again is taken from the store
-        known = [_amounts(each) for each in first.values() if each.input_tokens is not None]
+        known = [_to_amounts(each) for each in first.values() if each.input_tokens is not None]
         usual = np.mean(known, axis=0) if known else np.array([1.0, 0, 0, 0, 0])
         took: dict[Key, Amounts] = {}
         for key, row in self.rows.items():
             asked = [each for each in row.asked if each.step == task.name and first[f"{each.prompt}"] is each]
-            parts = [usual if each.input_tokens is None else _amounts(each) for each in asked]
+            parts = [usual if each.input_tokens is None else _to_amounts(each) for each in asked]
             took[key] = sum(parts, np.zeros(5))
         return took
 
-    def _total(self, tasks: Iterable[Task]) -> tuple[Amounts, Amounts]:
+    def _extrapolate(self, tasks: Iterable[Task]) -> tuple[Amounts, Amounts]:
         """What all rows would take in these steps, and the square of how far off that may be."""
         tasks = list(tasks)
         likely, spread = np.zeros(5), np.zeros(5)
         for at, count in self.sampled.items():
             rows = [
-                sum((self.took[t.name][key] for t in tasks), np.zeros(5)) for key in self.rows if key and key[0] == at
+                sum((self.usage[t.name][key] for t in tasks), np.zeros(5)) for key in self.rows if key and key[0] == at
             ]
-            whole = self.whole[at]
+            whole = self.total_rows[at]
             likely += whole * np.mean(rows, axis=0)
             if count > 1:
-                sure = STUDENT[count - 2] if count - 2 < len(STUDENT) else 2.0
+                sure = T_QUANTILES[count - 2] if count - 2 < len(T_QUANTILES) else 2.0
                 spread += sure**2 * whole * max(whole - count, 0) / count * np.var(rows, axis=0, ddof=1)
-        share = sum(self.whole.values()) / max(self.sampled.total(), 1)
+        share = sum(self.total_rows.values()) / max(self.sampled.total(), 1)
         for task in tasks:
-            likely += share * self.took[task.name].get(None, np.zeros(5))
+            likely += share * self.usage[task.name].get(None, np.zeros(5))
         return likely, spread
 
-    def _seconds(self, tasks: list[Task], told: bool = False) -> tuple[float | None, float | None]:
+    def _duration(self, tasks: list[Task], told: bool = False) -> tuple[float | None, float | None]:
         """How long these steps take: with as many requests at once as may be, and with no more than there were here."""
-        totals = {task.name: self._total([task])[0] for task in tasks}
+        totals = {task.name: self._extrapolate([task])[0] for task in tasks}
         if sum(total[0] for total in totals.values()) and not sum(total[4] for total in totals.values()):
             return None, None
         latency = {name: total[4] / total[0] if total[0] else 0.0 for name, total in totals.items()}
         path: dict[str, float] = {}  # of a row, up to and with each step
         for step in self.graph.order:
-            before = max((path[each.name] for each in self.graph.before[step.name]), default=0.0)
+            before = max((path[each.name] for each in self.graph.predecessors[step.name]), default=0.0)
             path[step.name] = before + latency.get(step.name, 0.0)
         accounts: dict[Hashable, list[Task]] = {}
         for task in tasks:
-            accounts.setdefault(_account(task.llm), []).append(task)
+            accounts.setdefault(_rate_limit_scope(task.llm), []).append(task)
         quick = slow = 0.0
         longest = max(path.values(), default=0.0)
         for its in accounts.values():
             llm, total = its[0].llm, sum((totals[task.name] for task in its), np.zeros(5))
-            here = sum((amounts for task in its for amounts in self.took[task.name].values()), np.zeros(5))
+            here = sum((amounts for task in its for amounts in self.usage[task.name].values()), np.zeros(5))
             if not here[4]:
                 continue
             alone, least, note = total[4] / total[0], 0.0, f"Time: `{llm.model_name}` goes on as fast as it was here."
             if isinstance(llm, AsyncLLM) and not isinstance(llm, LocalLLM):
-                most, least = _limits(llm, total)
+                most, least = _throughput_limits(llm, total)
                 few = min(round(here[0]), most)
                 fast, careful = total[4] / most, total[4] / few
                 note = (
@@ -185,12 +188,12 @@ class _Estimating:
                     f"{few:,}, as for these rows, {duration(max(least, careful) - alone + longest)}."
                 )
             else:  # the slowest of each step is what these rows took
-                fast = careful = total[4] / here[4] * sum(self._slowest(task) for task in its)
+                fast = careful = total[4] / here[4] * sum(self._max_latency(task) for task in its)
             quick, slow = max(quick, max(least, fast) - alone), max(slow, max(least, careful) - alone)
             self.notes += [note] if told else []
         return quick + longest, slow + longest
 
-    def _slowest(self, task: Task) -> float:
+    def _max_latency(self, task: Task) -> float:
         return max(
             (a.seconds or 0.0 for row in self.rows.values() for a in row.asked if a.step == task.name), default=0.0
         )
@@ -211,12 +214,12 @@ class _Estimating:
         return False
 
 
-def _account(llm: LLM) -> Hashable:
+def _rate_limit_scope(llm: LLM) -> Hashable:
     """What shares a limit."""
     return llm.account() if isinstance(llm, AsyncLLM) else llm.model_name
 
 
-def _limits(llm: AsyncLLM, total: Amounts) -> tuple[int, float]:
+def _throughput_limits(llm: AsyncLLM, total: Amounts) -> tuple[int, float]:
     """Requests that may be in flight, and the least seconds that rates allow."""
     known = llm.limits()
     by_requests = [total[0] / rate for rate in (llm.requests_per_minute, known["learned_rpm"]) if rate]
@@ -224,12 +227,12 @@ def _limits(llm: AsyncLLM, total: Amounts) -> tuple[int, float]:
     return known["limit"], 60 * max([*by_requests, *by_tokens], default=0.0)
 
 
-def _amounts(asked: Asked) -> Amounts:
+def _to_amounts(asked: RequestTrace) -> Amounts:
     known = (1, asked.input_tokens, asked.output_tokens, asked.cost, asked.seconds)
     return np.array([each or 0.0 for each in known], dtype=float)
 
 
-def _figures(amounts: Amounts, priced: bool, seconds: float | None) -> Figures:
+def _to_figures(amounts: Amounts, priced: bool, seconds: float | None) -> Figures:
     requests, input_tokens, output_tokens, cost, _ = amounts
     return Figures(
         requests=round(requests),
@@ -240,7 +243,7 @@ def _figures(amounts: Amounts, priced: bool, seconds: float | None) -> Figures:
     )
 
 
-def _cells(name: str, figures: Figures, exact: bool) -> str:
+def _table_row(name: str, figures: Figures, exact: bool) -> str:
     counts = [figures.requests, figures.input_tokens, figures.output_tokens]
     cells = [f"{each if exact else rounded(each):,.0f}" for each in counts]
     cost = "not known" if figures.cost is None else f"${rounded(figures.cost):,.10g}"

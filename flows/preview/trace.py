@@ -15,7 +15,7 @@ Key = tuple[int, ...] | None
 """The place of a row's source among the sources, and its number there; `None` when it is not known which row it is."""
 
 
-class Asked(BaseModel):
+class RequestTrace(BaseModel):
     """A request.
 
     Attributes:
@@ -42,13 +42,13 @@ class Asked(BaseModel):
 
     def markdown(self) -> str:
         """The prompt and the answers, in full."""
-        sent = [f"{message['role']}:\n\n{_quoted(message['content'])}" for message in self.prompt]
-        came = [f"answer:\n\n{_quoted(answer or '(none)')}" for answer in self.answers]
+        sent = [f"{message['role']}:\n\n{_blockquote(message['content'])}" for message in self.prompt]
+        came = [f"answer:\n\n{_blockquote(answer or '(none)')}" for answer in self.answers]
         failed = [f"**failed**: {self.error}"] if self.error else []
         return "\n\n".join([f"**{self.step}** to `{self.model}`", *sent, *came, *failed])
 
 
-class PreviewedRow(BaseModel):
+class RowTrace(BaseModel):
     """A row of a source, and what became of it.
 
     Attributes:
@@ -58,7 +58,7 @@ class PreviewedRow(BaseModel):
     """
 
     origin: str
-    asked: list[Asked] = Field(default_factory=list)
+    asked: list[RequestTrace] = Field(default_factory=list)
     failures: list[str] = Field(default_factory=list)
 
     def markdown(self) -> str:
@@ -67,7 +67,7 @@ class PreviewedRow(BaseModel):
         return "\n\n".join([f"## {self.origin}", *(each.markdown() for each in self.asked), *failed])
 
 
-class Watch:
+class TraceRecorder:
     """Writes down what is asked in a run of few rows.
 
     Args:
@@ -75,38 +75,38 @@ class Watch:
     """
 
     def __init__(self, graph: Graph) -> None:
-        self.rows: dict[Key, PreviewedRow] = {}
+        self.rows: dict[Key, RowTrace] = {}
         for step in graph.steps:
             if isinstance(step, Task):
                 step.add_raw_input = step.add_raw_output = True
 
-    def settled(self, step: Step, outcome: Outcome) -> None:
+    def record(self, step: Step, outcome: Outcome) -> None:
         """Take in what a step made of a batch."""
         if isinstance(step, GeneratorStep):
-            self.rows |= {_key(row): PreviewedRow(origin=f"{row.origin}") for row in outcome.rows}
+            self.rows |= {_row_key(row): RowTrace(origin=f"{row.origin}") for row in outcome.rows}
         elif isinstance(step, Task):
-            answered = list(self._answered(step, outcome.rows))
+            answered = list(self._record_requests(step, outcome.rows))
             for failure in outcome.failures:
-                self._failed(step, failure, answered)
+                self._record_failure(step, failure, answered)
         else:
             for failure in outcome.failures:
                 self._row(failure.row).failures.append(f"`{step.name}`: {failure.message}")
 
-    def _row(self, row: Row) -> PreviewedRow:
-        return self.rows.setdefault(_key(row), PreviewedRow(origin="rows of which it is not known where they are from"))
+    def _row(self, row: Row) -> RowTrace:
+        return self.rows.setdefault(_row_key(row), RowTrace(origin="rows of which it is not known where they are from"))
 
-    def _answered(self, step: Task, rows: Iterable[Row]) -> Iterator[tuple[Row, Asked]]:
+    def _record_requests(self, step: Task, rows: Iterable[Row]) -> Iterator[tuple[Row, RequestTrace]]:
         """The requests behind the rows a step made, of which there is one per generation, or one for all of them."""
-        asked: Asked | None = None
+        asked: RequestTrace | None = None
         for row in rows:
-            for told in _told(step, row):
+            for told in _metadata(step, row):
                 if asked is None or told["input_tokens"] is not None or told["raw_input"] != asked.prompt:
-                    asked = _asked(step, told)
+                    asked = _to_request(step, told)
                     self._row(row).asked.append(asked)
                     yield row, asked
                 asked.answers.append(told["raw_output"])
 
-    def _failed(self, step: Task, failure: Failure, answered: list[tuple[Row, Asked]]) -> None:
+    def _record_failure(self, step: Task, failure: Failure, answered: list[tuple[Row, RequestTrace]]) -> None:
         """A request failed, or a generation that others came with; or nothing was asked."""
         row = failure.row
         if not failure.attempts:
@@ -114,7 +114,7 @@ class Watch:
             return
         asked = next((asked for made, asked in answered if row.id and row.id == (made.id or ())[: len(row.id)]), None)
         if asked is None:
-            asked = Asked(step=step.name, model=step.llm.model_name, prompt=_prompt(step, row))
+            asked = RequestTrace(step=step.name, model=step.llm.model_name, prompt=_rendered_prompt(step, row))
             self._row(row).asked.append(asked)
             answered.append((row, asked))
         asked.error = failure.message
@@ -122,12 +122,12 @@ class Watch:
             asked.answers.append(failure.raw_output)
 
 
-def prompt_of(step: Task, row: Row) -> list[dict[str, str]] | None:
+def sent_prompt(step: Task, row: Row) -> list[dict[str, str]] | None:
     """What a step sent for a row it made, if that was kept."""
-    return next((told["raw_input"] for told in _told(step, row) if "raw_input" in told), None)
+    return next((told["raw_input"] for told in _metadata(step, row) if "raw_input" in told), None)
 
 
-def _told(step: Task, row: Row) -> list[Mapping[str, Any]]:
+def _metadata(step: Task, row: Row) -> list[Mapping[str, Any]]:
     """What a step says of each generation in a row it made; nothing, if it brings a `process` of its own."""
     if type(step).process is not Task.process:
         return []
@@ -136,9 +136,9 @@ def _told(step: Task, row: Row) -> list[Mapping[str, Any]]:
     return known if isinstance(known, list) else [known]
 
 
-def _asked(step: Task, told: Mapping[str, Any]) -> Asked:
+def _to_request(step: Task, told: Mapping[str, Any]) -> RequestTrace:
     """A request, out of the metadata of its first generation that is there."""
-    asked = Asked(step=step.name, model=step.llm.model_name, prompt=told["raw_input"], seconds=told["seconds"])
+    asked = RequestTrace(step=step.name, model=step.llm.model_name, prompt=told["raw_input"], seconds=told["seconds"])
     if told["input_tokens"] is not None:
         usage = Usage(**{name: told[name] for name in Usage.__slots__})
         asked.input_tokens, asked.output_tokens = usage.input_tokens, usage.output_tokens
@@ -146,7 +146,7 @@ def _asked(step: Task, told: Mapping[str, Any]) -> Asked:
     return asked
 
 
-def _prompt(step: Task, row: Row) -> list[dict[str, str]]:
+def _rendered_prompt(step: Task, row: Row) -> list[dict[str, str]]:
     """What a request was that failed, of which no metadata tells."""
     given = step.format_input(step._view(row))
     chat = given[0] if isinstance(given, tuple) else given
@@ -154,9 +154,9 @@ def _prompt(step: Task, row: Row) -> list[dict[str, str]]:
     return [{"role": message["role"], "content": text} for message, text in zip(chat, texts, strict=True)]
 
 
-def _key(row: Row) -> Key:
+def _row_key(row: Row) -> Key:
     return row.id[:2] if row.id else None
 
 
-def _quoted(text: str) -> str:
+def _blockquote(text: str) -> str:
     return "\n".join(f"> {line}".rstrip() for line in text.splitlines())

@@ -212,12 +212,14 @@ class Progress:
     def _expected(self, step: Step, passed_on: dict[str, float | None]) -> float | None:
         """Rows that will have come to a step."""
         if isinstance(step, GeneratorStep):
-            count = self.graph.counts.get(step.name)
+            count = self.graph.row_counts.get(step.name)
             return None if count is None else min(count, self.limit or count)
         if isinstance(step, Join):
             fork = self.graph.fork(step)
             return passed_on[fork.name] if fork else None
-        rows = [None if self._routed(each, step) else passed_on[each.name] for each in self.graph.before[step.name]]
+        rows = [
+            None if self._routed(each, step) else passed_on[each.name] for each in self.graph.predecessors[step.name]
+        ]
         return None if None in rows else sum(each for each in rows if each is not None)
 
     def _ratio(self, step: Step, counts: _Counts) -> float:
@@ -227,7 +229,7 @@ class Progress:
         return step.num_generations if isinstance(step, Task) and not step.group_generations else 1
 
     def _in_flight(self, step: Step) -> int | None:
-        before = self.graph.before[step.name]
+        before = self.graph.predecessors[step.name]
         if not before or isinstance(step, Join) or any(self._routed(each, step) for each in before):
             return None  # of what the steps before it made, some goes elsewhere or together
         came = sum(self._counts[each.name].rows for each in before)

@@ -11,7 +11,7 @@ from flows.dataset.summary import Summary
 from flows.reporting import artifacts, assets, states, terminal
 from flows.reporting.events import Events, figures
 from flows.reporting.progress import Watcher
-from flows.settings.step_parameters import llm_of
+from flows.settings.step_parameters import get_llm
 from llms import Drained
 from llms.config import redaction
 
@@ -28,7 +28,7 @@ class Report:
     def __init__(self, pipeline: str, graph: Graph, output: Path | None) -> None:
         self._graph = graph
         self._output = output
-        self._secrets = set[str]().union(*map(redaction.of, filter(None, map(llm_of, graph.steps))))
+        self._secrets = set[str]().union(*map(redaction.of, filter(None, map(get_llm, graph.steps))))
         self.watchers: list[Watcher] = []
         self._context = FlowRunContext.get()
         if self._context and (run := self._context.flow_run):

@@ -14,7 +14,7 @@ def duration(seconds: float) -> str:
     return f"{rounded(seconds):g} s"
 
 
-def counted(count: int, noun: str) -> str:
+def pluralize(count: int, noun: str) -> str:
     """So many of them: `1 row`, `1,000 rows`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 

@@ -2,5 +2,5 @@
 
 from typing import Literal
 
-Format = Literal["parquet", "jsonl"]
+OutputFormat = Literal["parquet", "jsonl"]
 """What the files are, and how their names end."""

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from flows.errors import Refused
+from flows.errors import ConfigurationError
 from llms import LLM
 from llms.any_llm import Form, model, no_secret, secrets
 from llms.config.forms import fields_of
@@ -27,11 +27,11 @@ from llms.config.strict import Strict, explain
 from llms.options import CommonOptions
 from tasks import Step, Task
 
-ASKED_ABOVE = ("name", "llm", "num_generations", "use_cache")
+FLOW_LEVEL_FIELDS = ("name", "llm", "num_generations", "use_cache")
 """What a shipped flow has a parameter of its own for."""
 
 
-class Groups:
+class StepParameters:
     """Shows a flow's `parameters` in Prefect's UI as a typed group per step.
 
     A group has what every step of its kind has. It is open: a step's other fields, and what only one model takes, can
@@ -49,7 +49,7 @@ class Groups:
         return {"type": "object", "properties": groups} | no_secret(within=3)
 
     def _group(self, name: str, cls: type[Step]) -> JsonSchemaValue:
-        fields = fields_of(Task if issubclass(cls, Task) else Step, *ASKED_ABOVE)
+        fields = fields_of(Task if issubclass(cls, Task) else Step, *FLOW_LEVEL_FIELDS)
         if issubclass(cls, Task):
             options = {"title": "Generation Kwargs", "type": "object", "properties": fields_of(CommonOptions)}
             inner = {"generation_kwargs": options | no_secret(within=1)}
@@ -57,7 +57,7 @@ class Groups:
         return {"title": name, "type": "object", "properties": fields} | no_secret(within=2)
 
 
-def parameters_of(steps: Iterable[Step]) -> type[Strict]:
+def parameters_model(steps: Iterable[Step]) -> type[Strict]:
     """The model of all the steps' parameters: `{step: {field: value, "llm": {…, "generation_kwargs": {…}}}}`.
 
     Every field of a step but its name is a runtime parameter, and every field of its model but the secrets. Defaults
@@ -65,56 +65,56 @@ def parameters_of(steps: Iterable[Step]) -> type[Strict]:
     """
     groups: dict[str, Any] = {}
     for number, step in enumerate(steps):
-        group = _step_group(step)
+        group = _step_model(step)
         groups[f"step_{number}"] = (group, Field(default_factory=group, alias=step.name, title=step.name))
     return create_model("Parameters", __base__=_Parameters, **groups)
 
 
-def configured(step: Step, given: Mapping[str, Any]) -> Step:
+def with_parameters(step: Step, given: Mapping[str, Any]) -> Step:
     """A copy of the step with these parameters instead of its own."""
     values = {name: getattr(step, name) for name in type(step).model_fields} | dict(given)
     for name, llm in _models_of(step).items():
         if isinstance(changed := given.get(name), Mapping):
-            values[name] = _configured_llm(llm, changed)
+            values[name] = _with_llm_parameters(llm, changed)
     return type(step)(**values)
 
 
-def validated(of: type[Strict], parameters: Any) -> dict[str, dict[str, Any]]:
+def validate_parameters(of: type[Strict], parameters: Any) -> dict[str, dict[str, Any]]:
     """Only what was given, coerced to its type; another model as itself, with the secrets it has.
 
     Raises:
-        Refused: If a name is unknown or a value does not fit.
+        ConfigurationError: If a name is unknown or a value does not fit.
     """
     try:
         groups = of.model_validate(parameters or {})
     except ValidationError as error:
-        raise Refused(explain(error)) from None
+        raise ConfigurationError(explain(error)) from None
     given = groups.model_dump(by_alias=True, exclude_unset=True)
     for number in groups.model_fields_set:
         group = getattr(groups, number)
-        models = {name: held for name in group.model_fields_set if _holds_model(held := getattr(group, name))}
+        models = {name: held for name in group.model_fields_set if _contains_model(held := getattr(group, name))}
         given[f"{type(groups).model_fields[number].alias}"] |= models  # a dump is not a model any more
     return given
 
 
-def recorded(given: Any) -> Any:
+def to_json(given: Any) -> Any:
     """The parameters as JSON that could be given again: a model as its class and fields, without the secrets."""
     match given:
         case LLM():
             fields = given.model_dump(mode="json", exclude_defaults=True, exclude=secrets(type(given)))
             return {name: value for name, value in fields.items() if not name.startswith("_")}
         case Mapping():
-            return {name: recorded(each) for name, each in given.items()}
+            return {name: to_json(each) for name, each in given.items()}
         case list() | tuple():
-            return [recorded(each) for each in given]
+            return [to_json(each) for each in given]
         case _:
             return given
 
 
-def _holds_model(value: Any) -> bool:
+def _contains_model(value: Any) -> bool:
     """Whether it is a model, or a list or dictionary with one in it."""
     within = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return isinstance(value, LLM) or any(map(_holds_model, within))
+    return isinstance(value, LLM) or any(map(_contains_model, within))
 
 
 class _Parameters(Strict):
@@ -123,34 +123,34 @@ class _Parameters(Strict):
     @model_validator(mode="before")
     @classmethod
     def _filled_in(cls, values: Any) -> Any:
-        return _given(values)
+        return _drop_unset_options(values)
 
 
-def _given(parameters: Any) -> Any:
+def _drop_unset_options(parameters: Any) -> Any:
     """The parameters without the options that are `None`: a form says so of what nobody filled in."""
     match parameters:
         case {"generation_kwargs": Mapping() as options, **others}:
             return {**others, "generation_kwargs": {name: each for name, each in options.items() if each is not None}}
         case Mapping():
-            return {name: _given(each) for name, each in parameters.items()}
+            return {name: _drop_unset_options(each) for name, each in parameters.items()}
         case _:
             return parameters
 
 
-def _step_group(step: Step) -> type[Strict]:
+def _step_model(step: Step) -> type[Strict]:
     fields = _fields(step, exclude={"name"})
     for name, llm in _models_of(step).items():
-        options = _partial(llm)
+        options = _options_model(llm)
         of_llm = _fields(llm, exclude=secrets(type(llm)))
         of_llm["generation_kwargs"] = (options, Field(default_factory=options, title="Generation kwargs"))
         group = create_model(type(llm).__name__, __base__=Strict, **of_llm)
-        either: Any = Annotated[SerializeAsAny[group], WrapValidator(_or_another), _Either()]
+        either: Any = Annotated[SerializeAsAny[group], WrapValidator(_own_or_other_model), _OwnOrOtherModel()]
         title = type(step).model_fields[name].title or ("Model" if name == "llm" else name)
         fields[name] = (either, Field(default_factory=group, title=title))
     return create_model(step.name, __base__=Strict, **fields)
 
 
-def _or_another(value: Any, own: ValidatorFunctionWrapHandler) -> Any:
+def _own_or_other_model(value: Any, own: ValidatorFunctionWrapHandler) -> Any:
     """A model's parameters, or the model that is named instead."""
     match value:
         case Block() | str() | {"block_type_slug": _} | {"$ref": _}:
@@ -159,7 +159,7 @@ def _or_another(value: Any, own: ValidatorFunctionWrapHandler) -> Any:
             return own(value)
 
 
-class _Either(Form):
+class _OwnOrOtherModel(Form):
     """Shows a model's parameters in Prefect's UI, and in further tabs the models to take instead."""
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -173,7 +173,7 @@ class _Either(Form):
         }
 
 
-def llm_of(step: Step) -> LLM | None:
+def get_llm(step: Step) -> LLM | None:
     """The model a step asks, if it does."""
     llm = getattr(step, "llm", None)
     return llm if isinstance(llm, LLM) else None
@@ -196,7 +196,7 @@ def _fields(of: BaseModel, exclude: set[str]) -> dict[str, Any]:
     return fields
 
 
-def _partial(llm: LLM) -> type[Strict]:
+def _options_model(llm: LLM) -> type[Strict]:
     """A model's options, none of them required, with what it has as the default."""
     fields: dict[str, Any] = {}
     for name, field in llm.Options.model_fields.items():
@@ -208,7 +208,7 @@ def _partial(llm: LLM) -> type[Strict]:
     return create_model(f"{type(llm).__name__}.Options", __base__=base, **fields)
 
 
-def _configured_llm(llm: LLM, given: Mapping[str, Any]) -> LLM:
+def _with_llm_parameters(llm: LLM, given: Mapping[str, Any]) -> LLM:
     values = {name: getattr(llm, name) for name in type(llm).model_fields} | dict(given)
     values["generation_kwargs"] = {**llm.generation_kwargs, **given.get("generation_kwargs", {})}
     return type(llm)(**values)

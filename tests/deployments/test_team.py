@@ -33,7 +33,7 @@ from deployments.local import serve
 from deployments.local.processes import PATIENCE, descendants
 from deployments.reconcile.files import SHIPPED
 from flows import Pipeline
-from flows.preview.approval import SAMPLE
+from flows.preview.approval import SAMPLE_ROWS
 from llms import OpenAILLM, store
 from tasks import LoadDataFromDicts, TextGeneration
 from tests.support.prefect_server import PrefectServer
@@ -119,7 +119,7 @@ class Team:
 
     def asking(self, run: str, folder: Path) -> UUID:
         """Start a run that asks first, and wait until it does and its process is gone."""
-        id = self.start(run, folder, rows=3 * SAMPLE, approve=True)
+        id = self.start(run, folder, rows=3 * SAMPLE_ROWS, approve=True)
         self.becomes(id, "PAUSED")
         wait_until(lambda: all(len(worker.pids) <= 2 for worker in self.workers))
         return id
@@ -232,18 +232,18 @@ def wire_is_quiet(wire: Wire) -> bool:
 def test_a_run_that_waits_for_its_approval_keeps_no_worker(team: Team, tmp_path: Path) -> None:
     """It is suspended: its process ends, and begins again with the answer, without asking anything twice."""
     run = team.asking("approved", tmp_path)
-    assert sorted(team.prompts("approved")) == sorted(f"approved {number}" for number in range(SAMPLE))
+    assert sorted(team.prompts("approved")) == sorted(f"approved {number}" for number in range(SAMPLE_ROWS))
     assert team.run(run)["state"]["name"] == "Suspended"
     answer = {"decision": "run", "max_tokens_total": 100_000}
     assert team.api(f"flow_runs/{run}/resume", run_input=answer)["status"] == "ACCEPT"
     team.becomes(run, "COMPLETED", "FAILED")
     assert team.run(run)["state_type"] == "COMPLETED"
-    assert sorted(team.prompts("approved")) == sorted(f"approved {number}" for number in range(3 * SAMPLE))
+    assert sorted(team.prompts("approved")) == sorted(f"approved {number}" for number in range(3 * SAMPLE_ROWS))
 
     run = team.asking("declined", tmp_path)
     assert team.api(f"flow_runs/{run}/resume", run_input={"decision": "stop"})["status"] == "ACCEPT"
     team.becomes(run, "CANCELLED", "FAILED", "COMPLETED")
-    assert "declined" in team.run(run)["state"]["message"] and len(team.prompts("declined")) == SAMPLE
+    assert "declined" in team.run(run)["state"]["message"] and len(team.prompts("declined")) == SAMPLE_ROWS
 
 
 COMPOSE = yaml.safe_load((SHIPPED / "images" / "compose.yaml").read_text())["services"]

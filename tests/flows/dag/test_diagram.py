@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from flows import Pipeline, Refused
-from flows.dag.diagram_layout import GAP, RISE, layout
+from flows import ConfigurationError, Pipeline
+from flows.dag.diagram_layout import BOX_GAP_PX, ROW_GAP_PX, compute_layout
 from llms import AnthropicLLM, LlamaServerLLM
 from tasks import Filter, GroupColumns, LoadDataFromDicts, Step, TextGeneration, route, sample_n_steps
 
@@ -106,7 +106,7 @@ class TestImage:
         assert "n" * 50 not in pipeline.draw() and "c" * 50 not in pipeline.draw()
 
     def test_other_kinds_are_refused_with_a_cure(self, tmp_path):
-        with pytest.raises(Refused, match="`.*p.png`: pictures are drawn as `.svg`.*`.png`.*`.mmd`"):
+        with pytest.raises(ConfigurationError, match="`.*p.png`: pictures are drawn as `.svg`.*`.png`.*`.mmd`"):
             drawn().draw(tmp_path / "p.png")
         assert not list(tmp_path.iterdir())
 
@@ -115,7 +115,7 @@ class TestImage:
             a, b = Filter(name="a", column="x"), Filter(name="b", column="x")
             a >> b >> a
         assert "s1 -->" in pipeline.draw()
-        with pytest.raises(Refused, match="goes in a circle"):
+        with pytest.raises(ConfigurationError, match="goes in a circle"):
             pipeline.draw(tmp_path / "p.svg")
 
 
@@ -132,13 +132,15 @@ class TestLayout:
         sizes = {f"s{n}": (draw.uniform(40, 300), draw.choice([60.0, 78.0])) for n in range(draw.randint(1, 14))}
         names = list(sizes)
         edges = [(a, b) for at, b in enumerate(names) for a in names[:at] if draw.random() < 0.3]
-        plan = layout(sizes, edges)
+        plan = compute_layout(sizes, edges)
         placed = list(plan.boxes.values())
         for n, one in enumerate(placed):
             assert one.x - one.width / 2 >= -1e-6 and one.x + one.width / 2 <= plan.width + 1e-6
             for other in placed[:n]:
-                beside = abs(one.x - other.x) >= (one.width + other.width) / 2 + GAP - 1e-6
-                below = one.y + one.height <= other.y - RISE / 2 or other.y + other.height <= one.y - RISE / 2
+                beside = abs(one.x - other.x) >= (one.width + other.width) / 2 + BOX_GAP_PX - 1e-6
+                below = (
+                    one.y + one.height <= other.y - ROW_GAP_PX / 2 or other.y + other.height <= one.y - ROW_GAP_PX / 2
+                )
                 assert beside or below
         for a, b in edges:
             assert plan.lines[a, b][0] is plan.boxes[a] and plan.lines[a, b][-1] is plan.boxes[b]
@@ -148,14 +150,14 @@ class TestLayout:
     def test_what_need_not_cross_does_not(self):
         chain = dict.fromkeys("abcdefg", (100.0, 60.0))
         tree = [("a", "b"), ("a", "c"), ("c", "d"), ("b", "e"), ("c", "f"), ("b", "g")]
-        assert crossings(layout(chain, tree)) == 0
+        assert crossings(compute_layout(chain, tree)) == 0
 
     def test_a_chain_is_straight(self):
-        plan = layout({"a": (50, 60), "b": (200, 60), "c": (90, 60)}, [("a", "b"), ("b", "c")])
+        plan = compute_layout({"a": (50, 60), "b": (200, 60), "c": (90, 60)}, [("a", "b"), ("b", "c")])
         assert len({round(box.x, 3) for box in plan.boxes.values()}) == 1
 
     def test_a_line_passes_beside_the_boxes_on_its_way(self):
-        plan = layout(dict.fromkeys("abc", (100.0, 60.0)), [("a", "b"), ("b", "c"), ("a", "c")])
+        plan = compute_layout(dict.fromkeys("abc", (100.0, 60.0)), [("a", "b"), ("b", "c"), ("a", "c")])
         [bend] = plan.lines["a", "c"][1:-1]
         assert abs(bend.x - plan.boxes["b"].x) > 50
 

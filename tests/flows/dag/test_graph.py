@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flows import Pipeline
-from flows.errors import Refused, RunFailed
+from flows.errors import ConfigurationError, RunFailed
 from llms import OpenAILLM
 from tasks import (
     CombineOutputs,
@@ -224,7 +224,7 @@ def test_circles_are_named():
     with Pipeline(name="circle") as pipeline:
         a, b = Say(name="a", says="a"), Say(name="b", says="b")
         numbers(1) >> a >> b >> a
-    with pytest.raises(Refused, match="`(a >> b >> a|b >> a >> b)` goes in a circle"):
+    with pytest.raises(ConfigurationError, match="`(a >> b >> a|b >> a >> b)` goes in a circle"):
         pipeline.run()
 
 
@@ -232,7 +232,7 @@ def test_a_column_that_only_one_branch_makes_is_no_column_of_the_data():
     with Pipeline(name="columns") as pipeline:
         data = numbers(3)
         data >> [Say(name="a", says="a"), Filter(name="f", column="n")] >> GroupColumns(columns=["sad"])
-    with pytest.raises(Refused, match="no (column )?`sad`"):
+    with pytest.raises(ConfigurationError, match="no (column )?`sad`"):
         pipeline.run()
 
 
@@ -339,7 +339,9 @@ def test_steps_may_be_connected_by_name():
 def test_more_samples_than_steps_are_refused_before_anything_is_asked():
     with Pipeline(name="three") as pipeline:
         numbers(3, name="data") >> sample_n_steps(3) >> [Say(name="a", says="a"), Say(name="b", says="b")]
-    with pytest.raises(Refused, match=r"`data >> sample_n_steps\(3\)` stands before 2 steps: .* smaller `n`"):
+    with pytest.raises(
+        ConfigurationError, match=r"`data >> sample_n_steps\(3\)` stands before 2 steps: .* smaller `n`"
+    ):
         pipeline.run()
 
 
@@ -352,7 +354,7 @@ def test_models_that_fill_the_same_column_are_refused_before_anything_is_asked(w
     with Pipeline(name="clash") as pipeline:
         numbers(3) >> [answering("a", wire), answering("b", wire)] >> CombineOutputs()
     clash = '`a` and `b` both fill `generation`, and `combine_outputs` .*`output_mappings={"generation": "other_gene'
-    with pytest.raises(Refused, match=clash):
+    with pytest.raises(ConfigurationError, match=clash):
         pipeline.run()
     assert not wire.requests
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from datasets import load_dataset
 
-from flows import Distiset, Pipeline, Refused
+from flows import ConfigurationError, Distiset, Pipeline
 from flows.dataset import provenance
 from flows.dataset.distiset import IN_MEMORY
 from llms import AsyncLLM, LlamaServerLLM, OpenAILLM, Rejected, TransformersLLM
@@ -152,16 +152,16 @@ class TestSaved:
         assert Distiset.load_from_disk(f"{tmp_path}/kept").summary.rows == 5
         (tmp_path / "thesis").mkdir()
         (tmp_path / "thesis" / "thesis.tex").write_text("")
-        with pytest.raises(Refused, match="`thesis.tex`.*choose another"):
+        with pytest.raises(ConfigurationError, match="`thesis.tex`.*choose another"):
             dataset.save_to_disk(tmp_path / "thesis")
-        with pytest.raises(Refused, match="is where the dataset is"):
+        with pytest.raises(ConfigurationError, match="is where the dataset is"):
             dataset.save_to_disk(dataset.folder)
 
     def test_a_folder_without_a_dataset_is_refused(self, tmp_path):
-        with pytest.raises(Refused, match="holds no dataset: it has no `run.json`"):
+        with pytest.raises(ConfigurationError, match="holds no dataset: it has no `run.json`"):
             Distiset.load(tmp_path)
         made(tmp_path / "out").folder.rename(tmp_path / "late.partial")
-        with pytest.raises(Refused, match="What an unfinished run has made is in `.*late.partial`"):
+        with pytest.raises(ConfigurationError, match="What an unfinished run has made is in `.*late.partial`"):
             Distiset.load(tmp_path / "late")
         assert Distiset.load(tmp_path / "late.partial").summary.rows
 
@@ -194,7 +194,7 @@ class TestSplit:
             assert seen["n"][:] == again["default"][name]["n"][:]
         assert len(again.errors) == 1
         assert json.loads((tmp_path / "kept" / "run.json").read_text())["split"]["seed"] == 3
-        with pytest.raises(Refused, match="split already"):
+        with pytest.raises(ConfigurationError, match="split already"):
             again.train_test_split(0.5)
 
     def test_a_split_without_rows_keeps_its_columns(self, tmp_path):
@@ -205,7 +205,7 @@ class TestSplit:
 
     @pytest.mark.parametrize("size", [0, 1, 1.5, -0.1])
     def test_a_share_is_between_nothing_and_all(self, size):
-        with pytest.raises(Refused, match="between 0 and 1"):
+        with pytest.raises(ConfigurationError, match="between 0 and 1"):
             made(count=2).train_test_split(size)
 
     def test_a_temporary_dataset_stays_while_its_split_is_wanted(self):
@@ -347,9 +347,9 @@ class TestPushed:
         assert {name: len(rows) for name, rows in seen.items()} == {"train": 8, "test": 2}
 
     def test_who_may_not_is_told_what_to_do(self, near):
-        with pytest.raises(Refused, match="does not let you write `me/numbers` .*`token=`.*`HF_TOKEN`"):
+        with pytest.raises(ConfigurationError, match="does not let you write `me/numbers` .*`token=`.*`HF_TOKEN`"):
             made(count=2).push_to_hub("me/numbers", token="hf_wrong")
-        with pytest.raises(Refused, match="names no dataset of the Hub"):
+        with pytest.raises(ConfigurationError, match="names no dataset of the Hub"):
             made(count=2).push_to_hub("me/my/numbers", token="hf_of_the_test")
         assert not near.files
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import SecretStr
 
-from flows import Pipeline, Refused
+from flows import ConfigurationError, Pipeline
 from llms import AnyLLM, AsyncLLM, LlamaServerLLM, OpenAILLM
 from llms.typing import GenerateOutput
 from tasks import (
@@ -187,7 +187,7 @@ class TestText:
         assert again(pipeline, tmp_path).steps[0].value == pipeline.steps[0].value
 
     def test_a_file_of_another_kind_is_refused(self, tmp_path):
-        with pytest.raises(Refused, match="written as YAML: call the file `.*p.yaml`"):
+        with pytest.raises(ConfigurationError, match="written as YAML: call the file `.*p.yaml`"):
             Pipeline().save(tmp_path / "p.json")
 
 
@@ -213,7 +213,7 @@ class TestSecrets:
     def test_where_it_does_not_belong_it_is_refused(self, llm, said, tmp_path):
         with Pipeline() as pipeline:
             TextGeneration(name="text", llm=llm)
-        with pytest.raises(Refused, match=said.replace(".", "\\.")) as error:
+        with pytest.raises(ConfigurationError, match=said.replace(".", "\\.")) as error:
             pipeline.save(tmp_path / "p.yaml")
         assert KEY not in str(error.value) and not list(tmp_path.iterdir())
 
@@ -226,12 +226,14 @@ class TestSecrets:
             def process(self, inputs):
                 yield inputs
 
-        with pytest.raises(Refused, match="`careless.api_key` is a secret by its name: give it the type `SecretStr`"):
+        with pytest.raises(
+            ConfigurationError, match="`careless.api_key` is a secret by its name: give it the type `SecretStr`"
+        ):
             one(Careless(api_key=KEY))
 
     def test_a_file_with_one_is_refused(self, tmp_path):
         (tmp_path / "p.yaml").write_text(CAPITALS.replace("model: gpt-5", f"model: gpt-5\n      api_key: {KEY}"))
-        with pytest.raises(Refused, match="`answer`.*`api_key` does not belong") as error:
+        with pytest.raises(ConfigurationError, match="`answer`.*`api_key` does not belong") as error:
             Pipeline.from_yaml(tmp_path / "p.yaml")
         assert KEY not in str(error.value)
 
@@ -257,7 +259,9 @@ class TestSavedModels:
 
     def test_one_that_is_gone_is_refused_by_name(self, tmp_path):
         (tmp_path / "p.yaml").write_text("format: 1\nsteps:\n  t: {class: TextGeneration, llm: openai-llm/gone}\n")
-        with pytest.raises(Refused, match="p.yaml`, step `t`: `llm`: there is no saved block `openai-llm/gone`"):
+        with pytest.raises(
+            ConfigurationError, match="p.yaml`, step `t`: `llm`: there is no saved block `openai-llm/gone`"
+        ):
             Pipeline.from_yaml(tmp_path / "p.yaml")
 
 
@@ -265,7 +269,7 @@ class TestWhatNoFileHolds:
     def refused(self, declare) -> str:
         with Pipeline() as pipeline:
             declare()
-        with pytest.raises(Refused) as error:
+        with pytest.raises(ConfigurationError) as error:
             pipeline.to_yaml()
         return str(error.value)
 
@@ -291,14 +295,16 @@ class TestWhatNoFileHolds:
         assert "class: north.Twin" in pipeline.to_yaml()
         assert [type(each) for each in again(pipeline, tmp_path).steps] == [first, second]
         (tmp_path / "p.yaml").write_text("format: 1\nsteps:\n  a: {class: Twin, columns: [x]}\n")
-        with pytest.raises(Refused, match="several classes `Twin`: write which, `north.Twin` or `south.Twin`"):
+        with pytest.raises(
+            ConfigurationError, match="several classes `Twin`: write which, `north.Twin` or `south.Twin`"
+        ):
             Pipeline.from_yaml(tmp_path / "p.yaml")
 
 
 class TestMistakes:
     def said(self, tmp_path, text) -> str:
         (tmp_path / "p.yaml").write_text(text)
-        with pytest.raises(Refused) as error:
+        with pytest.raises(ConfigurationError) as error:
             Pipeline.from_yaml(tmp_path / "p.yaml")
         return str(error.value).replace(f"{tmp_path}/", "")
 
@@ -351,9 +357,9 @@ class TestMistakes:
         assert "`p.yaml`: this is no pipeline, it has no `steps`" in self.said(tmp_path, "just words")
         assert "`steps` are written by name" in self.said(tmp_path, "format: 1\nsteps: [a, b]\n")
         assert "`edges` is a list of texts" in self.said(tmp_path, "format: 1\nsteps: {}\nedges: [[a, b]]\n")
-        with pytest.raises(Refused, match="there is no `.*none.yaml`"):
+        with pytest.raises(ConfigurationError, match="there is no `.*none.yaml`"):
             Pipeline.from_yaml(tmp_path / "none.yaml")
-        with pytest.raises(Refused, match="cannot be read: Is a directory"):
+        with pytest.raises(ConfigurationError, match="cannot be read: Is a directory"):
             Pipeline.from_yaml(tmp_path)
         deep = f"format: 1\nsteps: {{a: {{class: Anything, value: {'[' * 5_000}{']' * 5_000}}}}}\n"
         assert "is no YAML" in self.said(tmp_path, deep)

@@ -21,7 +21,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import TaskRunSort
 
-from flows import Distiset, Pipeline, Refused, RunFailed
+from flows import ConfigurationError, Distiset, Pipeline, RunFailed
 from flows.dataset.writer import Parts, batches
 from flows.execution import executor
 from llms import AsyncLLM, Fatal, LlamaServerLLM, OpenAILLM, Rejected
@@ -132,7 +132,9 @@ class TestRun:
             first = pool.submit(slow.run, output=tmp_path / "out")
             try:
                 assert begun.wait(120)
-                with pytest.raises(Refused, match="another run is writing `.*out`: .* choose another `output`"):
+                with pytest.raises(
+                    ConfigurationError, match="another run is writing `.*out`: .* choose another `output`"
+                ):
                     simple(["b"]).run(output=tmp_path / "out")
             finally:
                 go.set()
@@ -152,7 +154,7 @@ class TestRun:
         command = [sys.executable, "-c", script, str(tmp_path / "out")]
         with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout.readline() == "has it\n"
-            with pytest.raises(Refused, match="another run is writing"):
+            with pytest.raises(ConfigurationError, match="another run is writing"):
                 simple(["a"]).run(output=tmp_path / "out")
             process.kill()
         assert simple(["a"]).run(output=tmp_path / "out").summary.rows == 1
@@ -183,7 +185,7 @@ class TestRun:
 
     def test_a_folder_of_somebody_elses_is_left_alone(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("")
-        with pytest.raises(Refused, match="choose another `output`"):
+        with pytest.raises(ConfigurationError, match="choose another `output`"):
             simple(["a"]).run(output=tmp_path)
         assert (tmp_path / "thesis.tex").exists()
 
@@ -256,7 +258,7 @@ class TestFailures:
         assert json.loads((tmp_path / "out.partial" / "run.json").read_text())["summary"]["rows"] < 5_000
 
     def test_a_model_without_a_key_is_refused_before_any_row(self):
-        with pytest.raises(Refused, match="set `OPENAI_API_KEY`"):
+        with pytest.raises(ConfigurationError, match="set `OPENAI_API_KEY`"):
             simple(["a"], llm=OpenAILLM(model="m")).run()
 
     def test_an_error_in_a_source_fails_the_run(self):
@@ -319,7 +321,7 @@ class TestShape:
                 "words": lambda: Words(name="words"),
             }
             connect(*(known[name]() for name in names))
-        with pytest.raises(Refused) as error:
+        with pytest.raises(ConfigurationError) as error:
             pipeline.run()
         return str(error.value)
 
@@ -343,13 +345,13 @@ class TestShape:
 
         with Pipeline() as pipeline:
             LoadDataFromDicts(data=rows("a", "b")) >> Last(input_batch_size=1)
-        with pytest.raises(Refused, match="`last` needs all rows at once: leave out its `input_batch_size`"):
+        with pytest.raises(ConfigurationError, match="`last` needs all rows at once: leave out its `input_batch_size`"):
             pipeline.run()
 
     def test_an_empty_pipeline_is_refused(self):
         with Pipeline() as pipeline:
             pass
-        with pytest.raises(Refused, match="no steps"):
+        with pytest.raises(ConfigurationError, match="no steps"):
             pipeline.run()
 
     def test_names_and_edges_are_given_once(self):
@@ -369,13 +371,13 @@ class TestShape:
 
     def test_mappings_name_columns_there_are(self):
         pipeline = simple(["a"], input_mappings={"instuction": "instruction"})
-        with pytest.raises(Refused, match="no input column `instuction`: did you mean `instruction`"):
+        with pytest.raises(ConfigurationError, match="no input column `instuction`: did you mean `instruction`"):
             pipeline.run()
-        with pytest.raises(Refused, match="no output column `generations`: did you mean `generation`"):
+        with pytest.raises(ConfigurationError, match="no output column `generations`: did you mean `generation`"):
             simple(["a"], output_mappings={"generations": "answer"}).run()
 
     def test_a_template_must_name_columns_there_are(self):
-        with pytest.raises(Refused, match="`data\\[0\\]` has no `question`: it has `instruction`"):
+        with pytest.raises(ConfigurationError, match="`data\\[0\\]` has no `question`: it has `instruction`"):
             simple(["a"], template="{{ question }}").run()
 
     def test_renamed_columns_are_followed(self):
@@ -416,11 +418,11 @@ class TestParameters:
         ],
     )
     def test_a_wrong_one_is_refused_by_name(self, given, message):
-        with pytest.raises(Refused, match=message):
+        with pytest.raises(ConfigurationError, match=message):
             simple(["a"]).run(parameters=given)
 
     def test_a_key_is_no_parameter(self):
-        with pytest.raises(Refused, match="no `api_key`"):
+        with pytest.raises(ConfigurationError, match="no `api_key`"):
             simple(["a"], llm=OpenAILLM(model="m")).run(parameters={"text_generation": {"llm": {"api_key": "sk-1"}}})
 
     def test_the_flow_shows_them_as_a_form(self):

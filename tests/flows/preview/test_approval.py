@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows import Pipeline
 from flows.preview import approval
-from flows.preview.approval import SAMPLE, Declined
+from flows.preview.approval import SAMPLE_ROWS, ApprovalDeclined
 from flows.reporting import events
 from llms import Drained, OpenAILLM, Price
 from tasks import LoadDataFromDicts, TextGeneration
@@ -99,7 +99,7 @@ def state(run: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(approval, "LOOK", 0.2)
+    monkeypatch.setattr(approval, "POLL_INTERVAL_S", 0.2)
 
 
 def prompts(wire: Any) -> list[str]:
@@ -116,7 +116,7 @@ def test_a_yes_with_a_budget(wire, tmp_path, monkeypatch):
     wanted = {"flow_run_id": {"any_": [run["id"]]}, "key": {"any_": ["asks-first-summary"]}}
     [summary] = api("POST", "artifacts/filter", {"artifacts": wanted})
     assert summary["data"].startswith("# asks first: the first rows") and "Approve the run" in summary["data"]
-    assert len(wire.requests) == SAMPLE and not (tmp_path / "out").exists()
+    assert len(wire.requests) == SAMPLE_ROWS and not (tmp_path / "out").exists()
     schema, description = form(run)
     assert f"{ROWS} rows" in description and "| `m` | 60 | 540 | 240 |" in description
     assert schema["required"] == ["decision"] and schema["properties"]["decision"]["enum"] == ["run", "stop"]
@@ -141,7 +141,7 @@ def test_the_budget_given_is_kept_to(wire):
     assert form(run)[0]["properties"]["max_cost"]["default"] == 1000, "what was asked for is proposed"
     resume(run, decision="run", max_cost=180)
     assert isinstance(started.ends(), Drained)
-    assert len(wire.requests) == SAMPLE + 20, "twenty requests are 180 dollars"
+    assert len(wire.requests) == SAMPLE_ROWS + 20, "twenty requests are 180 dollars"
     assert state(run)["type"] == "FAILED"
 
 
@@ -149,8 +149,8 @@ def test_a_no(wire):
     started = Started(pipeline(wire).run, approve=True)
     run = started.asks()
     resume(run, decision="stop", max_cost=5)
-    assert isinstance(declined := started.ends(), Declined) and "declined" in str(declined)
-    assert len(wire.requests) == SAMPLE
+    assert isinstance(declined := started.ends(), ApprovalDeclined) and "declined" in str(declined)
+    assert len(wire.requests) == SAMPLE_ROWS
     assert state(run)["type"] == "CANCELLED" and "declined" in state(run)["message"]
 
 
@@ -161,7 +161,7 @@ def test_tokens_where_no_price_is_known(wire):
     assert "max_cost" not in schema["properties"]
     assert schema["properties"]["max_tokens_total"]["default"] == 980  # thirteen each, and a quarter more
     resume(run, decision="run", max_tokens_total=130)
-    assert isinstance(started.ends(), Drained) and len(wire.requests) == SAMPLE + 10
+    assert isinstance(started.ends(), Drained) and len(wire.requests) == SAMPLE_ROWS + 10
 
 
 def test_in_a_flow_of_ones_own_each_pipeline_asks(wire):
@@ -194,9 +194,9 @@ def test_at_a_terminal_it_is_asked_for_there(wire, monkeypatch, capsys):
         pipeline(wire).run(approve=True)
     said = capsys.readouterr().err
     assert "Estimate for 60 rows" in said and "Dollars it may spend" in said and "`max_cost`" in said
-    assert len(wire.requests) == SAMPLE + 20
+    assert len(wire.requests) == SAMPLE_ROWS + 20
     os.write(keyboard, b"stop\n")
-    with pytest.raises(Declined):
+    with pytest.raises(ApprovalDeclined):
         pipeline(wire).run(approve=True)
-    assert len(wire.requests) == SAMPLE + 20
+    assert len(wire.requests) == SAMPLE_ROWS + 20
     os.close(keyboard)

@@ -10,9 +10,9 @@ from itertools import islice
 import pytest
 from prefect.settings import PREFECT_API_URL
 
-from flows import Pipeline, Refused
+from flows import ConfigurationError, Pipeline
 from flows.preview.estimate import Estimate, estimate
-from flows.preview.trace import Watch
+from flows.preview.trace import TraceRecorder
 from llms import AsyncLLM, OpenAILLM, Rejected
 from llms.config.prices import Price
 from llms.local.base import LocalLLM
@@ -93,16 +93,16 @@ def previewed(texts, count, *steps, limit=None, source=None):
             before >> (before := make())
     graph = pipeline._graph({})
     graph.check()
-    watch = Watch(graph)
+    recorder = TraceRecorder(graph)
     first, *others = graph.order
     outcome = Outcome(
         [Row(row, Origin(f"{row.origin}", (0, at))) for at, row in enumerate(islice(first.rows(), count))]
     )
-    watch.settled(first, outcome)
+    recorder.record(first, outcome)
     for step in others:
         outcome = step.run(outcome.rows)
-        watch.settled(step, outcome)
-    return estimate(graph, watch.rows, limit), list(watch.rows.values())
+        recorder.record(step, outcome)
+    return estimate(graph, recorder.rows, limit), list(recorder.rows.values())
 
 
 def figures(made):
@@ -276,7 +276,7 @@ class TestRun:
         assert self.pipeline(wire).run().summary.rows == 20 and len(wire.requests) == 40
 
     def test_no_row_is_no_dry_run(self, wire):
-        with pytest.raises(Refused, match="`dry_run` is 0: it takes one row at least"):
+        with pytest.raises(ConfigurationError, match="`dry_run` is 0: it takes one row at least"):
             self.pipeline(wire).dry_run(batch_size=0)
 
     def test_from_the_shell(self, wire, tmp_path):

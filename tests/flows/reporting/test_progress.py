@@ -60,7 +60,7 @@ def counted(made: Pipeline, limit: int | None = None) -> tuple[Progress, Any]:
         outcome = Outcome([Row()] * rows, [Failure(name, "E", "no", Row())] * failures, rows_in=rows_in)
         if name == "ask":
             outcome.spending = {"m": Spending(rows_in, 0, Usage(10 * rows_in, 20 * rows), cost)}
-        counts.finished(graph.named[name], outcome)
+        counts.finished(graph.by_name[name], outcome)
 
     return counts, finished
 

@@ -13,7 +13,7 @@ from prefect import flow
 from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import ProcessPoolTaskRunner
 
-from flows import Pipeline, Refused
+from flows import ConfigurationError, Pipeline
 from flows.execution.step_task import Brake, Work
 from flows.results import digest_of
 from llms import OpenAILLM
@@ -118,7 +118,9 @@ def simple(**fields):
 
 
 def test_a_budget_is_refused_where_it_cannot_be_counted():
-    with pytest.raises(Refused, match="`max_tokens_total` is counted in one process, and `ProcessPoolTaskRunner`"):
+    with pytest.raises(
+        ConfigurationError, match="`max_tokens_total` is counted in one process, and `ProcessPoolTaskRunner`"
+    ):
         simple().run(task_runner=ProcessPoolTaskRunner(max_workers=1), max_tokens_total=100)
 
 
@@ -127,5 +129,5 @@ def test_inside_a_flow_it_is_the_flows():
     def mine():
         return simple().run(task_runner=ProcessPoolTaskRunner(max_workers=1))
 
-    with pytest.raises(Refused, match="its own `task_runner` is used: say it there"):
+    with pytest.raises(ConfigurationError, match="its own `task_runner` is used: say it there"):
         mine()

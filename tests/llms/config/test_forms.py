@@ -22,8 +22,8 @@ from pydantic import Field
 
 from deployments.__main__ import main
 from deployments.reconcile.files import SHIPPED
-from flows import Pipeline, Refused
-from flows.settings.step_parameters import configured, parameters_of, recorded, validated
+from flows import ConfigurationError, Pipeline
+from flows.settings.step_parameters import parameters_model, to_json, validate_parameters, with_parameters
 from flows.text_generation import text_generation
 from llms import LLM, AnyLLM, LlamaServerLLM, OpenAILLM
 from llms.any_llm import model, models, secrets
@@ -173,16 +173,18 @@ class TestAPipeline:
     def test_a_second_model_of_a_step_is_treated_alike(self) -> None:
         own = OpenAILLM(model="own", api_key="key-of-its-own")
         step = Panel(name="panel", llm=own, judge=own)
-        of = parameters_of([step])
+        of = parameters_model([step])
         assert "key-of-its-own" not in f"{of.model_json_schema()} {of().model_dump_json()}"
-        changed = configured(step, validated(of, {"panel": {"judge": {"timeout": "30"}}})["panel"])
+        changed = with_parameters(step, validate_parameters(of, {"panel": {"judge": {"timeout": "30"}}})["panel"])
         assert (changed.llm, changed.judge) == (own, own.model_copy(update={"timeout": 30.0}))  # type: ignore
         other = OpenAILLM(model="other", api_key="key-of-the-other")
-        given = validated(of, {"panel": {"judge": other}})
-        assert configured(step, given["panel"]).judge is other  # type: ignore
-        assert recorded(given) == {"panel": {"judge": {"block_type_slug": "openai-llm", "model": "other"}}}
-        with pytest.raises(Refused, match="`panel.judge`: there is no model `OpenAILM`: did you mean `OpenAILLM`?"):
-            validated(of, {"panel": {"judge": "OpenAILM"}})
+        given = validate_parameters(of, {"panel": {"judge": other}})
+        assert with_parameters(step, given["panel"]).judge is other  # type: ignore
+        assert to_json(given) == {"panel": {"judge": {"block_type_slug": "openai-llm", "model": "other"}}}
+        with pytest.raises(
+            ConfigurationError, match="`panel.judge`: there is no model `OpenAILM`: did you mean `OpenAILLM`?"
+        ):
+            validate_parameters(of, {"panel": {"judge": "OpenAILM"}})
 
     def test_what_nobody_filled_in_is_its_own(self, prefect_server: None, wire: Any) -> None:
         flow = written(wire.url).flow

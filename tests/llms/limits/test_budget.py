@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 
 from flows import Pipeline
-from flows.errors import Refused
+from flows.errors import ConfigurationError
 from llms import LLM, AsyncLLM, Drained, LlamaServerLLM, OpenAILLM, Price, Transient
 from llms.clients import event_loop
 from llms.limits.budget import FIRST, Budget
@@ -58,7 +58,7 @@ def test_answers_of_the_store_cost_nothing(wire):
 
 def test_a_limit_on_dollars_needs_prices(wire):
     llm = OpenAILLM(model="m", base_url=wire.url, api_key="k")
-    with pytest.raises(Refused, match="`max_cost`.*`m`.*`text_generation`.*`price`.*`max_tokens_total`"):
+    with pytest.raises(ConfigurationError, match="`max_cost`.*`m`.*`text_generation`.*`price`.*`max_tokens_total`"):
         run(wire, llm=llm, max_cost=1)
     assert not wire.requests
 

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from flows import Pipeline, Refused
+from flows import ConfigurationError, Pipeline
 from tasks import CombineOutputs, LoadDataFromDicts
 from tasks.columns.expand_columns import ExpandColumns
 from tasks.columns.keep_columns import KeepColumns
@@ -156,7 +156,7 @@ class TestChecked:
         return graph
 
     def refused(self, connect, *data):
-        with pytest.raises(Refused) as error:
+        with pytest.raises(ConfigurationError) as error:
             self.checked(connect, *data)
         return str(error.value)
 
