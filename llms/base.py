@@ -23,7 +23,7 @@ from llms.config.signature import options_of
 from llms.config.strict import Strict, explain
 from llms.engine import batch, request
 from llms.errors import Drained, Fatal, LLMError, Rejected
-from llms.structured.output import StructuredOutput, spelled
+from llms.structured.output import StructuredOutput, canonical_schema
 from llms.typing import ChatType, FormattedInput, GenerateOutput, HiddenState, StructuredOutputType, Usage
 
 
@@ -196,7 +196,7 @@ class LLM(Strict, Block, ABC):
         for at, given in enumerate(inputs):
             chat, structure = given if isinstance(given, tuple) else (given, None)
             try:
-                name = spelled(structure)
+                name = canonical_schema(structure)
                 models[name] = models.get(name) or (self if structure is None else self.held_to(structure))
             except Rejected as error:
                 outputs[at] = GenerateOutput.failed(error, num_generations)

@@ -13,7 +13,7 @@ from llms.config.strict import Strict
 from llms.errors import Fatal, LLMError, Throttled, Transient
 from llms.options import ResponseFormat, StopTexts
 from llms.remote import RemoteLLM, StructuredMode
-from llms.structured.output import instructed
+from llms.structured.output import with_schema_prompt
 from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, Usage
 
 FINISH_REASONS: dict[str, FinishReason] = {
@@ -140,7 +140,7 @@ class CohereLLM(RemoteLLM):
 
     def _told(self, chat: ChatType) -> ChatType:
         """The chat, with the schema said in it always: a model held to JSON may not stop when it does not know."""
-        return instructed(chat, self._schema()) if self._mode() else chat
+        return with_schema_prompt(chat, self._schema()) if self._mode() else chat
 
     def _held_to(self) -> dict[str, Any]:
         """The member that holds the answer to a schema, or to JSON of whatever kind."""

@@ -16,7 +16,7 @@ from llms.config.strict import Strict
 from llms.errors import Fatal, LLMError, Transient
 from llms.options import ChatOptions
 from llms.remote import RemoteLLM
-from llms.structured.openai_strict import strict
+from llms.structured.openai_strict import strict_schema
 from llms.typing import ChatType, GenerateOutput, Usage
 
 SETTINGS = {
@@ -143,7 +143,7 @@ class LiteLLM(RemoteLLM):
         if pattern := self._pattern():
             ours["extra_body"] = held_to("regex", pattern) | ours.get("extra_body", {})
         elif mode := self._mode():
-            request |= held_to(mode, self._schema(), strict)
+            request |= held_to(mode, self._schema(), strict_schema)
         return request | ours | self.litellm_params
 
     def _pattern(self) -> str | None:

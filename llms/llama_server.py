@@ -24,8 +24,8 @@ from llms.config.strict import Strict
 from llms.errors import Fatal, Rejected
 from llms.local.base import LocalLLM
 from llms.options import ChatOptions
-from llms.structured.gbnf import Way, grammar_of
-from llms.structured.validation import mistake
+from llms.structured.gbnf import TokenPath, compile_grammar
+from llms.structured.validation import validation_error
 from llms.typing import ChatType, GenerateOutput, HiddenState
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class _Server:
 
     server: Any
     key: str
-    ways: dict[str, Way] = field(default_factory=dict)
+    token_paths: dict[str, TokenPath] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -58,16 +58,16 @@ class _Server:
             message, _ = said(error.read().decode(errors="replace"))
             raise Rejected(f"llama.cpp refuses this chat: {message}", status=error.code) from None
 
-    def way(self, text: str) -> Way:
+    def token_path(self, text: str) -> TokenPath:
         """The tokens by which the model surely writes a text, where nothing else is allowed and the longest come first.
 
         They are found once.
         """
-        if text not in self.ways:
-            self.ways[text] = self._way(text.encode())
-        return self.ways[text]
+        if text not in self.token_paths:
+            self.token_paths[text] = self._find_token_path(text.encode())
+        return self.token_paths[text]
 
-    def _way(self, text: bytes) -> Way:
+    def _find_token_path(self, text: bytes) -> TokenPath:
         known: dict[bytes, int] = {}
         at = steps = 0
         while at < len(text):
@@ -77,7 +77,7 @@ class _Server:
                 at = steps = 0  # what came before may go differently now
                 continue
             at, steps = at + max(1, len(longest)), steps + 1
-        return Way(steps, {token: len(piece) for piece, token in known.items()})
+        return TokenPath(steps, {token: len(piece) for piece, token in known.items()})
 
     def _tokens(self, text: bytes) -> dict[bytes, int]:
         """The tokens that the model reads a text as, by what they spell."""
@@ -147,7 +147,7 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
             Fatal: If there is no such file, or texts cannot be held to the `structured_output`.
         """
         if self.structured_output:
-            grammar_of(self.structured_output)
+            compile_grammar(self.structured_output)
         self._server()
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
@@ -164,15 +164,17 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
         ask = partial(self._ask, server, input, num_generations, options)
         if not self.structured_output:
             return await ask({})
-        grammar = grammar_of(self.structured_output)
+        grammar = compile_grammar(self.structured_output)
         limit = options.model_dump()["max_new_tokens"] or self.n_ctx
-        way = await asyncio.to_thread(server.way, grammar.shortest)
-        if limit < way.steps:
-            raise Fatal(f"`structured_output` needs `max_new_tokens` of {way.steps} or more: {limit} is too small.")
+        way = await asyncio.to_thread(server.token_path, grammar.shortest_text)
+        if limit < way.num_tokens:
+            raise Fatal(
+                f"`structured_output` needs `max_new_tokens` of {way.num_tokens} or more: {limit} is too small."
+            )
         output = await ask({"grammar": str(grammar)})
         room = min(limit, self.n_ctx - output.usage.input_tokens)
-        if self._cut(output) and room >= way.steps:
-            again = await ask(grammar.closed(room, way))
+        if self._is_cut_short(output) and room >= way.num_tokens:
+            again = await ask(grammar.closing_request(room, way))
             again.usage, again.seconds = output.usage + again.usage, output.seconds + again.seconds
             return again
         return output
@@ -186,18 +188,20 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
         headers = {"Authorization": f"Bearer {server.key}"}
         return await chat_completions.complete(f"{server.url}/chat/completions", headers, body, self.timeout)
 
-    def _cut(self, output: GenerateOutput) -> bool:
+    def _is_cut_short(self, output: GenerateOutput) -> bool:
         """Whether a text was cut before it kept to the structure."""
         structure = self.structured_output
         texts = zip(output, output.finish_reasons, strict=True)
-        return any(reason == "length" and structure and mistake(structure, text or "") for text, reason in texts)
+        return any(
+            reason == "length" and structure and validation_error(structure, text or "") for text, reason in texts
+        )
 
     def ready_hidden_states(self) -> None:
         """Start the server that gives hidden states, and no other."""
-        self._reader()
+        self._hidden_state_server()
 
-    def _reader(self) -> _Server:
-        return local.engine((*self._key(), "hidden states"), partial(self._start, hidden_states=True))
+    def _hidden_state_server(self) -> _Server:
+        return local.shared_engine((*self._engine_key(), "hidden states"), partial(self._start, hidden_states=True))
 
     def get_last_hidden_state(self, inputs: list[ChatType]) -> list[HiddenState]:
         """The last hidden state of every chat, as its template spells it out: `[num_tokens, hidden_size]` each.
@@ -205,7 +209,7 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
         Raises:
             Rejected: If a chat does not fit in the context.
         """
-        server = self._reader()
+        server = self._hidden_state_server()
 
         def state(chat: ChatType) -> HiddenState:
             spelled_out = server.post("/apply-template", {"messages": chat})["prompt"]
@@ -218,13 +222,13 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
     def unload(self) -> None:
         """Stop the server and free its memory."""
         super().unload()
-        local.free((*self._key(), "hidden states"))
+        local.free_engine((*self._engine_key(), "hidden states"))
 
-    def _key(self) -> tuple[object, ...]:
+    def _engine_key(self) -> tuple[object, ...]:
         return (type(self), self.model_path, self.n_ctx, self.n_parallel, self.n_gpu_layers, self.n_threads)
 
     def _server(self) -> _Server:
-        return local.engine(self._key(), self._start)
+        return local.shared_engine(self._engine_key(), self._start)
 
     def _start(self, hidden_states: bool = False) -> _Server:
         xllamacpp = package("xllamacpp", self)

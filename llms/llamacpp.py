@@ -16,13 +16,13 @@ from llms.config.extras import package
 from llms.config.strict import Strict
 from llms.errors import Fatal, Rejected
 from llms.local.automaton import Automaton, Guide
-from llms.local.base import LocalLLM, accepted
-from llms.local.generation import Answer, answered
-from llms.local.llama_cpp.engine import LlamaEngine, Text, quiet
+from llms.local.base import LocalLLM, raise_if_rejected
+from llms.local.generation import PendingGenerations, generate_validated
+from llms.local.llama_cpp.engine import LlamaEngine, TokenSequence, set_verbose
 from llms.local.sampling import Sampler
 from llms.typing import ChatType, GenerateOutput, HiddenState
 
-SPLIT = re.compile(r"(?P<name>.*)-00001-of-(?P<count>\d{5})\.gguf")
+SPLIT_FILE_NAME = re.compile(r"(?P<name>.*)-00001-of-(?P<count>\d{5})\.gguf")
 """The name of the first of several files that hold one model."""
 
 
@@ -122,7 +122,7 @@ class LlamaCppLLM(LocalLLM):
         automata = self._of_each(requests, lambda llm: llm._held(engine, options))
         started = time.perf_counter()
         answers = [llm._answer(engine, automata[id(llm)], chat, num_generations, options) for llm, chat in requests]
-        return answered(answers, lambda texts, _: engine.write(texts), 1 + self.max_schema_retries, started)
+        return generate_validated(answers, lambda texts, _: engine.write(texts), 1 + self.max_schema_retries, started)
 
     def get_last_hidden_state(self, inputs: list[ChatType]) -> list[HiddenState]:
         """The last hidden state of every chat, as its template spells it out: `[num_tokens, hidden_size]` each.
@@ -133,16 +133,16 @@ class LlamaCppLLM(LocalLLM):
         engine = self._engine()
         return engine.hidden_states([self._prompt(engine, chat) for chat in inputs])
 
-    def _key(self) -> tuple[object, ...]:
+    def _engine_key(self) -> tuple[object, ...]:
         sizes = (self.n_ctx, self.n_batch, self.n_parallel, self.n_gpu_layers, self.n_threads)
         return (type(self), self.model_path, self.repo_id, self.filename, *sizes)
 
     def _engine(self) -> LlamaEngine:
-        return local.engine(self._key(), self._start)
+        return local.shared_engine(self._engine_key(), self._start)
 
     def _start(self) -> LlamaEngine:
         llama_cpp = package("llama_cpp", self)
-        quiet(self.verbose)
+        set_verbose(self.verbose)
         return LlamaEngine(
             llama_cpp,
             self._file(),
@@ -166,7 +166,7 @@ class LlamaCppLLM(LocalLLM):
 
     def _downloaded(self, repo_id: str, filename: str) -> Path:
         hub = package("huggingface_hub", self)
-        split = SPLIT.fullmatch(filename)
+        split = SPLIT_FILE_NAME.fullmatch(filename)
         count = int(split["count"]) if split else 1
         names = [f"{split['name']}-{at:05}-of-{count:05}.gguf" for at in range(1, count + 1)] if split else [filename]
         try:
@@ -182,9 +182,9 @@ class LlamaCppLLM(LocalLLM):
     def _held(self, engine: LlamaEngine, options: dict[str, Any]) -> Automaton | None:
         """What texts with these options are held to."""
         automaton, limit = self._automaton(engine), options.get("max_new_tokens")
-        if automaton and limit and limit < automaton.least:
+        if automaton and limit and limit < automaton.min_tokens:
             raise Fatal(
-                f"`structured_output` needs `max_new_tokens` of {automaton.least} or more: {limit} is too small."
+                f"`structured_output` needs `max_new_tokens` of {automaton.min_tokens} or more: {limit} is too small."
             )
         if automaton and "stop" in options:
             raise Fatal("`stop` and `structured_output` exclude each other: a structure has an end of its own.")
@@ -194,7 +194,7 @@ class LlamaCppLLM(LocalLLM):
         if self.structured_output is None:
             return None
         package("outlines_core", self)
-        return engine.compiler.automaton(self.structured_output)
+        return engine.compiler.compile(self.structured_output)
 
     def _answer(
         self,
@@ -203,22 +203,22 @@ class LlamaCppLLM(LocalLLM):
         chat: ChatType,
         num_generations: int,
         options: dict[str, Any],
-    ) -> Answer[Text]:
+    ) -> PendingGenerations[TokenSequence]:
         """An answer that is still to be written; one without texts, and why, to a chat that cannot have any."""
         error, prompt, limit, automaton = None, list[int](), 0, None
         try:
-            automaton = accepted(held)
+            automaton = raise_if_rejected(held)
             prompt = self._prompt(engine, chat)
             limit = min(options.get("max_new_tokens", self.n_ctx), self.n_ctx - len(prompt))
-            if automaton and limit < automaton.least:
+            if automaton and limit < automaton.min_tokens:
                 raise Rejected(
                     f"The chat has {len(prompt)} tokens, `n_ctx={self.n_ctx}` leaves {limit} for an answer, and "
-                    f"`structured_output` needs {automaton.least}."
+                    f"`structured_output` needs {automaton.min_tokens}."
                 )
         except Rejected as rejected:
             error = rejected.with_traceback(None)  # which would hold on to the engine
         new = partial(_text, prompt, limit, automaton, {"seed": self.seed, **options})
-        return Answer(self.structured_output, num_generations, new, len(prompt), error)
+        return PendingGenerations(self.structured_output, num_generations, new, len(prompt), error)
 
     def _prompt(self, engine: LlamaEngine, chat: ChatType) -> list[int]:
         """The tokens of a chat that leaves room for an answer."""
@@ -231,7 +231,7 @@ class LlamaCppLLM(LocalLLM):
 
 def _text(
     prompt: list[int], limit: int, automaton: Automaton | None, options: dict[str, Any], number: int, attempt: int
-) -> Text:
+) -> TokenSequence:
     """A text to be written: this generation of an answer, this often begun."""
     options = dict(options)
     seed, stop = options.pop("seed"), options.pop("stop", [])
@@ -239,7 +239,7 @@ def _text(
     if attempt and options.get("temperature") == 0:  # the likeliest text had the mistake: take another
         del options["temperature"]
         seed = seed or 0
-    return Text(
+    return TokenSequence(
         prompt,
         limit,
         Sampler(None if seed is None else [seed, number, attempt], **options),

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, SecretStr
 
 from llms.clients import chat_completions
 from llms.remote import RemoteLLM
-from llms.structured.openai_strict import strict
+from llms.structured.openai_strict import strict_schema
 from llms.typing import ChatType, GenerateOutput
 
 
@@ -44,6 +44,6 @@ class ChatCompletionsLLM(RemoteLLM, ABC):
     def _body(self, chat: ChatType, num_generations: int, options: BaseModel) -> dict[str, Any]:
         """The request's body, for this provider."""
         mode, structure = self._mode(), self.structured_output
-        narrow = strict if self._strict else None
+        narrow = strict_schema if self._strict else None
         held_to = chat_completions.held_to(mode, structure["schema"], narrow) if mode and structure else {}
         return chat_completions.encode(self.model, self._told(chat), num_generations, options, held_to)

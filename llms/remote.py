@@ -11,7 +11,7 @@ from llms.base import AsyncLLM, StructuredLLM
 from llms.config.prices import Price, listed
 from llms.config.strict import nearest
 from llms.errors import Fatal
-from llms.structured.output import instructed
+from llms.structured.output import with_schema_prompt
 from llms.typing import ChatType, Usage
 
 StructuredMode = Literal["json_schema", "tool", "json_object", "prompt"]
@@ -134,4 +134,4 @@ class RemoteLLM(AsyncLLM, StructuredLLM, ABC):
 
     def _told(self, chat: ChatType) -> ChatType:
         """The chat, with the schema said in it where the API does not know of it."""
-        return instructed(chat, self._schema()) if self._mode() in ("json_object", "prompt") else chat
+        return with_schema_prompt(chat, self._schema()) if self._mode() in ("json_object", "prompt") else chat

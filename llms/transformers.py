@@ -14,14 +14,14 @@ from llms.config.extras import package
 from llms.config.strict import Strict
 from llms.errors import Fatal, Rejected
 from llms.local.automaton import Automaton
-from llms.local.base import LocalLLM, accepted
-from llms.local.generation import Answer, answered
-from llms.local.transformers.batch import Text
+from llms.local.base import LocalLLM, raise_if_rejected
+from llms.local.generation import PendingGenerations, generate_validated
+from llms.local.transformers.batch import TokenSequence
 from llms.local.transformers.engine import TransformersEngine, empty_cache
-from llms.local.transformers.weights import load
+from llms.local.transformers.weights import load_model
 from llms.typing import ChatType, GenerateOutput, HiddenState
 
-ENGINE = {
+ENGINE_FIELDS = {
     "adapter",
     "cuda_devices",
     "device",
@@ -158,10 +158,10 @@ class TransformersLLM(LocalLLM):
         automata = self._of_each(requests, lambda llm: llm._held(engine, limit, options))
         started = time.perf_counter()
         stop, seed = options.pop("stop", ()), options.pop("seed", self.seed)
-        sampling = engine.defaults.updated(options)
-        form = Text(
+        sampling = engine.defaults.with_options(options)
+        form = TokenSequence(
             prompt=[],
-            limit=limit,
+            max_tokens=limit,
             seed=seed if sampling.do_sample else seed or 0,
             stop=tuple(filter(None, [stop] if isinstance(stop, str) else stop)),
         )
@@ -171,11 +171,11 @@ class TransformersLLM(LocalLLM):
             for (llm, _), prompt in zip(requests, prompts, strict=True)
         ]
 
-        def write(texts: list[Text], attempt: int) -> None:
+        def write(texts: list[TokenSequence], attempt: int) -> None:
             # Where the likeliest text had a mistake, another is taken.
             engine.write(texts, replace(sampling, do_sample=True) if attempt else sampling, self.batch_size)
 
-        return answered(answers, write, 1 + self.max_schema_retries, started)
+        return generate_validated(answers, write, 1 + self.max_schema_retries, started)
 
     def get_last_hidden_state(self, inputs: list[ChatType]) -> list[HiddenState]:
         """The last hidden state of every chat, as its template spells it out: `[num_tokens, hidden_size]` each.
@@ -187,22 +187,22 @@ class TransformersLLM(LocalLLM):
         prompts = engine.tokenize(inputs, self.chat_template)
         return engine.hidden_states([self._fitting(engine, prompt) for prompt in prompts], self.batch_size)
 
-    def _key(self) -> tuple[object, ...]:
-        return (type(self), json.dumps(self.model_dump(mode="json", include=ENGINE), sort_keys=True))
+    def _engine_key(self) -> tuple[object, ...]:
+        return (type(self), json.dumps(self.model_dump(mode="json", include=ENGINE_FIELDS), sort_keys=True))
 
     def _engine(self) -> TransformersEngine:
-        return local.engine(self._key(), self._start)
+        return local.shared_engine(self._engine_key(), self._start)
 
     def _start(self) -> TransformersEngine:
         torch, transformers = package("torch", self), package("transformers", self)
-        return TransformersEngine(torch, transformers, *load(torch, transformers, self))
+        return TransformersEngine(torch, transformers, *load_model(torch, transformers, self))
 
     def _held(self, engine: TransformersEngine, limit: int, options: dict[str, Any]) -> Automaton | None:
         """What texts with these options are held to."""
         automaton = self._automaton(engine)
-        if automaton and limit < automaton.least:
+        if automaton and limit < automaton.min_tokens:
             raise Fatal(
-                f"`structured_output` needs `max_new_tokens` of {automaton.least} or more: {limit} is too small."
+                f"`structured_output` needs `max_new_tokens` of {automaton.min_tokens} or more: {limit} is too small."
             )
         if automaton and "stop" in options:
             raise Fatal("`stop` and `structured_output` exclude each other: a structure has an end of its own.")
@@ -212,35 +212,39 @@ class TransformersLLM(LocalLLM):
         if self.structured_output is None:
             return None
         package("outlines_core", self)
-        return engine.compiler.automaton(self.structured_output)
+        return engine.compiler.compile(self.structured_output)
 
     def _answer(
         self,
         engine: TransformersEngine,
-        form: Text,
+        form: TokenSequence,
         held: Automaton | Rejected | None,
         prompt: list[int] | Rejected,
         num_generations: int,
-    ) -> Answer[Text]:
+    ) -> PendingGenerations[TokenSequence]:
         """An answer that is still to be written; one without texts, and why, to a chat that cannot have any.
 
         Args:
             form: What its texts have in common with all others.
             held: What they are held to.
         """
-        answer = Answer[Text](self.structured_output, num_generations, form.begun)
+        answer = PendingGenerations[TokenSequence](self.structured_output, num_generations, form.fresh_copy)
         try:
-            automaton, tokens = accepted(held), self._fitting(engine, prompt)
-            limit = form.limit if engine.context is None else min(form.limit, engine.context - len(tokens))
-            if automaton and limit < automaton.least:
+            automaton, tokens = raise_if_rejected(held), self._fitting(engine, prompt)
+            limit = (
+                form.max_tokens
+                if engine.context_length is None
+                else min(form.max_tokens, engine.context_length - len(tokens))
+            )
+            if automaton and limit < automaton.min_tokens:
                 raise Rejected(
-                    f"The chat has {len(tokens)} tokens, which leaves {limit} of the {engine.context} that "
-                    f"`{self.model}` reads for an answer, and `structured_output` needs {automaton.least}."
+                    f"The chat has {len(tokens)} tokens, which leaves {limit} of the {engine.context_length} that "
+                    f"`{self.model}` reads for an answer, and `structured_output` needs {automaton.min_tokens}."
                 )
         except Rejected as error:
             answer.error = error.with_traceback(None)  # which would hold on to the engine
         else:
-            answer.new = replace(form, prompt=tokens, limit=limit, automaton=automaton).begun
+            answer.new_sequence = replace(form, prompt=tokens, limit=limit, automaton=automaton).fresh_copy
             answer.input_tokens = len(tokens)
         return answer
 
@@ -248,9 +252,9 @@ class TransformersLLM(LocalLLM):
         """The tokens of a chat that leaves room for an answer."""
         if isinstance(prompt, Rejected):
             raise prompt
-        if not prompt or (engine.context and len(prompt) >= engine.context):
+        if not prompt or (engine.context_length and len(prompt) >= engine.context_length):
             raise Rejected(
-                f"The chat has {len(prompt)} tokens, which is too long for the {engine.context} that `{self.model}` "
-                "reads."
+                f"The chat has {len(prompt)} tokens, which is too long for the {engine.context_length} that "
+                f"`{self.model}` reads."
             )
         return prompt

@@ -12,13 +12,13 @@ from llms import local
 from llms.config.strict import Strict
 from llms.errors import Fatal, Rejected
 from llms.local.automaton import Automaton
-from llms.local.base import LocalLLM, accepted
-from llms.local.generation import Answer, answered
-from llms.local.vllm.engine import Reader, Text, Writer
-from llms.local.vllm.launch import start
+from llms.local.base import LocalLLM, raise_if_rejected
+from llms.local.generation import PendingGenerations, generate_validated
+from llms.local.vllm.engine import HiddenStateEngine, TextEngine, TokenSequence
+from llms.local.vllm.launch import start_engine
 from llms.typing import ChatType, GenerateOutput, HiddenState
 
-ENGINE = {
+ENGINE_FIELDS = {
     "cuda_devices",
     "dtype",
     "enforce_eager",
@@ -140,7 +140,7 @@ class vLLM(LocalLLM):
     def unload(self) -> None:
         """End the engine's processes, once nobody asks them any more."""
         super().unload()
-        local.free(self._key(Reader))
+        local.free_engine(self._engine_key(HiddenStateEngine))
 
     def generate(self, inputs: list[ChatType], num_generations: int = 1, **kwargs: Any) -> list[GenerateOutput]:
         """Answer every chat, many at once and in order.
@@ -174,16 +174,16 @@ class vLLM(LocalLLM):
         seed = options.pop("seed", self.seed)
         sampling = {**engine.defaults, **options.pop("extra_sampling_params", {}), **options}
         greedy = sampling.get("temperature") == 0
-        form = Text(prompt=[], limit=limit, seed=(seed or 0) if greedy else seed)
+        form = TokenSequence(prompt=[], max_tokens=limit, seed=(seed or 0) if greedy else seed)
         answers = [llm._answer(engine, form, automata[id(llm)], chat, num_generations) for llm, chat in requests]
 
-        def write(texts: list[Text], attempt: int) -> None:
+        def write(texts: list[TokenSequence], attempt: int) -> None:
             # Where the likeliest text had a mistake, another is taken.
             engine.write(texts, {**sampling, "temperature": 1.0} if attempt and greedy else sampling)
 
-        outputs = answered(answers, write, 1 + self.max_schema_retries, started)
+        outputs = generate_validated(answers, write, 1 + self.max_schema_retries, started)
         for answer, output in zip(answers, outputs, strict=True):
-            output.logprobs = [text.logprobs for text in answer.texts.values()] or output.logprobs
+            output.logprobs = [text.logprobs for text in answer.sequences.values()] or output.logprobs
         return outputs
 
     def get_last_hidden_state(self, inputs: list[ChatType]) -> list[HiddenState]:
@@ -195,51 +195,56 @@ class vLLM(LocalLLM):
         engine = self._reader()
         return engine.hidden_states([engine.tokenize(chat, self.chat_template) for chat in inputs])
 
-    def _key(self, kind: type = Writer) -> tuple[object, ...]:
-        settings = self.model_dump(mode="json", include=ENGINE)
+    def _engine_key(self, kind: type = TextEngine) -> tuple[object, ...]:
+        settings = self.model_dump(mode="json", include=ENGINE_FIELDS)
         return (type(self), kind, json.dumps(settings, sort_keys=True, default=repr))
 
-    def _writer(self) -> Writer:
-        return local.engine(self._key(), lambda: start(self, Writer))
+    def _writer(self) -> TextEngine:
+        return local.shared_engine(self._engine_key(), lambda: start_engine(self, TextEngine))
 
-    def _reader(self) -> Reader:
-        return local.engine(self._key(Reader), lambda: start(self, Reader))
+    def _reader(self) -> HiddenStateEngine:
+        return local.shared_engine(self._engine_key(HiddenStateEngine), lambda: start_engine(self, HiddenStateEngine))
 
-    def _held(self, engine: Writer, limit: int, options: dict[str, Any]) -> Automaton | None:
+    def _held(self, engine: TextEngine, limit: int, options: dict[str, Any]) -> Automaton | None:
         """What texts of so many tokens, with these options, are held to."""
         automaton = self._automaton(engine)
-        if automaton and limit < automaton.least:
+        if automaton and limit < automaton.min_tokens:
             raise Fatal(
-                f"`structured_output` needs `max_new_tokens` of {automaton.least} or more: {limit} is too small."
+                f"`structured_output` needs `max_new_tokens` of {automaton.min_tokens} or more: {limit} is too small."
             )
         if automaton and options.keys() & {"stop", "stop_token_ids"}:
             raise Fatal("`stop` and `structured_output` exclude each other: a structure has an end of its own.")
         return automaton
 
-    def _automaton(self, engine: Writer) -> Automaton | None:
+    def _automaton(self, engine: TextEngine) -> Automaton | None:
         return engine.automaton(self.structured_output) if self.structured_output else None
 
     def _answer(
-        self, engine: Writer, form: Text, held: Automaton | Rejected | None, chat: ChatType, num_generations: int
-    ) -> Answer[Text]:
+        self,
+        engine: TextEngine,
+        form: TokenSequence,
+        held: Automaton | Rejected | None,
+        chat: ChatType,
+        num_generations: int,
+    ) -> PendingGenerations[TokenSequence]:
         """An answer that is still to be written; one without texts, and why, to a chat that cannot have any.
 
         Args:
             form: What its texts have in common with all others.
             held: What they are held to.
         """
-        answer = Answer[Text](self.structured_output, num_generations, form.begun)
+        answer = PendingGenerations[TokenSequence](self.structured_output, num_generations, form.fresh_copy)
         try:
-            automaton, tokens = accepted(held), engine.tokenize(chat, self.chat_template)
-            limit = min(form.limit, engine.context - len(tokens))
-            if automaton and limit < automaton.least:
+            automaton, tokens = raise_if_rejected(held), engine.tokenize(chat, self.chat_template)
+            limit = min(form.max_tokens, engine.context_length - len(tokens))
+            if automaton and limit < automaton.min_tokens:
                 raise Rejected(
-                    f"The chat has {len(tokens)} tokens, which leaves {limit} of the {engine.context} that "
-                    f"`{self.model}` reads for an answer, and `structured_output` needs {automaton.least}."
+                    f"The chat has {len(tokens)} tokens, which leaves {limit} of the {engine.context_length} that "
+                    f"`{self.model}` reads for an answer, and `structured_output` needs {automaton.min_tokens}."
                 )
         except Rejected as error:
             answer.error = error.with_traceback(None)  # which would hold on to the engine
         else:
-            answer.new = replace(form, prompt=tokens, limit=limit, automaton=automaton).begun
+            answer.new_sequence = replace(form, prompt=tokens, limit=limit, automaton=automaton).fresh_copy
             answer.input_tokens = len(tokens)
         return answer

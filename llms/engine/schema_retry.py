@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llms.engine import request
 from llms.errors import Rejected
-from llms.structured.validation import mistake
+from llms.structured.validation import validation_error
 from llms.typing import ChatType, GenerateOutput, StructuredOutputType
 
 if TYPE_CHECKING:
@@ -106,10 +106,12 @@ def _fitting(structure: StructuredOutputType, text: str | None) -> tuple[str | N
     """
     if text is None:
         return None, "it is empty"
-    wrong = mistake(structure, text)
+    wrong = validation_error(structure, text)
     if wrong and structure["format"] == "json":
         within = [*FENCED.findall(text), text[text.find("{") : text.rfind("}") + 1]]
-        if found := next((each.strip() for each in within if each.strip() and not mistake(structure, each)), None):
+        if found := next(
+            (each.strip() for each in within if each.strip() and not validation_error(structure, each)), None
+        ):
             return found, None
     return (None, wrong) if wrong else (text, None)
 

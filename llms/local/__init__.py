@@ -1,5 +1,5 @@
 """Engines in this process: one for equal settings, shared by every block, batch and thread."""
 
-from llms.local.base import Key, LocalLLM, accepted, engine, free
+from llms.local.base import EngineKey, LocalLLM, free_engine, raise_if_rejected, shared_engine
 
-__all__ = ["Key", "LocalLLM", "accepted", "engine", "free"]
+__all__ = ["EngineKey", "LocalLLM", "free_engine", "raise_if_rejected", "shared_engine"]

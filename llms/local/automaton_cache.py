@@ -21,18 +21,18 @@ from llms.store import path as store
 REVISION = 2
 """Part of every name: raise it when the arrays of an automaton come to mean something else."""
 
-ROOM = 2**30
+MAX_CACHE_BYTES = 2**30
 """Bytes that the files may have together: those that were not read for the longest time make room."""
 
 Arrays = dict[str, NDArray[np.int32]]
 
 
-def digest(pieces: Mapping[bytes, list[int]], end: int) -> bytes:
+def tokenizer_digest(pieces: Mapping[bytes, list[int]], end: int) -> bytes:
     """What tells one tokenizer from another."""
     return blake2b(repr((end, sorted(pieces.items()))).encode(), digest_size=16).digest()
 
 
-def name_of(regex: str, tokenizer: bytes) -> str:
+def file_name(regex: str, tokenizer: bytes) -> str:
     """The name of a regular expression's automaton over a tokenizer's tokens, whatever compiles it."""
     what = f"{REVISION} {version('outlines-core')} {regex}".encode(errors="surrogatepass")
     return blake2b(tokenizer + what, digest_size=16).hexdigest()
@@ -40,7 +40,7 @@ def name_of(regex: str, tokenizer: bytes) -> str:
 
 def read(name: str) -> Arrays | None:
     """The arrays under a name; `None` where there are none, or they are damaged."""
-    file = _folder() / name
+    file = cache_folder() / name
     try:
         with np.load(file, allow_pickle=False) as arrays:
             found = {each: arrays[each] for each in arrays.files}
@@ -52,7 +52,7 @@ def read(name: str) -> Arrays | None:
 
 def write(name: str, arrays: Arrays) -> None:
     """Keep arrays under a name: all of them or, where the disk does not take them, none."""
-    folder = _folder()
+    folder = cache_folder()
     with suppress(OSError):  # without a file it is compiled again
         folder.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
@@ -63,17 +63,17 @@ def write(name: str, arrays: Arrays) -> None:
         except BaseException:
             os.unlink(temporary)
             raise
-        _make_room(folder)
+        _evict(folder)
 
 
-def _make_room(folder: Path) -> None:
+def _evict(folder: Path) -> None:
     files = sorted(((each.stat().st_mtime, each.stat().st_size, each) for each in folder.iterdir()), reverse=True)
     total = 0
     for _, size, file in files:
         total += size
-        if total > ROOM:
+        if total > MAX_CACHE_BYTES:
             file.unlink(missing_ok=True)
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
     return store().parent / "guides"

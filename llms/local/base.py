@@ -12,7 +12,7 @@ from llms.typing import ChatType, Usage
 
 T = TypeVar("T")
 
-Key = tuple[object, ...]
+EngineKey = tuple[object, ...]
 """What tells one engine from another; the class of its model comes first."""
 
 
@@ -23,12 +23,12 @@ class LocalLLM(StructuredLLM, ABC):
     """
 
     @abstractmethod
-    def _key(self) -> Key:
+    def _engine_key(self) -> EngineKey:
         """What tells one engine from another."""
 
     def unload(self) -> None:
         """Free the model's memory, once nobody uses it any more."""
-        free(self._key())
+        free_engine(self._engine_key())
 
     def cost(self, usage: Usage) -> float | None:
         """Nothing: it runs here."""
@@ -51,7 +51,7 @@ class LocalLLM(StructuredLLM, ABC):
         return found
 
 
-def accepted(held: T | Rejected) -> T:
+def raise_if_rejected(held: T | Rejected) -> T:
     """What a block is held to.
 
     Raises:
@@ -62,11 +62,11 @@ def accepted(held: T | Rejected) -> T:
     return held
 
 
-_engines: dict[tuple[int, Key], Any] = {}
+_engines: dict[tuple[int, EngineKey], Any] = {}
 _building: dict[tuple[int, object], threading.Lock] = {}
 
 
-def engine(key: Key, build: Callable[[], T]) -> T:
+def shared_engine(key: EngineKey, build: Callable[[], T]) -> T:
     """The engine for `key`, built once however many threads ask; a forked child builds its own.
 
     One that is up waits for none that is built. Of the same class, one is built at a time: libraries set what is global
@@ -80,6 +80,6 @@ def engine(key: Key, build: Callable[[], T]) -> T:
     return found
 
 
-def free(key: Key) -> None:
+def free_engine(key: EngineKey) -> None:
     """Let go of the engine for `key`; whoever still answers with it keeps it until the answer is there."""
     _engines.pop((os.getpid(), key), None)

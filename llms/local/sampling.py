@@ -40,29 +40,29 @@ class Sampler:
         self._temperature, self._top_k, self._top_p, self._min_p = temperature, top_k, top_p, min_p
         self._repetition, self._frequency, self._presence = repetition_penalty, frequency_penalty, presence_penalty
         self._penalizes = (repetition_penalty, frequency_penalty, presence_penalty) != (1.0, 0.0, 0.0)
-        self._said: Counter[int] = Counter()
+        self._token_counts: Counter[int] = Counter()
 
-    def choose(self, scores: Scores, among: Tokens | None = None) -> int:
+    def sample(self, scores: Scores, among: Tokens | None = None) -> int:
         """The next token, out of `among` where that is given."""
-        if self._penalizes and self._said:
-            scores = self._penalized(scores)
+        if self._penalizes and self._token_counts:
+            scores = self._apply_penalties(scores)
         scores = scores if among is None else scores[among]
-        chosen = int(scores.argmax()) if self._temperature == 0 else self._drawn(scores)
+        chosen = int(scores.argmax()) if self._temperature == 0 else self._draw(scores)
         token = chosen if among is None else int(among[chosen])
         if self._penalizes:
-            self._said[token] += 1
+            self._token_counts[token] += 1
         return token
 
-    def _penalized(self, scores: Scores) -> Scores:
+    def _apply_penalties(self, scores: Scores) -> Scores:
         scores = scores.copy()
-        tokens = np.fromiter(self._said, dtype=np.intp)
-        counts = np.fromiter(self._said.values(), dtype=np.float32)
+        tokens = np.fromiter(self._token_counts, dtype=np.intp)
+        counts = np.fromiter(self._token_counts.values(), dtype=np.float32)
         said = scores[tokens]
         said = np.where(said > 0, said / self._repetition, said * self._repetition)
         scores[tokens] = said - counts * self._frequency - self._presence
         return scores
 
-    def _drawn(self, scores: Scores) -> int:
+    def _draw(self, scores: Scores) -> int:
         if 0 < self._top_k < len(scores):
             kept = np.argpartition(scores, -self._top_k)[-self._top_k :]
         else:

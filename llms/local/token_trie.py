@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 Numbers = NDArray[np.int32]
 
-NOWHERE = -1
+DEAD_STATE = -1
 """The state after a byte that no text goes on with."""
 
 
-class TokenTree:
+class TokenTrie:
     """The tokens that stand for text. Its nodes are numbered level by level, so that a node's children are in a row.
 
     Args:
@@ -35,12 +35,12 @@ class TokenTree:
             places[longer] = first + which
         children.append(np.zeros(size, np.int64))
         self._bytes = np.concatenate(characters)
-        self._children = _borders(np.concatenate(children), 1)
+        self._children = _offsets(np.concatenate(children), 1)
         numbers = [pieces[word] for word in words]
         places = np.repeat(places, [len(each) for each in numbers])
         self._tokens = np.array([number for each in numbers for number in each], np.int32)[places.argsort()]
         self._count = self._tokens.max(initial=-1) + 1
-        self._ends = _borders(np.bincount(places, minlength=first + size), 0)
+        self._ends = _offsets(np.bincount(places, minlength=first + size), 0)
 
     def walk(self, table: Numbers, state: int) -> tuple[Numbers, Numbers]:
         """The tokens that lead on from a state of an automaton over bytes, in order, and where each leads.
@@ -50,19 +50,19 @@ class TokenTree:
             state: Where to begin.
         """
         nodes, states = np.zeros(1, np.int32), np.full(1, state, np.int32)
-        targets = np.full(self._count, NOWHERE, np.int32)
+        targets = np.full(self._count, DEAD_STATE, np.int32)
         while len(nodes):
             nodes, of = _members(self._children, nodes)
             states = table[states[of], self._bytes[nodes]]
-            alive = np.flatnonzero(states != NOWHERE)
+            alive = np.flatnonzero(states != DEAD_STATE)
             nodes, states = nodes[alive], states[alive]
             found, of = _members(self._ends, nodes)
             targets[self._tokens[found]] = states[of]
-        tokens = np.flatnonzero(targets != NOWHERE).astype(np.int32)
+        tokens = np.flatnonzero(targets != DEAD_STATE).astype(np.int32)
         return tokens, targets[tokens]
 
 
-def _borders(counts: NDArray[np.int64], first: int) -> Numbers:
+def _offsets(counts: NDArray[np.int64], first: int) -> Numbers:
     """Where the members of each group begin, and the last one's end, when they are numbered from `first`."""
     return np.concatenate([[first], first + np.cumsum(counts)]).astype(np.int32)
 

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from llms.structured.grammar import Chars, Choice, Repeat, Sequence, Shape, literal, shortest, sizes, within
-from llms.structured.validation import shape_of
+from llms.structured.grammar import CharSet, Concat, Expr, Repeat, Union, bounded, length_bounds, literal, shortest_text
+from llms.structured.validation import parse_structure
 from llms.typing import StructuredOutputType
 
-REPETITIONS = 1000
+MAX_COUNTED_REPETITIONS = 1000
 """How often something may be repeated by number, as far as the server goes; beyond that it is not counted."""
 
 
-WANTED = 100.0
+BIAS_PER_BYTE = 100.0
 """The bias, per byte, of tokens that are to be taken wherever they are allowed, the longest first."""
 
 
-class Way(NamedTuple):
+class TokenPath(NamedTuple):
     """How a certain text is written.
 
     Attributes:
@@ -25,8 +25,8 @@ class Way(NamedTuple):
         tokens: Those to be taken, each with its number of bytes: where several fit, the longest.
     """
 
-    steps: int
-    tokens: dict[int, int]
+    num_tokens: int
+    token_lengths: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,17 @@ class Grammar:
     """
 
     title: str
-    shape: Shape
+    expr: Expr
 
     def __str__(self) -> str:
-        return f"# {' '.join(self.title.split())}\nroot ::= {_written(self.shape)}\n"
+        return f"# {' '.join(self.title.split())}\nroot ::= {_written(self.expr)}\n"
 
     @property
-    def shortest(self) -> str:
+    def shortest_text(self) -> str:
         """The shortest text."""
-        return shortest(self.shape)
+        return shortest_text(self.expr)
 
-    def closed(self, limit: int, way: Way) -> dict[str, Any]:
+    def closing_request(self, limit: int, way: TokenPath) -> dict[str, Any]:
         """The members of a request whose text surely ends within so many tokens.
 
         A token has a byte at least, so that texts of as many bytes as there may be tokens will do. Where not even the
@@ -59,13 +59,16 @@ class Grammar:
             limit: Not below the steps of the `way`.
             way: To the shortest text.
         """
-        if limit > sizes(self.shape)[0]:  # one is left for the end
-            return {"grammar": str(Grammar(self.title, within(self.shape, limit - 1)))}
-        only = Grammar(self.title, literal(self.shortest))
-        return {"grammar": str(only), "logit_bias": [[token, WANTED * size] for token, size in way.tokens.items()]}
+        if limit > length_bounds(self.expr)[0]:  # one is left for the end
+            return {"grammar": str(Grammar(self.title, bounded(self.expr, limit - 1)))}
+        only = Grammar(self.title, literal(self.shortest_text))
+        return {
+            "grammar": str(only),
+            "logit_bias": [[token, BIAS_PER_BYTE * size] for token, size in way.token_lengths.items()],
+        }
 
 
-def grammar_of(structure: StructuredOutputType) -> Grammar:
+def compile_grammar(structure: StructuredOutputType) -> Grammar:
     """The grammar of a structure.
 
     Raises:
@@ -78,32 +81,32 @@ def grammar_of(structure: StructuredOutputType) -> Grammar:
 def _grammar_of(schema: str) -> Grammar:
     parsed = json.loads(schema)
     title = parsed if isinstance(parsed, str) else schema
-    return Grammar(title, shape_of({"format": "regex" if isinstance(parsed, str) else "json", "schema": parsed}))
+    return Grammar(title, parse_structure({"format": "regex" if isinstance(parsed, str) else "json", "schema": parsed}))
 
 
-def _written(shape: Shape) -> str:
+def _written(shape: Expr) -> str:
     match shape:
-        case Chars(ranges):
+        case CharSet(ranges):
             return f"[{''.join(_escaped(a) + (f'-{_escaped(b)}' if b > a else '') for a, b in ranges)}]"
-        case Sequence(parts):
+        case Concat(parts):
             return _sequence(parts)
-        case Choice(options):
+        case Union(options):
             return f"({' | '.join(map(_written, options))})"
         case Repeat(part, least, most):
-            least = min(least, REPETITIONS)
-            most = most if most is not None and most <= REPETITIONS else None
+            least = min(least, MAX_COUNTED_REPETITIONS)
+            most = most if most is not None and most <= MAX_COUNTED_REPETITIONS else None
             times = {(0, None): "*", (1, None): "+", (0, 1): "?"}.get((least, most))
             counted = f"{{{least}}}" if least == most else f"{{{least},{'' if most is None else most}}}"
             inner = _written(part)
-            return (inner if isinstance(part, Chars | Choice) else f"({inner})") + (times or counted)
+            return (inner if isinstance(part, CharSet | Union) else f"({inner})") + (times or counted)
 
 
-def _sequence(parts: tuple[Shape, ...]) -> str:
+def _sequence(parts: tuple[Expr, ...]) -> str:
     """Parts side by side; characters that are certain stand together as one text."""
     found: list[str] = []
     certain = ""
     for part in parts:
-        if isinstance(part, Chars) and len(part) == 1:
+        if isinstance(part, CharSet) and len(part) == 1:
             certain += _escaped(part.ranges[0][0])
             continue
         if certain:

@@ -14,37 +14,37 @@ from jsonschema.validators import validator_for
 
 from llms.errors import Fatal
 from llms.structured.grammar import (
-    IMPOSSIBLE,
-    NOTHING,
-    Chars,
+    EMPTY_TEXT,
+    NEVER,
+    CharSet,
+    Expr,
     Repeat,
-    Shape,
-    among,
-    choice,
+    concat,
     literal,
-    mapped,
+    map_chars,
+    one_of,
     optional,
     repeat,
-    sequence,
+    union,
 )
-from llms.structured.numbers import decimals, of_integer, of_number
-from llms.structured.regex import of_pattern
-from llms.structured.schema_merge import Schema, merged
+from llms.structured.numbers import decimal_range, parse_integer, parse_number
+from llms.structured.regex import parse_regex
+from llms.structured.schema_merge import Schema, merge_schemas
 
-DEPTH = 3
+MAX_REF_DEPTH = 3
 """How often a definition may stand within itself."""
 
-LONGEST = 200
+MAX_COUNTED_CHARS = 200
 """Characters of a string that are counted at most: whether one is longer than it may be is checked afterwards."""
 
-CONTROLS = Chars(((0x00, 0x1F), (0x7F, 0x9F)))
-PLAIN = (CONTROLS | among('"\\')).others
+CONTROL_CHARS = CharSet(((0x00, 0x1F), (0x7F, 0x9F)))
+UNESCAPED_CHARS = (CONTROL_CHARS | one_of('"\\')).complement
 """What may stand between the quotes of a JSON string as it is."""
 
-CHARACTER = choice(PLAIN, sequence("\\", among('"\\n')))
+STRING_CHAR = union(UNESCAPED_CHARS, concat("\\", one_of('"\\n')))
 """One character of a JSON string that may be anything."""
 
-GAP = optional(literal(" "))
+OPTIONAL_SPACE = optional(literal(" "))
 
 _HEX, _MONTHS = (
     "[0-9a-fA-F]",
@@ -85,7 +85,7 @@ KINDS = {
 """What a schema without a type is about, by the words it has."""
 
 
-def of_schema(schema: dict[str, Any]) -> Shape:
+def parse_schema(schema: dict[str, Any]) -> Expr:
     """All JSON texts that are valid against a schema.
 
     Raises:
@@ -94,8 +94,8 @@ def of_schema(schema: dict[str, Any]) -> Shape:
     try:
         shape = _Reader(schema).read(schema, {})
     except RecursionError:
-        shape = IMPOSSIBLE
-    if shape == IMPOSSIBLE:
+        shape = NEVER
+    if shape == NEVER:
         raise Fatal("`structured_output` cannot be compiled: nothing is valid against this schema.")
     return shape
 
@@ -107,42 +107,44 @@ class _Reader:
         self._document = document
         self._validator = validator_for(document)
 
-    def read(self, schema: Schema, within: Mapping[str, int]) -> Shape:
+    def read(self, schema: Schema, within: Mapping[str, int]) -> Expr:
         """What is valid against a part of the document.
 
         Args:
             within: How often each definition stands around it.
         """
         if isinstance(schema, bool):
-            return self.anything() if schema else IMPOSSIBLE
+            return self.anything() if schema else NEVER
         if "$ref" in schema:
             reference = schema["$ref"]
-            if within.get(reference, 0) >= DEPTH:
-                return IMPOSSIBLE
+            if within.get(reference, 0) >= MAX_REF_DEPTH:
+                return NEVER
             rest = {key: value for key, value in schema.items() if key != "$ref"}
-            return self.read(merged(self._found(reference), rest), {**within, reference: within.get(reference, 0) + 1})
+            return self.read(
+                merge_schemas(self._found(reference), rest), {**within, reference: within.get(reference, 0) + 1}
+            )
         if "allOf" in schema:
             first, *others = schema["allOf"]
             rest = {key: value for key, value in schema.items() if key != "allOf"}
-            return self.read(merged(merged(rest, first), {"allOf": others} if others else {}), within)
+            return self.read(merge_schemas(merge_schemas(rest, first), {"allOf": others} if others else {}), within)
         if "const" in schema or "enum" in schema:
             return self._one_of(schema)
         for key in ("anyOf", "oneOf"):
             if key in schema:
                 rest = {name: value for name, value in schema.items() if name != key}
-                return choice(*(self.read(merged(rest, option), within) for option in schema[key]))
+                return union(*(self.read(merge_schemas(rest, option), within) for option in schema[key]))
         kinds = schema.get("type", [kind for kind, words in KINDS.items() if words & schema.keys()])
         if "type" not in schema and not kinds:
             return self.anything()
-        return choice(*(self._of(kind, schema, within) for kind in ([kinds] if isinstance(kinds, str) else kinds)))
+        return union(*(self._of(kind, schema, within) for kind in ([kinds] if isinstance(kinds, str) else kinds)))
 
-    def anything(self) -> Shape:
+    def anything(self) -> Expr:
         """Any JSON: plain values, and lists and objects of those."""
-        plain = choice(_string({}), decimals(None, None), "true", "false", "null")
-        member = sequence(_string({}), ":", GAP, plain)
-        return choice(plain, _listed("[", [], plain, 0, None, "]"), _listed("{", [], member, 0, None, "}"))
+        plain = union(_string({}), decimal_range(None, None), "true", "false", "null")
+        member = concat(_string({}), ":", OPTIONAL_SPACE, plain)
+        return union(plain, _listed("[", [], plain, 0, None, "]"), _listed("{", [], member, 0, None, "}"))
 
-    def _of(self, kind: str, schema: Mapping[str, Any], within: Mapping[str, int]) -> Shape:
+    def _of(self, kind: str, schema: Mapping[str, Any], within: Mapping[str, int]) -> Expr:
         match kind:
             case "object":
                 return self._object(schema, within)
@@ -151,21 +153,21 @@ class _Reader:
             case "string":
                 return _string(schema)
             case "integer":
-                return of_integer(schema)
+                return parse_integer(schema)
             case "number":
-                return of_number(schema)
+                return parse_number(schema)
             case "boolean":
-                return choice("true", "false")
+                return union("true", "false")
             case _:
                 return literal("null")
 
-    def _one_of(self, schema: Mapping[str, Any]) -> Shape:
+    def _one_of(self, schema: Mapping[str, Any]) -> Expr:
         """The values that a schema lists, but for those that something else in it forbids."""
         values = [schema["const"]] if "const" in schema else schema["enum"]
         judge = self._validator({word: value for word, value in schema.items() if word in _JUDGES})
-        return choice(*(json.dumps(value, ensure_ascii=False) for value in values if judge.is_valid(value)))
+        return union(*(json.dumps(value, ensure_ascii=False) for value in values if judge.is_valid(value)))
 
-    def _object(self, schema: Mapping[str, Any], within: Mapping[str, int]) -> Shape:
+    def _object(self, schema: Mapping[str, Any], within: Mapping[str, int]) -> Expr:
         properties: dict[str, Schema] = dict(schema.get("properties", {}))
         required = schema.get("required", [])
         others = schema.get("additionalProperties", True)
@@ -174,24 +176,24 @@ class _Reader:
         if not properties:
             return self._map(schema, others, within)
         members = [
-            (sequence(_quoted(name), ":", GAP, self.read(part, within)), name in required)
+            (concat(_quoted(name), ":", OPTIONAL_SPACE, self.read(part, within)), name in required)
             for name, part in properties.items()
         ]
-        return sequence("{", GAP, _members(members), GAP, "}")
+        return concat("{", OPTIONAL_SPACE, _members(members), OPTIONAL_SPACE, "}")
 
-    def _map(self, schema: Mapping[str, Any], others: Schema, within: Mapping[str, int]) -> Shape:
+    def _map(self, schema: Mapping[str, Any], others: Schema, within: Mapping[str, int]) -> Expr:
         """An object with names of its own."""
         names = schema.get("propertyNames", {})
         name = self.read({"type": "string", **names} if isinstance(names, dict) else names, within)
         kinds = [
-            sequence(_string({"pattern": pattern}), ":", GAP, self.read(part, within))
+            concat(_string({"pattern": pattern}), ":", OPTIONAL_SPACE, self.read(part, within))
             for pattern, part in schema.get("patternProperties", {}).items()
         ]
         if not (kinds and others is True):
-            kinds.append(sequence(name, ":", GAP, self.read(others, within)))
-        return _listed("{", [], choice(*kinds), schema.get("minProperties", 0), schema.get("maxProperties"), "}")
+            kinds.append(concat(name, ":", OPTIONAL_SPACE, self.read(others, within)))
+        return _listed("{", [], union(*kinds), schema.get("minProperties", 0), schema.get("maxProperties"), "}")
 
-    def _array(self, schema: Mapping[str, Any], within: Mapping[str, int]) -> Shape:
+    def _array(self, schema: Mapping[str, Any], within: Mapping[str, int]) -> Expr:
         first, rest = schema.get("prefixItems", []), schema.get("items")
         if isinstance(rest, list):  # as drafts before 2020 have it
             first, rest = rest, schema.get("additionalItems")
@@ -218,74 +220,78 @@ _JUDGES = set().union(*KINDS.values()) | {"type", "not"}
 """Words by which a listed value is judged that need no other part of the document."""
 
 
-def _members(members: list[tuple[Shape, bool]]) -> Shape:
+def _members(members: list[tuple[Expr, bool]]) -> Expr:
     """Members of an object in their order, each with a comma before it but for the first that is there."""
-    followed, alone = NOTHING, NOTHING
+    followed, alone = EMPTY_TEXT, EMPTY_TEXT
     for member, needed in reversed(members):
-        after = sequence(",", GAP, member)
-        first = sequence(member, followed)
-        alone = first if needed else choice(first, alone)
-        followed = sequence(after if needed else optional(after) if after != IMPOSSIBLE else NOTHING, followed)
+        after = concat(",", OPTIONAL_SPACE, member)
+        first = concat(member, followed)
+        alone = first if needed else union(first, alone)
+        followed = concat(after if needed else optional(after) if after != NEVER else EMPTY_TEXT, followed)
     return alone
 
 
-def _listed(start: str, first: list[Shape], rest: Shape, least: int, most: int | None, end: str) -> Shape:
+def _listed(start: str, first: list[Expr], rest: Expr, least: int, most: int | None, end: str) -> Expr:
     """Things between brackets, with commas between them: the first ones, then any number of the rest."""
-    comma = sequence(",", GAP)
-    tail: Shape = repeat(
-        sequence(comma, rest), max(0, least - len(first)), None if most is None else max(0, most - len(first))
+    comma = concat(",", OPTIONAL_SPACE)
+    tail: Expr = repeat(
+        concat(comma, rest), max(0, least - len(first)), None if most is None else max(0, most - len(first))
     )
     if first:
         whole = tail
         for at in range(len(first) - 1, 0, -1):
-            whole = sequence(comma, first[at], whole)
+            whole = concat(comma, first[at], whole)
             whole = whole if least > at else optional(whole)
-        whole = sequence(first[0], whole)
+        whole = concat(first[0], whole)
     else:
         fewer = None if most is None else most - 1
-        whole = sequence(rest, repeat(sequence(comma, rest), max(0, least - 1), fewer)) if most != 0 else IMPOSSIBLE
+        whole = concat(rest, repeat(concat(comma, rest), max(0, least - 1), fewer)) if most != 0 else NEVER
     if least == 0:
-        whole = choice(NOTHING, whole)
-    return sequence(start, GAP, whole, GAP, end)
+        whole = union(EMPTY_TEXT, whole)
+    return concat(start, OPTIONAL_SPACE, whole, OPTIONAL_SPACE, end)
 
 
-def _string(schema: Mapping[str, Any]) -> Shape:
+def _string(schema: Mapping[str, Any]) -> Expr:
     least, most = schema.get("minLength", 0), schema.get("maxLength")
     shape = _of_pattern(pattern) if isinstance(pattern := schema.get("pattern"), str) else None
-    if shape is not None and not (shape == NOTHING and least):  # else it says only what must not be
-        return sequence('"', _sized(mapped(shape, _spelled), least, most), '"')
+    if shape is not None and not (shape == EMPTY_TEXT and least):  # else it says only what must not be
+        return concat('"', _sized(map_chars(shape, _spelled), least, most), '"')
     if (form := schema.get("format")) in FORMATS:
-        return sequence('"', mapped(of_pattern(FORMATS[form]), _spelled), '"')
-    return sequence(
-        '"', repeat(CHARACTER, min(least, LONGEST), most if most is not None and most <= LONGEST else None), '"'
+        return concat('"', map_chars(parse_regex(FORMATS[form]), _spelled), '"')
+    return concat(
+        '"',
+        repeat(
+            STRING_CHAR, min(least, MAX_COUNTED_CHARS), most if most is not None and most <= MAX_COUNTED_CHARS else None
+        ),
+        '"',
     )
 
 
-def _of_pattern(pattern: str) -> Shape | None:
+def _of_pattern(pattern: str) -> Expr | None:
     """The texts that match a pattern; `None` where it has something that no tree can say."""
     try:
-        return of_pattern(pattern)
+        return parse_regex(pattern)
     except Fatal:
         return None
 
 
-def _sized(shape: Shape, least: int, most: int | None) -> Shape:
+def _sized(shape: Expr, least: int, most: int | None) -> Expr:
     """The same with a length, where it is one character again and again."""
     match shape:
-        case Repeat(Chars() as part, low, high):
+        case Repeat(CharSet() as part, low, high):
             longest = min((each for each in (high, most) if each is not None), default=None)
             return repeat(part, max(low, least), longest)
         case _:
             return shape
 
 
-def _spelled(chars: Chars) -> Shape:
+def _spelled(chars: CharSet) -> Expr:
     """Characters as they stand in a JSON string; those that need an escape are left out where there are others."""
-    if plain := chars & PLAIN:
+    if plain := chars & UNESCAPED_CHARS:
         return plain
     points = [point for first, last in chars.ranges for point in range(first, last + 1)]
-    return choice(*(json.dumps(chr(point))[1:-1] for point in points if point not in range(0xD800, 0xE000)))
+    return union(*(json.dumps(chr(point))[1:-1] for point in points if point not in range(0xD800, 0xE000)))
 
 
-def _quoted(name: str) -> Shape:
+def _quoted(name: str) -> Expr:
     return literal(json.dumps(name, ensure_ascii=False))

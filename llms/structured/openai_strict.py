@@ -15,7 +15,7 @@ BESIDE = {"title", "description", "default", "examples", "deprecated", "readOnly
 """Keywords beside a `$ref` that take nothing away from what it allows."""
 
 
-def strict(schema: dict[str, Any]) -> dict[str, Any] | None:
+def strict_schema(schema: dict[str, Any]) -> dict[str, Any] | None:
     """A schema for strict mode whose texts are all valid against the given one; `None` when there is none such.
 
     What was optional is required: that asks for more, so what comes is valid still. A schema of open objects (a

@@ -51,7 +51,7 @@ StructuredOutput = Annotated[StructuredOutputType, BeforeValidator(_normalized)]
 """A `StructuredOutputType` however it was written."""
 
 
-def spelled(structure: Any) -> str:
+def canonical_schema(structure: Any) -> str:
     """A structure as text: two classes may bear one name, so a class is spelled as the schema it stands for."""
 
     def plain(part: Any) -> Any:
@@ -66,7 +66,7 @@ def spelled(structure: Any) -> str:
         raise Rejected(f"`structured_output`: {what}", attempts=0) from None
 
 
-def instructed(chat: ChatType, schema: dict[str, Any]) -> ChatType:
+def with_schema_prompt(chat: ChatType, schema: dict[str, Any]) -> ChatType:
     """The chat with a JSON schema said to the model, for an API that cannot hold it to one."""
     words = (
         "Answer with one JSON value and nothing else: no explanation, no code fence. "

@@ -8,7 +8,7 @@ from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
 from llms.errors import Fatal
-from llms.structured.grammar import NOTHING, Chars, Shape, among, choice, repeat, sequence, union
+from llms.structured.grammar import EMPTY_TEXT, CharSet, Expr, concat, one_of, repeat, union, union_of_sets
 
 CANNOT = {
     "GROUPREF": "a backreference",
@@ -20,7 +20,7 @@ FOLDED = 1000
 """A set of at most so many characters is widened to both cases where case is to be ignored."""
 
 
-def of_pattern(pattern: str) -> Shape:
+def parse_regex(pattern: str) -> Expr:
     """All texts that match a regular expression from their start to their end, whether it has anchors there or not.
 
     How greedy a repetition is makes no difference to which texts match.
@@ -40,7 +40,7 @@ class _Reader:
     def __init__(self, pattern: str) -> None:
         self._pattern = pattern
 
-    def sequence(self, nodes: list[Any], flags: int, first: bool, last: bool) -> Shape:
+    def sequence(self, nodes: list[Any], flags: int, first: bool, last: bool) -> Expr:
         """What stands one after another.
 
         Args:
@@ -53,20 +53,20 @@ class _Reader:
         while last and least < most and nodes[most - 1] in ((op.AT, op.AT_END), (op.AT, op.AT_END_STRING)):
             most -= 1
         inner = nodes[least:most]
-        return sequence(
+        return concat(
             *(
                 self._node(node, flags, first and at == 0, last and at == len(inner) - 1)
                 for at, node in enumerate(inner)
             )
         )
 
-    def _node(self, node: tuple[Any, Any], flags: int, first: bool, last: bool) -> Shape:
+    def _node(self, node: tuple[Any, Any], flags: int, first: bool, last: bool) -> Expr:
         kind, what = node
         match str(kind):
             case "LITERAL" | "NOT_LITERAL" | "IN" | "ANY" | "RANGE":
                 return _chars(kind, what, flags)
             case "BRANCH":
-                return choice(*(self.sequence(list(each), flags, first, last) for each in what[1]))
+                return union(*(self.sequence(list(each), flags, first, last) for each in what[1]))
             case "SUBPATTERN":
                 _, add, drop, inner = what
                 return self.sequence(list(inner), (flags | add) & ~drop, first, last)
@@ -76,7 +76,7 @@ class _Reader:
                 part = self.sequence(list(inner), flags, first and once, last and once)
                 return repeat(part, least, None if most is op.MAXREPEAT else int(most))
             case "AT" | "ASSERT" | "ASSERT_NOT":
-                return NOTHING  # they only narrow down what else is said: the text is checked when it is there
+                return EMPTY_TEXT  # they only narrow down what else is said: the text is checked when it is there
             case name:
                 raise self._refused(CANNOT.get(name, f"something ({name})"))
 
@@ -87,59 +87,59 @@ class _Reader:
         )
 
 
-def _chars(kind: Any, what: Any, flags: int) -> Chars:
+def _chars(kind: Any, what: Any, flags: int) -> CharSet:
     match str(kind):
         case "ANY":
-            return Chars(()).others if flags & re.DOTALL else among("\n").others
+            return CharSet(()).complement if flags & re.DOTALL else one_of("\n").complement
         case "LITERAL":
-            return _folded(Chars(((what, what),)), flags)
+            return _folded(CharSet(((what, what),)), flags)
         case "NOT_LITERAL":
-            return _folded(Chars(((what, what),)), flags).others
+            return _folded(CharSet(((what, what),)), flags).complement
     (negated, *_), members = what[0], what
-    found = _folded(union(_member(*each) for each in members if each[0] is not op.NEGATE), flags)
+    found = _folded(union_of_sets(_member(*each) for each in members if each[0] is not op.NEGATE), flags)
     if negated is not op.NEGATE:
         return found
     # What is excluded with a category, is excluded as widely as somebody may understand it.
-    wide = [_widely(str(inner)) for outer, inner in members if outer is op.CATEGORY]
-    return union([found, *wide]).others
+    wide = [_unicode_class(str(inner)) for outer, inner in members if outer is op.CATEGORY]
+    return union_of_sets([found, *wide]).complement
 
 
-def _member(kind: Any, what: Any) -> Chars:
+def _member(kind: Any, what: Any) -> CharSet:
     match str(kind):
         case "LITERAL":
-            return Chars(((what, what),))
+            return CharSet(((what, what),))
         case "RANGE":
-            return Chars((what,))
+            return CharSet((what,))
     name = str(what)
-    return _widely(name.replace("_NOT", "")).others if "_NOT" in name else _narrowly(name)
+    return _unicode_class(name.replace("_NOT", "")).complement if "_NOT" in name else _ascii_class(name)
 
 
-def _narrowly(category: str) -> Chars:
+def _ascii_class(category: str) -> CharSet:
     """What `\\d`, `\\w` or `\\s` is for everybody: JSON Schema means fewer characters than Python."""
-    return {"CATEGORY_DIGIT": among("0123456789"), "CATEGORY_SPACE": among(" \t\n\r\f\v")}.get(category) or _word()
+    return {"CATEGORY_DIGIT": one_of("0123456789"), "CATEGORY_SPACE": one_of(" \t\n\r\f\v")}.get(category) or _word()
 
 
 @cache
-def _widely(category: str) -> Chars:
+def _unicode_class(category: str) -> CharSet:
     """What it is for anybody."""
     if "_NOT" in category:
-        return _narrowly(category.replace("_NOT", "")).others
+        return _ascii_class(category.replace("_NOT", "")).complement
     belongs = {"CATEGORY_DIGIT": str.isdecimal, "CATEGORY_SPACE": str.isspace}.get(category)
     if not belongs:
         return _word()
-    return Chars.of((point, point) for point in range(0x20000) if belongs(chr(point)))
+    return CharSet.from_ranges((point, point) for point in range(0x20000) if belongs(chr(point)))
 
 
 @cache
-def _word() -> Chars:
+def _word() -> CharSet:
     """Letters and digits of every script, and the underscore."""
-    return Chars.of((point, point) for point in range(0x30000) if chr(point).isalnum() or point == ord("_"))
+    return CharSet.from_ranges((point, point) for point in range(0x30000) if chr(point).isalnum() or point == ord("_"))
 
 
-def _folded(chars: Chars, flags: int) -> Chars:
+def _folded(chars: CharSet, flags: int) -> CharSet:
     """The same characters in both cases, where case is to be ignored."""
     if not flags & re.IGNORECASE or len(chars) > FOLDED:
         return chars
     points = [point for first, last in chars.ranges for point in range(first, last + 1)]
     cases = {case for point in points for case in (chr(point).lower(), chr(point).upper(), chr(point))}
-    return among("".join(case for case in cases if len(case) == 1))
+    return one_of("".join(case for case in cases if len(case) == 1))

@@ -6,7 +6,7 @@ from typing import Any
 Schema = Mapping[str, Any] | bool
 
 
-def merged(one: Schema, other: Schema) -> Schema:
+def merge_schemas(one: Schema, other: Schema) -> Schema:
     """A schema that asks for what both ask for, as far as one can be put into the other."""
     if one is True or one == {}:
         return other
@@ -26,19 +26,22 @@ def merged(one: Schema, other: Schema) -> Schema:
 def _both(word: str, one: Any, other: Any) -> Any:
     match word:
         case "properties" | "patternProperties" | "$defs" | "definitions":
-            return {**one, **{name: merged(one[name], part) if name in one else part for name, part in other.items()}}
+            return {
+                **one,
+                **{name: merge_schemas(one[name], part) if name in one else part for name, part in other.items()},
+            }
         case "required" | "allOf":
             return [*one, *(each for each in other if each not in one)]
         case "enum":
             return [each for each in one if each in other]
         case "anyOf" | "oneOf":  # one of these and one of those
-            return [merged(first, second) for first in one for second in other]
+            return [merge_schemas(first, second) for first in one for second in other]
         case "minimum" | "exclusiveMinimum" | "minLength" | "minItems" | "minProperties":
             return max(one, other)
         case "maximum" | "exclusiveMaximum" | "maxLength" | "maxItems" | "maxProperties":
             return min(one, other)
         case "items" | "additionalProperties" | "propertyNames" if not isinstance(one, list):
-            return merged(one, other)
+            return merge_schemas(one, other)
         case "type":
             kinds = [[each] if isinstance(each, str) else each for each in (one, other)]
             common = [each for each in kinds[0] if each in kinds[1]]

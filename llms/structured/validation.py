@@ -8,13 +8,13 @@ from jsonschema.validators import validator_for
 from referencing import Registry
 
 from llms.errors import Rejected
-from llms.structured.grammar import Shape
-from llms.structured.json_schema import of_schema
-from llms.structured.regex import of_pattern
+from llms.structured.grammar import Expr
+from llms.structured.json_schema import parse_schema
+from llms.structured.regex import parse_regex
 from llms.typing import StructuredOutputType
 
 
-def shape_of(structure: StructuredOutputType) -> Shape:
+def parse_structure(structure: StructuredOutputType) -> Expr:
     """All texts that keep to the structure, as far as a tree of shapes can say it.
 
     Raises:
@@ -22,10 +22,10 @@ def shape_of(structure: StructuredOutputType) -> Shape:
             it.
     """
     schema = structure["schema"]
-    return of_pattern(schema) if isinstance(schema, str) else of_schema(schema)
+    return parse_regex(schema) if isinstance(schema, str) else parse_schema(schema)
 
 
-def mistake(structure: StructuredOutputType, text: str) -> str | None:
+def validation_error(structure: StructuredOutputType, text: str) -> str | None:
     """Why a text does not keep to the structure; `None` when it does.
 
     Raises:

@@ -87,7 +87,7 @@ def per_token(llm: LlamaCppLLM) -> float:
     luck, walks = np.random.default_rng(1), list[list[int]]()
     for _ in CHATS:
         guide, walk = Guide(automaton, TOKENS), list[int]()
-        while len(allowed := guide.allowed()):
+        while len(allowed := guide.allowed_tokens()):
             walk.append(int(luck.choice(allowed)))
             guide.advance(walk[-1])
         walks.append(walk)
@@ -97,8 +97,8 @@ def per_token(llm: LlamaCppLLM) -> float:
         for walk in walks:
             guide = Guide(automaton, TOKENS)
             for token in walk:
-                guide.allowed()
-                assert guide.may_end in (True, False)
+                guide.allowed_tokens()
+                assert guide.is_accepting in (True, False)
                 guide.advance(token)
         best = min(best, time.process_time() - before)
     return 1e6 * best / sum(map(len, walks))

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from llms import TransformersLLM, demo
-from llms.local.transformers.batch import Batch, Text
+from llms.local.transformers.batch import Batch, TokenSequence
 from llms.typing import ChatType
 
 TOKENS = 64
@@ -67,19 +67,19 @@ def per_row_and_token(llm: TransformersLLM) -> float:
     engine = llm._engine()
     automaton = llm._automaton(engine)
     prompts = torch.zeros((32, 8), dtype=torch.long)
-    texts = [Text([0] * 8, TOKENS, 1, (row, 0), automaton) for row in range(32)]
-    batch = Batch(torch, texts, prompts, torch.ones_like(prompts), engine._ends, engine.pieces)
+    texts = [TokenSequence([0] * 8, TOKENS, 1, (row, 0), automaton) for row in range(32)]
+    batch = Batch(torch, texts, prompts, torch.ones_like(prompts), engine._ends, engine.token_bytes)
     scores = torch.randn((32, engine.model.config.vocab_size))
     spent, steps, tokens = 0.0, 0, prompts
-    while None in batch.reasons:
-        steps += batch.reasons.count(None)
+    while None in batch.finish_reasons:
+        steps += batch.finish_reasons.count(None)
         before = time.process_time()
-        allowed = batch.allow(tokens, scores)
+        allowed = batch.mask_logits(tokens, scores)
         spent += time.process_time() - before
         chosen = torch.multinomial(allowed.softmax(-1), 1)
         tokens = torch.cat([tokens, chosen], dim=1)
         before = time.process_time()
-        batch.ended(tokens, allowed)
+        batch.stop(tokens, allowed)
         spent += time.process_time() - before
     return 1e6 * spent / steps
 

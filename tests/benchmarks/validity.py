@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llms import Fatal
-from llms.structured.validation import mistake
+from llms.structured.validation import validation_error
 from llms.typing import ChatType
 from tests.support import random_weights
 from tests.support.schemas import GRADE, SCHEMAS, UNSAYABLE
@@ -55,7 +55,9 @@ def tally(llm: Any, budget: int, seed: int = 1) -> Tally:
     refused = least(llm)
     budget = max(budget, refused or 1)
     outputs = llm.generate(CHATS, max_new_tokens=budget, seed=seed, **random_weights.WILD)
-    kept = [output.error is None and mistake(llm.structured_output, output[0] or "") is None for output in outputs]
+    kept = [
+        output.error is None and validation_error(llm.structured_output, output[0] or "") is None for output in outputs
+    ]
     errors = sum(output.error is not None for output in outputs)
     again = sum(output.attempts - 1 for output in outputs)
     return Tally(sum(kept), errors, ROWS - sum(kept) - errors, again, budget, refused)

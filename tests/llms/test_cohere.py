@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from llms import Fatal, LLMError, Rejected, Throttled, Transient
 from llms.clients import event_loop
 from llms.cohere import CohereLLM, enforced
-from llms.structured.output import instructed
+from llms.structured.output import with_schema_prompt
 from llms.typing import ChatType, GenerateOutput, Usage
 
 KEY = "co-secret"
@@ -205,7 +205,7 @@ KEPT = {
 def test_the_whole_schema_is_said_and_what_the_api_can_enforce_is_sent(mode, format, command):
     body = sent(command, **held_to(SCHEMA, structured_mode=mode))
     assert body.pop("response_format", None) == format
-    assert body == sent(command) | {"messages": instructed(CHAT, SCHEMA)}
+    assert body == sent(command) | {"messages": with_schema_prompt(CHAT, SCHEMA)}
 
 
 class Address(BaseModel):

@@ -17,7 +17,7 @@ from llms import Fatal, Rejected, Throttled, Transient
 from llms.engine import request
 from llms.errors import LLMError
 from llms.litellm import LiteLLM
-from llms.structured.openai_strict import strict
+from llms.structured.openai_strict import strict_schema
 from llms.typing import ChatType, Usage
 
 if not find_spec("litellm"):  # `importorskip` would import it, which takes seconds
@@ -101,10 +101,10 @@ def test_what_the_provider_lacks_is_refused_by_name(wire):
 def test_four_ways_to_hold_it_to_a_schema(wire):
     wire.answer = lambda request: wire.Reply(wire.completion('{"name": "Ada"}'))
     fields = {"structured_output": {"format": "json", "schema": SCHEMA}}
-    shape = SHAPE | {"schema": strict(SCHEMA)}
+    shape = SHAPE | {"schema": strict_schema(SCHEMA)}
     assert sent(wire, fields=fields)["response_format"] == {"type": "json_schema", "json_schema": shape}
     wire.requests.clear()
-    tool = {"type": "function", "function": SHAPE | {"parameters": strict(SCHEMA)}}
+    tool = {"type": "function", "function": SHAPE | {"parameters": strict_schema(SCHEMA)}}
     assert sent(wire, fields=fields | {"structured_mode": "tool"})["tools"] == [tool]
     for mode, members in (("json_object", {"response_format": {"type": "json_object"}}), ("prompt", {})):
         wire.requests.clear()

@@ -23,7 +23,7 @@ from llms import Fatal, LlamaCppLLM, LlamaServerLLM, Rejected, demo, local, stor
 from llms.clients.chat_template import spelled_out
 from llms.local import automaton, automaton_cache
 from llms.local.llama_cpp.engine import LlamaEngine
-from llms.local.token_trie import TokenTree
+from llms.local.token_trie import TokenTrie
 from llms.typing import ChatType, StructuredOutputType, Usage
 from tests.support.random_weights import WILD, gguf_file
 from tests.support.schemas import PATTERNS, SCHEMAS, UNSAYABLE, Coded, Course, Student, User, record
@@ -341,40 +341,45 @@ HELD: StructuredOutputType = {"format": "json", "schema": User.model_json_schema
 def compilations(monkeypatch) -> list[str]:
     """What is compiled, and not read from disk."""
     found: list[str] = []
-    compile = automaton.compiled
-    monkeypatch.setattr(automaton, "compiled", lambda regex, *more: found.append(regex) or compile(regex, *more))
+    compile = automaton.compile_regex
+    monkeypatch.setattr(automaton, "compile_regex", lambda regex, *more: found.append(regex) or compile(regex, *more))
     return found
 
 
 def texts_of(machine: automaton.Automaton) -> Any:
     """All that decides about texts."""
     states = range(len(machine._tokens))
-    return machine.start, machine.ends, machine.least, [machine.allowed(at, 9).tolist() for at in states]
+    return (
+        machine.start_state,
+        machine.accepting_states,
+        machine.min_tokens,
+        [machine.allowed_tokens(at, 9).tolist() for at in states],
+    )
 
 
 def test_a_second_process_compiles_nothing(compilations):
-    first = automaton.Compiler(PIECES, 200).automaton(HELD)
+    first = automaton.Compiler(PIECES, 200).compile(HELD)
     again = automaton.Compiler(dict(reversed(PIECES.items())), 200)
-    assert texts_of(again.automaton(HELD)) == texts_of(first) and again.automaton(HELD) is again.automaton(HELD)
+    assert texts_of(again.compile(HELD)) == texts_of(first) and again.compile(HELD) is again.compile(HELD)
     assert len(compilations) == 1
-    automaton.Compiler({**PIECES, b"x": [140]}, 200).automaton(HELD)
-    automaton.Compiler(PIECES, 201).automaton(HELD)
-    automaton.Compiler(PIECES, 200).automaton({"format": "regex", "schema": "[a-z]{2,5}"})
+    automaton.Compiler({**PIECES, b"x": [140]}, 200).compile(HELD)
+    automaton.Compiler(PIECES, 201).compile(HELD)
+    automaton.Compiler(PIECES, 200).compile({"format": "regex", "schema": "[a-z]{2,5}"})
     assert len(compilations) == 4
 
 
 @pytest.mark.parametrize("regex", ["", "a|ab", "a.*b", "[01]+(b[01]+)?", "(ab)*", "a{2,4}|b", "[ab][^b]*"])
 def test_the_tokens_spell_all_texts_of_a_pattern_and_no_others(regex):
     pieces = {bytes([each]): [each] for each in range(256)} | {b"ab": [300, 301], b"b0": [302], "é".encode(): [303]}
-    machine = automaton.Automaton(automaton.compiled(regex, TokenTree(pieces)))
+    machine = automaton.Automaton(automaton.compile_regex(regex, TokenTrie(pieces)))
 
     def writes(*tokens: int) -> bool:
-        state = machine.start
+        state = machine.start_state
         for token in tokens:
-            if token not in machine.allowed(state, automaton.NEVER):
+            if token not in machine.allowed_tokens(state, automaton.UNREACHABLE):
                 return False
-            state = machine.after(state, token)
-        return state in machine.ends
+            state = machine.next_state(state, token)
+        return state in machine.accepting_states
 
     for size in range(5):
         for text in map("".join, itertools.product("ab01é", repeat=size)):
@@ -386,14 +391,14 @@ def test_the_tokens_spell_all_texts_of_a_pattern_and_no_others(regex):
 def test_another_version_of_the_compiler_compiles_again(compilations, monkeypatch):
     for number in ("0.2.14", "0.2.15", "0.2.14"):
         monkeypatch.setattr(automaton_cache, "version", lambda package, number=number: number)
-        automaton.Compiler(PIECES, 200).automaton(HELD)
+        automaton.Compiler(PIECES, 200).compile(HELD)
     assert len(compilations) == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"not an archive", 0.5, 0.95, "other arrays"], ids=repr)
 def test_a_damaged_file_is_put_right(damage, compilations):
-    expected = texts_of(automaton.Compiler(PIECES, 200).automaton(HELD))
-    (file,) = automaton_cache._folder().iterdir()
+    expected = texts_of(automaton.Compiler(PIECES, 200).compile(HELD))
+    (file,) = automaton_cache.cache_folder().iterdir()
     whole = file.read_bytes()
     match damage:
         case float():
@@ -403,7 +408,7 @@ def test_a_damaged_file_is_put_right(damage, compilations):
         case _:
             file.write_bytes(damage)
     for _ in range(2):
-        assert texts_of(automaton.Compiler(PIECES, 200).automaton(HELD)) == expected
+        assert texts_of(automaton.Compiler(PIECES, 200).compile(HELD)) == expected
     assert len(compilations) == 2 and file.read_bytes() == whole
 
 
@@ -411,26 +416,26 @@ def test_without_room_on_disk_it_is_compiled_each_time(compilations, monkeypatch
     (tmp_path / "file").write_text("where a folder should be")
     monkeypatch.setenv("DISTILFLOW_HOME", str(tmp_path / "file"))
     for _ in range(2):
-        automaton.Compiler(PIECES, 200).automaton(HELD)
+        automaton.Compiler(PIECES, 200).compile(HELD)
     assert len(compilations) == 2
 
 
 def test_what_was_not_read_for_the_longest_time_makes_room(monkeypatch):
-    monkeypatch.setattr(automaton_cache, "ROOM", 2000)
+    monkeypatch.setattr(automaton_cache, "MAX_CACHE_BYTES", 2000)
     for at in range(5):
         automaton_cache.write(str(at), {"a": np.zeros(100, np.int32)})
-        os.utime(automaton_cache._folder() / str(at), (at, at))
-    assert sorted(each.name for each in automaton_cache._folder().iterdir())[-1] == "4"
+        os.utime(automaton_cache.cache_folder() / str(at), (at, at))
+    assert sorted(each.name for each in automaton_cache.cache_folder().iterdir())[-1] == "4"
     assert automaton_cache.read("4") is not None and automaton_cache.read("0") is None
 
 
 WRITERS = """
 import sys
 import numpy as np
-from llms import guide_files
+from llms.local import automaton_cache
 for at in range(200):
-    guide_files.write("one", {"a": np.full(5000, at, np.int32)})
-    found = guide_files.read("one")
+    automaton_cache.write("one", {"a": np.full(5000, at, np.int32)})
+    found = automaton_cache.read("one")
     assert found is not None and len(set(found["a"].tolist())) == 1
 """
 
@@ -438,7 +443,7 @@ for at in range(200):
 def test_processes_that_write_the_same_do_not_disturb_each_other():
     writers = [subprocess.Popen([sys.executable, "-c", WRITERS]) for _ in range(2)]
     assert [writer.wait() for writer in writers] == [0, 0]
-    assert [each.name for each in automaton_cache._folder().iterdir()] == ["one"]
+    assert [each.name for each in automaton_cache.cache_folder().iterdir()] == ["one"]
 
 
 # -------------------------------------------------------------------------------------------------------- many at once
@@ -638,7 +643,7 @@ def hub(tmp_path, monkeypatch) -> Path:
 def test_a_file_on_the_hub_is_downloaded_when_it_is_needed(hub):
     (hub / "tiny.Q8_0.gguf").symlink_to(demo.GGUF)
     llm = LlamaCppLLM(repo_id="someone/tiny-GGUF", filename="tiny.Q8_0.gguf", n_threads=1)
-    assert llm.model_name == "tiny.Q8_0" and llm._key() != block()._key()
+    assert llm.model_name == "tiny.Q8_0" and llm._engine_key() != block()._engine_key()
     assert llm.generate([CHAT], temperature=0) == [["The capital of Spain is Madrid."]]
     llm.unload()
     other = LlamaCppLLM(repo_id="someone/tiny-GGUF", filename="tiny.Q4_K_M.gguf")
@@ -691,7 +696,7 @@ def test_where_memory_runs_out_says_what_to_lower(monkeypatch, tmp_path):
 
 
 def test_an_engine_that_is_up_waits_for_none_that_loads():
-    up, loads, go = local.engine((block, 1), object), threading.Event(), threading.Event()
+    up, loads, go = local.shared_engine((block, 1), object), threading.Event(), threading.Event()
     built: list[object] = []
 
     def build() -> object:
@@ -701,21 +706,21 @@ def test_an_engine_that_is_up_waits_for_none_that_loads():
         return built[-1]
 
     found: list[object] = []
-    threads = [threading.Thread(target=lambda: found.append(local.engine((block, 2), build))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(local.shared_engine((block, 2), build))) for _ in range(4)]
     for thread in threads:
         thread.start()
     assert loads.wait(30)
-    asked = threading.Thread(target=lambda: found.append(local.engine((block, 1), object)), daemon=True)
+    asked = threading.Thread(target=lambda: found.append(local.shared_engine((block, 1), object)), daemon=True)
     asked.start()
     asked.join(10)
     assert found == [up]
-    assert local.engine((least, 1), object) is not up  # nor does one of another class
+    assert local.shared_engine((least, 1), object) is not up  # nor does one of another class
     go.set()
     for thread in threads:
         thread.join()
     assert built * 4 == found[1:]
     for key in ((block, 1), (block, 2), (least, 1)):
-        local.free(key)
+        local.free_engine(key)
 
 
 def test_a_file_that_is_no_model_is_named(tmp_path):
@@ -747,8 +752,9 @@ def test_unloaded_it_lets_go_of_its_memory_and_loads_again(llm):
 
 SCRIPT = """
 import sys, threading, time
-from llms import LlamaCppLLM, llama_engine
-llama_engine.EXIT_PATIENCE = 1000
+from llms import LlamaCppLLM
+from llms.local.llama_cpp import engine
+engine.EXIT_TIMEOUT_S = 1000
 llm = LlamaCppLLM(n_threads=1, model_path=sys.argv[1], structured_output={"format": "regex", "schema": "[A-E]{900}"})
 chat = [{"role": "user", "content": "Hi"}]
 if sys.argv[2] == "busy":

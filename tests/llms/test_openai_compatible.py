@@ -31,8 +31,8 @@ from llms.groq import GroqLLM
 from llms.inference_endpoints import InferenceEndpointsLLM
 from llms.mistral import MistralLLM
 from llms.openai import OpenAILLM
-from llms.structured.openai_strict import strict
-from llms.structured.output import instructed
+from llms.structured.openai_strict import strict_schema
+from llms.structured.output import with_schema_prompt
 from llms.together import TogetherLLM
 from llms.typing import ChatType, Usage
 from tests.support.api_profiles import dialect_of
@@ -264,7 +264,7 @@ def test_groq_is_asked_again_for_every_generation(wire):
 @each()
 @pytest.mark.parametrize("mode", [None, "json_schema", "tool", "json_object", "prompt"])
 def test_sends_a_structure_as_the_sdk_does(provider, mode, wire):
-    narrowed = strict(SCHEMA)
+    narrowed = strict_schema(SCHEMA)
     shape = {"name": "User_profile", "strict": True} if provider.cls is MistralLLM else {"name": "User_profile"}
     schema = narrowed if provider.cls is MistralLLM else SCHEMA
     function = {"type": "function", "function": shape | {"parameters": schema}}
@@ -273,7 +273,7 @@ def test_sends_a_structure_as_the_sdk_does(provider, mode, wire):
         "tool": {"tools": [function], "tool_choice": {"type": "function", "function": {"name": "User_profile"}}},
         "json_object": {"response_format": {"type": "json_object"}},
     }
-    chat = instructed(CHAT, SCHEMA) if mode in ("json_object", "prompt") else CHAT
+    chat = with_schema_prompt(CHAT, SCHEMA) if mode in ("json_object", "prompt") else CHAT
     text = '{"name": "Ada", "id": 1}'
     wire.answer = lambda request: wire.Reply(wire.completion(text))
     _, theirs = asked(provider, wire, messages=chat, **call.get(mode or "json_schema", {}))
@@ -390,7 +390,7 @@ class Forest(BaseModel):
 
 @pytest.mark.parametrize("kind", [Address, Person, Node, Forest], ids=lambda kind: kind.__name__)
 def test_a_strict_schema_is_the_one_of_openais_own_helper(kind):
-    assert strict(kind.model_json_schema()) == to_strict_json_schema(kind)
+    assert strict_schema(kind.model_json_schema()) == to_strict_json_schema(kind)
 
 
 def beside(schema: Any) -> list[Any]:
@@ -408,7 +408,7 @@ def test_a_described_reference_in_a_circle_stays_one_without_its_description():
         "properties": {"a": reference, "again": {"anyOf": [{"$ref": "#", "title": "All"}, {"type": "null"}]}},
         "$defs": {"A": {"type": "object", "properties": {"next": link}}},
     }
-    narrowed = strict(schema)
+    narrowed = strict_schema(schema)
     assert narrowed and not beside(narrowed) and narrowed["properties"]["a"]["description"] == "Another."
     assert narrowed["properties"]["again"]["anyOf"][0] == {"$ref": "#"}
 
@@ -416,9 +416,9 @@ def test_a_described_reference_in_a_circle_stays_one_without_its_description():
 @pytest.mark.parametrize("more", [{"minLength": 3}, {"enum": ["a"]}, {"unknown": True}], ids=str)
 def test_a_reference_that_is_narrowed_beside_it_has_no_strict_form(more):
     schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/A"} | more}, "$defs": {"A": {"type": "string"}}}
-    assert strict(schema) is None
+    assert strict_schema(schema) is None
     schema["properties"]["a"] = {"$ref": "#/$defs/nobody", "title": "A"}
-    assert strict(schema) is None
+    assert strict_schema(schema) is None
 
 
 # ------------------------------------------------------------------------------------------------ who pays for OpenAI's

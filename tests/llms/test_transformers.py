@@ -25,8 +25,8 @@ import torch
 import transformers
 
 from llms import Fatal, Rejected, TransformersLLM, demo, store
-from llms.local.transformers.batch import Batch, Text
-from llms.local.transformers.tokens import pieces
+from llms.local.transformers.batch import Batch, TokenSequence
+from llms.local.transformers.tokens import token_bytes
 from llms.typing import ChatType, Usage
 from tests.support.random_weights import WILD, checkpoint
 from tests.support.schemas import GRADE, PATTERNS, SCHEMAS, Coded, Course, Student, User, record
@@ -291,8 +291,8 @@ def test_texts_are_drawn_as_likely_as_the_model_finds_them(llm):
     (prompt,) = engine.tokenize(CHATS[1:2], None)
     with torch.inference_mode():
         odds = engine.model(torch.tensor([prompt])).logits[0, -1].float().softmax(-1)
-    texts = [Text(list(prompt), 1, seed=1, number=(number, 0)) for number in range(1000)]
-    engine.write(texts, engine.defaults.updated({"top_k": 0}), rows=1000)
+    texts = [TokenSequence(list(prompt), 1, seed=1, number=(number, 0)) for number in range(1000)]
+    engine.write(texts, engine.defaults.with_options({"top_k": 0}), rows=1000)
     drawn = torch.bincount(torch.tensor([text.tokens[0] for text in texts]), minlength=len(odds)) / len(texts)
     assert (drawn - odds).abs().max() < 0.06
 
@@ -514,7 +514,7 @@ def test_the_bytes_of_tokens_spell_what_the_tokenizer_reads(sentencepiece):
     text = "The naïve dragon 日本 said: “hi”\n\t{1}"
     for path in (demo.CHECKPOINT, sentencepiece):
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        spelled = pieces(tokenizer, [])
+        spelled = token_bytes(tokenizer, [])
         tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert b"".join(spelled[token] for token in tokens).decode() == text
         assert not any(spelled[token] for token in tokenizer.all_special_ids)
@@ -524,12 +524,12 @@ def test_what_must_not_be_said_has_no_chance():
     llm = held("[ab]{3}")
     engine = llm._engine()
     prompts = torch.zeros((4, 2), dtype=torch.long)
-    texts = [Text([0, 0], 9, 1, (row, 0), llm._automaton(engine)) for row in range(4)]
-    batch = Batch(torch, texts, prompts, torch.ones_like(prompts), [2], engine.pieces)
+    texts = [TokenSequence([0, 0], 9, 1, (row, 0), llm._automaton(engine)) for row in range(4)]
+    batch = Batch(torch, texts, prompts, torch.ones_like(prompts), [2], engine.token_bytes)
     scores = torch.full((4, 2048), -1e9)
     scores[:, 7] = 1e9  # what the model would say by far the likeliest
-    left = batch.draw(prompts, batch.allow(prompts, scores)).argmax(-1)
-    assert all(set(engine.pieces[token]) <= set(b"ab") for token in left.tolist())
+    left = batch.sample(prompts, batch.mask_logits(prompts, scores)).argmax(-1)
+    assert all(set(engine.token_bytes[token]) <= set(b"ab") for token in left.tolist())
 
 
 # ----------------------------------------------------------------------------------------------------- coming and going
@@ -664,7 +664,7 @@ def test_is_plain_data(llm):
     llm.load()
     assert pickle.loads(pickle.dumps(llm)) == llm and llm.model_name == llm.model
     secret = TransformersLLM(model=llm.model, token="hf_secret")
-    assert "hf_secret" not in repr(secret) + secret.model_dump_json() + str(secret._key())
+    assert "hf_secret" not in repr(secret) + secret.model_dump_json() + str(secret._engine_key())
     assert secret._engine() is llm._engine()
     with pytest.raises(ValidationError, match="`torch_dtype`.*did you mean `dtype`"):
         TransformersLLM(model=llm.model, torch_dtype="float16")

@@ -22,8 +22,8 @@ from pydantic import ValidationError
 
 from llms import Fatal, Rejected, demo, store
 from llms.local.automaton import Compiler
-from llms.local.vllm.engine import Reader, Text, Writer
-from llms.local.vllm.guide import REQUEST, Guide
+from llms.local.vllm.engine import HiddenStateEngine, TextEngine, TokenSequence
+from llms.local.vllm.guide import EXTRA_ARGS_KEY, GuideProcessor
 from llms.typing import ChatType, Usage
 from llms.vllm import vLLM
 from tests.support.random_weights import WILD, checkpoint
@@ -155,11 +155,13 @@ def test_texts_of_all_kinds_are_written_side_by_side(noise):
     engine = free._writer()
     automata = [each._automaton(engine) for each in (free, digits, letters)]
     prompt = engine.tokenize(CHAT, noise["chat_template"])
-    texts = [Text(prompt, 3 + at % 17, at, automaton=automata[at % 3]) for at in range(60)]  # they come, go and move
+    texts = [
+        TokenSequence(prompt, 3 + at % 17, at, automaton=automata[at % 3]) for at in range(60)
+    ]  # they come, go and move
     engine.write(texts, dict(WILD))
     for at, text in enumerate(texts):
         assert at % 3 == 0 or re.fullmatch((r"\d{1,40}", "[a-z]{1,60}")[at % 3 - 1], str(text)), (at, text)
-        assert 0 < len(text.tokens) <= text.limit
+        assert 0 < len(text.tokens) <= text.max_tokens
 
 
 def test_what_breaks_the_guide_is_reported(noise):
@@ -183,13 +185,13 @@ def test_a_structure_per_chat(llm):
 
 def test_structures_of_their_own_are_written_in_one_batch(llm, monkeypatch):
     batches: list[int] = []
-    write = Writer.write
+    write = TextEngine.write
 
-    def counted(engine: Writer, texts: list[Text], options: dict[str, Any]) -> None:
+    def counted(engine: TextEngine, texts: list[TokenSequence], options: dict[str, Any]) -> None:
         batches.append(len(texts))
         write(engine, texts, options)
 
-    monkeypatch.setattr(Writer, "write", counted)
+    monkeypatch.setattr(TextEngine, "write", counted)
     digits, user = llm.held_to({"schema": "[0-9]{2}"}), llm.held_to({"schema": User})
     requests = [(digits, CHAT), (llm, CHAT), (user, CHAT), (digits, CHATS[1])]
     outputs = llm.generate_together(requests, 2, max_new_tokens=200, temperature=0)
@@ -211,12 +213,12 @@ def test_a_structure_that_cannot_be_had_costs_its_own_rows_only(options, llm):
 def test_another_structure_at_the_same_address_has_masks_of_its_own(tmp_path):
     torch = pytest.importorskip("torch")
     compiler = Compiler({bytes([byte]): [byte] for byte in range(256)}, 256)
-    guide = Guide(None, "cpu", False)
+    guide = GuideProcessor(None, "cpu", False)
     for at in range(400):  # more than are kept: each that is let go of leaves its address to another
         letters = "acegikmoqs"[at % 10] + "bdfhjln"[at % 7]
         file = tmp_path / str(at)
-        file.write_bytes(pickle.dumps(compiler.automaton({"format": "regex", "schema": f"[{letters}]"})))
-        params = SimpleNamespace(max_tokens=4, extra_args={REQUEST: {"automaton": str(file), "ends": [256]}})
+        file.write_bytes(pickle.dumps(compiler.compile({"format": "regex", "schema": f"[{letters}]"})))
+        params = SimpleNamespace(max_tokens=4, extra_args={EXTRA_ARGS_KEY: {"automaton": str(file), "ends": [256]}})
         guide.update_state(SimpleNamespace(removed=[0], added=[(0, params, None, [])], moved=[]))
         scores = guide.apply(torch.zeros(1, 257))
         assert {chr(token) for token in scores[0].isfinite().nonzero().flatten().tolist()} == set(letters)
@@ -393,22 +395,22 @@ def test_a_missing_package_is_named_with_its_cure(monkeypatch):
 
 
 def test_the_cure_names_files_that_are_there():
-    from llms.local.vllm.launch import INSTALL
+    from llms.local.vllm.launch import INSTALL_COMMAND
 
-    files = re.findall(r"\S+\.txt", INSTALL)
+    files = re.findall(r"\S+\.txt", INSTALL_COMMAND)
     assert len(files) == 2 and all((Path(__file__).parents[2] / file).is_file() for file in files)
 
 
 def test_hidden_states_are_readied_without_the_engine_for_texts(monkeypatch):
     started: list[type] = []
-    monkeypatch.setattr("llms.vllm.start", lambda llm, kind: started.append(kind) or kind)
+    monkeypatch.setattr("llms.vllm.start_engine", lambda llm, kind: started.append(kind) or kind)
     llm = vLLM(model="no-such-model-of-hidden-states")
     try:
         llm.ready_hidden_states()
         llm.ready_hidden_states()
-        assert started == [Reader]
+        assert started == [HiddenStateEngine]
         llm.load()
-        assert started == [Reader, Writer]
+        assert started == [HiddenStateEngine, TextEngine]
     finally:
         llm.unload()
 
@@ -422,8 +424,10 @@ def test_gpus_are_counted_from_0_and_one_at_least(devices):
 def test_is_plain_data():
     llm = vLLM(model="m", token="hf_secret", structured_output={"schema": User})
     assert pickle.loads(pickle.dumps(llm)) == llm and llm.model_name == "m"
-    assert "hf_secret" not in repr(llm) + llm.model_dump_json() + str(llm._key())
-    assert llm._key() == vLLM(model="m", seed=3)._key() != vLLM(model="m", enforce_eager=True)._key()
+    assert "hf_secret" not in repr(llm) + llm.model_dump_json() + str(llm._engine_key())
+    assert (
+        llm._engine_key() == vLLM(model="m", seed=3)._engine_key() != vLLM(model="m", enforce_eager=True)._engine_key()
+    )
     with pytest.raises(ValidationError, match="did you mean `gpu_memory_utilization`"):
         vLLM(model="m", gpu_memory_utilisation=0.5)
     with pytest.raises(Fatal, match="temperature"):

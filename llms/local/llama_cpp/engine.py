@@ -19,12 +19,12 @@ from llms.local.automaton import Compiler, Guide
 from llms.local.sampling import Sampler
 from llms.typing import FinishReason, HiddenState
 
-EXIT_PATIENCE = 5.0
+EXIT_TIMEOUT_S = 5.0
 """Seconds that the end of the process waits for a token that a thread still computes."""
 
 
 @dataclass
-class Text:
+class TokenSequence:
     """One text in the making: what it begins with, what it must keep to, and what there is of it.
 
     Attributes:
@@ -34,23 +34,23 @@ class Text:
     """
 
     prompt: list[int]
-    limit: int
+    max_tokens: int
     sampler: Sampler
     guide: Guide | None = None
     stop: tuple[bytes, ...] = ()
     tokens: list[int] = field(default_factory=list)
-    written: bytearray = field(default_factory=bytearray)
+    output: bytearray = field(default_factory=bytearray)
     finish_reason: FinishReason | None = None
     error: Rejected | None = None
-    read: int = 0
+    num_computed: int = 0
 
     def __str__(self) -> str:
-        return self.written.decode(errors="replace")
+        return self.output.decode(errors="replace")
 
     @property
-    def unread(self) -> list[int]:
+    def uncomputed_tokens(self) -> list[int]:
         """The tokens that the model has not seen yet."""
-        return self.prompt[self.read :] if self.read < len(self.prompt) else self.tokens[-1:]
+        return self.prompt[self.num_computed :] if self.num_computed < len(self.prompt) else self.tokens[-1:]
 
 
 class LlamaEngine:
@@ -124,7 +124,7 @@ class LlamaEngine:
                 pieces.setdefault(piece, []).append(token)
         return Compiler(pieces, int(self._ends[0]) if ends else self._n_vocab)
 
-    def write(self, texts: list[Text]) -> None:
+    def write(self, texts: list[TokenSequence]) -> None:
         """Write all `texts` to their ends: as many at once as the context has sequences, each new one as one ends.
 
         Raises:
@@ -133,7 +133,7 @@ class LlamaEngine:
         with self._computing():
             self._llama.llama_memory_clear(self._memory, True)
             waiting = deque(texts)
-            live: dict[int, Text] = {}
+            live: dict[int, TokenSequence] = {}
             idle = list(range(self._n_parallel))
             while (waiting or live) and not self._closing.is_set():
                 while waiting and idle:
@@ -193,32 +193,34 @@ class LlamaEngine:
             raise Fatal(f"llama.cpp has no memory for {n_ctx} tokens: lower `n_ctx`, `n_parallel` or `n_gpu_layers`.")
         return context
 
-    def _compute(self, live: dict[int, Text]) -> list[tuple[int, int]]:
+    def _compute(self, live: dict[int, TokenSequence]) -> list[tuple[int, int]]:
         """Let the model read what it has not seen of each text; the sequences it read to the end, and their places."""
         self._batch.n_tokens = 0
         ready = []
-        for sequence, text in sorted(live.items(), key=lambda each: len(each[1].unread)):  # who writes goes first
+        for sequence, text in sorted(
+            live.items(), key=lambda each: len(each[1].uncomputed_tokens)
+        ):  # who writes goes first
             room = self._n_batch - self._batch.n_tokens
-            unread = text.unread
+            unread = text.uncomputed_tokens
             for at, token in enumerate(unread[:room], start=1):
-                place = _add(self._batch, token, text.read, sequence, at == len(unread))
-                text.read += 1
+                place = _add(self._batch, token, text.num_computed, sequence, at == len(unread))
+                text.num_computed += 1
                 if at == len(unread):
                     ready.append((sequence, place))
         self._decode(self._context, self._batch)
         return ready
 
-    def _take(self, text: Text, place: int) -> None:
+    def _take(self, text: TokenSequence, place: int) -> None:
         """Choose a text's next token by the scores at `place` of the batch."""
         guide = text.guide
-        allowed = guide.allowed() if guide else None
-        if guide and allowed is not None and guide.may_end:
+        allowed = guide.allowed_tokens() if guide else None
+        if guide and allowed is not None and guide.is_accepting:
             if not len(allowed):
                 text.finish_reason = "stop"
                 return
             allowed = np.concatenate([allowed, self._ends])
         scores = self._llama.llama_get_logits_ith(self._context, place)
-        token = text.sampler.choose(np.ctypeslib.as_array(scores, shape=(self._n_vocab,)), allowed)
+        token = text.sampler.sample(np.ctypeslib.as_array(scores, shape=(self._n_vocab,)), allowed)
         text.tokens.append(token)
         if token in self._ends:
             text.finish_reason = "stop"
@@ -226,13 +228,13 @@ class LlamaEngine:
         if guide:
             guide.advance(token)
         piece = self._piece(token)
-        text.written += piece
+        text.output += piece
         for stop in text.stop:
-            if (at := text.written.find(stop, max(0, len(text.written) - len(piece) - len(stop)))) >= 0:
-                del text.written[at:]
+            if (at := text.output.find(stop, max(0, len(text.output) - len(piece) - len(stop)))) >= 0:
+                del text.output[at:]
                 text.finish_reason = "stop"
-        if len(text.tokens) >= text.limit and not text.finish_reason:
-            text.finish_reason = "stop" if guide and guide.may_end else "length"
+        if len(text.tokens) >= text.max_tokens and not text.finish_reason:
+            text.finish_reason = "stop" if guide and guide.is_accepting else "length"
 
     def _decode(self, context: Any, batch: Any) -> None:
         if code := self._llama.llama_decode(context, batch):
@@ -248,7 +250,7 @@ class LlamaEngine:
         return buffer.raw[:size]
 
 
-def quiet(verbose: bool) -> None:
+def set_verbose(verbose: bool) -> None:
     """Let llama.cpp say all it does, or nothing: its package takes warnings for errors, and errors for details."""
     logging.getLogger("llama-cpp-python").setLevel(logging.DEBUG if verbose else logging.CRITICAL)
 
@@ -274,7 +276,7 @@ def _trouble_with(path: Path) -> str:
 
 def _free(llama: Any, lock: threading.Lock, closing: threading.Event, model: Any, context: Any, batch: Any) -> None:
     closing.set()
-    if lock.acquire(timeout=EXIT_PATIENCE):  # a thread that computes would be left without its memory
+    if lock.acquire(timeout=EXIT_TIMEOUT_S):  # a thread that computes would be left without its memory
         llama.llama_batch_free(batch)
         llama.llama_free(context)
         llama.llama_model_free(model)

@@ -11,15 +11,15 @@ from llms.errors import Rejected
 from llms.local.automaton import Automaton
 from llms.typing import FinishReason
 
-MASKS = 512
+MAX_CACHED_MASKS = 512
 """How many masks over the vocabulary a batch keeps: those of a large one have a megabyte per eight."""
 
-Step = Callable[[Any, Any], Any]
+LogitsProcessor = Callable[[Any, Any], Any]
 """A logits processor: the tokens so far and the scores of the next ones → scores."""
 
 
 @dataclass
-class Text:
+class TokenSequence:
     """One text in the making: what it begins with, what it must keep to, and what there is of it.
 
     Attributes:
@@ -33,27 +33,27 @@ class Text:
     """
 
     prompt: list[int]
-    limit: int
+    max_tokens: int
     seed: int | None = None
     number: tuple[int, int] = (0, 0)
     automaton: Automaton | None = None
     stop: tuple[str, ...] = ()
     tokens: list[int] = field(default_factory=list)
-    written: str = ""
+    text: str = ""
     finish_reason: FinishReason | None = None
     error: Rejected | None = None
 
     def __str__(self) -> str:
-        return self.written
+        return self.text
 
-    def begun(self, number: int, attempt: int) -> "Text":
+    def fresh_copy(self, number: int, attempt: int) -> "TokenSequence":
         """Another text like this one, with nothing written."""
         return replace(self, number=(number, attempt), tokens=[])
 
-    def luck(self) -> NDArray[np.float32]:
+    def uniform_draws(self) -> NDArray[np.float32]:
         """What decides about each of its tokens: a number in [0, 1)."""
         seed = None if self.seed is None else [self.seed, *self.number]
-        return np.random.default_rng(seed).random(self.limit, dtype=np.float32)
+        return np.random.default_rng(seed).random(self.max_tokens, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,15 @@ class Sampling:
     typical_p: float = 1.0
     repetition_penalty: float = 1.0
 
-    def updated(self, options: Mapping[str, Any]) -> "Sampling":
+    def with_options(self, options: Mapping[str, Any]) -> "Sampling":
         """The same with these runtime parameters: a temperature of 0 means not to sample, any other one to do so."""
         if options.get("temperature", self.temperature) == 0:
             return replace(self, **{**options, "temperature": 1.0, "do_sample": False})
         return replace(self, **{**({"do_sample": True} if "temperature" in options else {}), **options})
 
-    def steps(self, transformers: Any) -> list[Step]:
+    def logits_warpers(self, transformers: Any) -> list[LogitsProcessor]:
         """What narrows the scores before a token is drawn, in the order of transformers."""
-        steps: list[Step] = []
+        steps: list[LogitsProcessor] = []
         if self.do_sample and self.temperature != 1.0:
             steps.append(transformers.TemperatureLogitsWarper(self.temperature))
         if self.do_sample and self.top_k:
@@ -103,7 +103,7 @@ class Batch:
     """
 
     def __init__(
-        self, torch: Any, texts: list[Text], prompts: Any, read: Any, ends: list[int], pieces: Sequence[bytes]
+        self, torch: Any, texts: list[TokenSequence], prompts: Any, read: Any, ends: list[int], pieces: Sequence[bytes]
     ) -> None:
         """Begin behind the prompts.
 
@@ -116,55 +116,55 @@ class Batch:
             pieces: The bytes every token stands for, where a text has an automaton or a stop.
         """
         self.tokens: list[list[int]] = [[] for _ in texts]
-        self.reasons: list[FinishReason | None] = [None] * len(texts)
+        self.finish_reasons: list[FinishReason | None] = [None] * len(texts)
         self._torch, self._texts, self._pieces = torch, texts, pieces
         self._ends, self._width = frozenset(ends), prompts.shape[1]
         # To transformers padding is something that was said: here a row is padded with a word of its own.
         self._prompts = prompts.where(read.bool(), prompts[:, -1:])
-        self._states = [text.automaton.start if text.automaton else 0 for text in texts]
+        self._states = [text.automaton.start_state if text.automaton else 0 for text in texts]
         self._written = [bytearray() for _ in texts]
         self._stops = [tuple(stop.encode() for stop in text.stop) for text in texts]
         self._forbidden: dict[tuple[int, int, int], Any] = {}
-        self._luck: Any = None
+        self._uniform_draws: Any = None
 
-    def steps(self, transformers: Any, sampling: Sampling) -> list[Step]:
+    def logits_processors(self, transformers: Any, sampling: Sampling) -> list[LogitsProcessor]:
         """The logits processors for `generate`, which is to take the likeliest token of what they leave."""
-        steps: list[Step] = []
+        steps: list[LogitsProcessor] = []
         if sampling.repetition_penalty != 1.0:
             penalty = transformers.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
             steps.append(lambda tokens, scores: penalty(self._said(tokens), scores))
         if any(text.automaton for text in self._texts):
-            steps.append(self.allow)
-        steps += sampling.steps(transformers)
+            steps.append(self.mask_logits)
+        steps += sampling.logits_warpers(transformers)
         if sampling.do_sample:
-            steps.append(self.draw)
+            steps.append(self.sample)
         return steps
 
-    def allow(self, tokens: Any, scores: Any) -> Any:
+    def mask_logits(self, tokens: Any, scores: Any) -> Any:
         """Leave to every row only the tokens after which it can still keep to its structure, and end in time."""
         masks = [self._mask(row, scores) for row in range(len(self._texts))]
         return scores.masked_fill(self._torch.stack(masks), float("-inf"))
 
-    def draw(self, tokens: Any, scores: Any) -> Any:
+    def sample(self, tokens: Any, scores: Any) -> Any:
         """Choose a token for every row, by that row's own luck, and leave only this one."""
         torch = self._torch
-        if self._luck is None:
-            self._luck = torch.from_numpy(self._lots()).to(scores.device)
+        if self._uniform_draws is None:
+            self._uniform_draws = torch.from_numpy(self._draws()).to(scores.device)
         odds = scores.softmax(-1)
         mass = odds.cumsum(-1)
         at = tokens.shape[1] - self._width
-        chosen = torch.searchsorted(mass, self._luck[:, at : at + 1] * mass[:, -1:], right=True)
+        chosen = torch.searchsorted(mass, self._uniform_draws[:, at : at + 1] * mass[:, -1:], right=True)
         chosen = chosen.clamp_(max=scores.shape[1] - 1)
         # A sum in parallel is not quite in order: never take what has no chance at all.
         chosen = torch.where(odds.gather(1, chosen) > 0, chosen, odds.argmax(-1, keepdim=True))
         return torch.full_like(scores, float("-inf")).scatter_(1, chosen, 0.0)
 
-    def ended(self, tokens: Any, scores: Any, **_: Any) -> Any:
+    def stop(self, tokens: Any, scores: Any, **_: Any) -> Any:
         """Take in the token that every row was given; which rows are at their end, as a stopping criterion says it."""
         for row, token in enumerate(tokens[:, -1].tolist()):
-            if self.reasons[row] is None:
-                self.reasons[row] = self._take(row, token)
-        return self._torch.tensor([reason is not None for reason in self.reasons], device=tokens.device)
+            if self.finish_reasons[row] is None:
+                self.finish_reasons[row] = self._take(row, token)
+        return self._torch.tensor([reason is not None for reason in self.finish_reasons], device=tokens.device)
 
     def _take(self, row: int, token: int) -> FinishReason | None:
         text, said = self._texts[row], self.tokens[row]
@@ -173,13 +173,13 @@ class Batch:
             return "stop"
         whole = False
         if text.automaton:
-            state = self._states[row] = text.automaton.after(self._states[row], token)
-            whole = state in text.automaton.ends
-            if whole and not len(text.automaton.allowed(state, text.limit - len(said))):
+            state = self._states[row] = text.automaton.next_state(self._states[row], token)
+            whole = state in text.automaton.accepting_states
+            if whole and not len(text.automaton.allowed_tokens(state, text.max_tokens - len(said))):
                 return "stop"
         if self._stops[row] and self._stopped(row, token):
             return "stop"
-        if len(said) >= text.limit:
+        if len(said) >= text.max_tokens:
             return "stop" if whole else "length"
         return None
 
@@ -191,9 +191,9 @@ class Batch:
     def _mask(self, row: int, scores: Any) -> Any:
         """What a row must not say next, as a mask over the vocabulary."""
         text, state = self._texts[row], self._states[row]
-        if text.automaton is None or self.reasons[row] is not None:
+        if text.automaton is None or self.finish_reasons[row] is not None:
             return self._of((0, 0, -1), None, scores)
-        allowed = text.automaton.allowed(state, text.limit - len(self.tokens[row]))
+        allowed = text.automaton.allowed_tokens(state, text.max_tokens - len(self.tokens[row]))
         # The fewer tokens are left, the fewer are allowed: of one state, as many are always the same.
         return self._of((id(text.automaton), state, len(allowed)), text.automaton, scores, allowed)
 
@@ -202,8 +202,8 @@ class Batch:
             forbidden = np.full(scores.shape[1], automaton is not None)
             if automaton:
                 forbidden[allowed] = False
-                forbidden[list(self._ends)] = key[1] not in automaton.ends
-            if len(self._forbidden) >= MASKS:
+                forbidden[list(self._ends)] = key[1] not in automaton.accepting_states
+            if len(self._forbidden) >= MAX_CACHED_MASKS:
                 self._forbidden.clear()
             mask = self._forbidden[key] = self._torch.from_numpy(forbidden).to(scores.device)
         return mask
@@ -211,9 +211,9 @@ class Batch:
     def _said(self, tokens: Any) -> Any:
         return self._torch.cat([self._prompts, tokens[:, self._width :]], dim=1)
 
-    def _lots(self) -> Any:
+    def _draws(self) -> Any:
         """The luck of every row."""
-        lots = np.zeros((len(self._texts), max(text.limit for text in self._texts)), dtype=np.float32)
+        lots = np.zeros((len(self._texts), max(text.max_tokens for text in self._texts)), dtype=np.float32)
         for row, text in enumerate(self._texts):
-            lots[row, : text.limit] = text.luck()
+            lots[row, : text.max_tokens] = text.uniform_draws()
         return lots

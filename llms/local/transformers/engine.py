@@ -15,31 +15,38 @@ from jinja2 import TemplateError
 from llms.clients.chat_template import text_of
 from llms.errors import Fatal, Rejected
 from llms.local.automaton import Compiler
-from llms.local.transformers.batch import Batch, Sampling, Text
-from llms.local.transformers.tokens import pieces
+from llms.local.transformers.batch import Batch, Sampling, TokenSequence
+from llms.local.transformers.tokens import token_bytes
 from llms.typing import ChatType, HiddenState
 
 logger = logging.getLogger(__name__)
 
-ROOM = 1024
+DEFAULT_MAX_NEW_TOKENS = 1024
 """How many tokens a text has at most, where neither a call nor the model says."""
 
-ROWS = {"cpu": 32}
+MAX_BATCH_SIZES = {"cpu": 32}
 """How many texts are written at once at most, by the kind of device."""
 
-ROWS_OF_OTHERS = 256
+MAX_GPU_BATCH_SIZE = 256
 """The same for a GPU, which reads its weights once for all of them."""
 
-SHARE = 0.8
+MEMORY_FRACTION = 0.8
 """How much of the free memory texts may take."""
 
-SCORES = 24
+SAMPLING_BYTES_PER_LOGIT = 24
 """Bytes that choosing a token takes per token of the vocabulary: six copies of its scores."""
 
-KEPT = ("bos_token_id", "cache_config", "cache_implementation", "eos_token_id", "pad_token_id", "use_cache")
+CONSTRAINED_CONFIG_FIELDS = (
+    "bos_token_id",
+    "cache_config",
+    "cache_implementation",
+    "eos_token_id",
+    "pad_token_id",
+    "use_cache",
+)
 """What holds of a model's own configuration where texts keep to a structure: the rest of it may forbid every token."""
 
-EXIT_PATIENCE = 5.0
+EXIT_TIMEOUT_S = 5.0
 """Seconds that the end of the process waits for a token that a thread still computes."""
 
 T = TypeVar("T")
@@ -60,19 +67,19 @@ class TransformersEngine:
         self._lock, self._closing = threading.Lock(), threading.Event()
         weakref.finalize(self, _close, self._lock, self._closing)
         text = model.config.get_text_config()
-        self.context: int | None = getattr(text, "max_position_embeddings", None)
+        self.context_length: int | None = getattr(text, "max_position_embeddings", None)
         self._ends = self._ends_of(model.generation_config.eos_token_id)
         self.pad = next((token for token in (tokenizer.pad_token_id, *self._ends) if token is not None), 0)
         self.defaults = self._sampling()
-        self.max_new_tokens: int = model.generation_config.max_new_tokens or ROOM
+        self.max_new_tokens: int = model.generation_config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         self._own = model.generation_config
-        kept = {name: getattr(self._own, name, None) for name in KEPT}
+        kept = {name: getattr(self._own, name, None) for name in CONSTRAINED_CONFIG_FIELDS}
         self._bare = transformers.GenerationConfig(**kept)
         self._device = model.device
         per_token = self._bytes_per_token(text)
-        self.room = int(SHARE * _free_memory(torch, self._device) / per_token)
+        self.max_batch_tokens = int(MEMORY_FRACTION * _free_memory(torch, self._device) / per_token)
         self._n_vocab: int = text.vocab_size
-        self._extra = SCORES * self._n_vocab // per_token  # what choosing takes, in tokens
+        self._extra = SAMPLING_BYTES_PER_LOGIT * self._n_vocab // per_token  # what choosing takes, in tokens
 
     # ------------------------------------------------------------------------------------------------ chats to tokens
 
@@ -110,21 +117,21 @@ class TransformersEngine:
     # ----------------------------------------------------------------------------------------------- tokens to texts
 
     @cached_property
-    def pieces(self) -> list[bytes]:
+    def token_bytes(self) -> list[bytes]:
         """The bytes that every token stands for; none where it is special."""
-        known = pieces(self.tokenizer, self._ends)
+        known = token_bytes(self.tokenizer, self._ends)
         return known + [b""] * (self._n_vocab - len(known))  # models like to have a few more than their tokenizer
 
     @cached_property
     def compiler(self) -> Compiler:
         """What compiles structures for this model's tokens."""
         numbers: dict[bytes, list[int]] = {}
-        for token, piece in enumerate(self.pieces[: self._n_vocab]):
+        for token, piece in enumerate(self.token_bytes[: self._n_vocab]):
             if piece:
                 numbers.setdefault(piece, []).append(token)
-        return Compiler(numbers, self._ends[0] if self._ends else len(self.pieces))
+        return Compiler(numbers, self._ends[0] if self._ends else len(self.token_bytes))
 
-    def write(self, texts: list[Text], sampling: Sampling, rows: int | None = None) -> None:
+    def write(self, texts: list[TokenSequence], sampling: Sampling, rows: int | None = None) -> None:
         """Write all `texts` to their ends, in batches of similar length; one that memory has no room for has an error.
 
         Args:
@@ -133,15 +140,15 @@ class TransformersEngine:
             rows: How many at once at most.
         """
 
-        def size(text: Text) -> int:
-            return len(text.prompt) + text.limit + self._extra
+        def size(text: TokenSequence) -> int:
+            return len(text.prompt) + text.max_tokens + self._extra
 
         kinds = [[text for text in texts if bool(text.automaton) is held] for held in (False, True)]
         unfit = [self._in_batches(kind, size, lambda batch: self._write(batch, sampling), rows) for kind in kinds]
         for text in chain(*unfit):
             text.error = Rejected(
                 f"There is no memory on `{self._device}` for a chat of {len(text.prompt)} tokens and an answer of "
-                f"{text.limit}: lower `max_new_tokens`, or the memory of the weights by `dtype` or `quantization`."
+                f"{text.max_tokens}: lower `max_new_tokens`, or the memory of the weights by `dtype` or `quantization`."
             )
 
     def hidden_states(self, prompts: list[list[int]], rows: int | None = None) -> list[HiddenState]:
@@ -164,9 +171,9 @@ class TransformersEngine:
             raise Rejected(f"There is no memory on `{self._device}` for a chat of {len(prompts[at])} tokens.")
         return [found[at] for at in range(len(prompts))]
 
-    def _write(self, texts: list[Text], sampling: Sampling) -> None:
+    def _write(self, texts: list[TokenSequence], sampling: Sampling) -> None:
         ids, mask = self._padded([text.prompt for text in texts], left=True)
-        known = self.pieces if any(text.stop for text in texts) else []
+        known = self.token_bytes if any(text.stop for text in texts) else []
         batch = Batch(self._torch, texts, ids, mask, self._ends, known)
         self.model.generation_config = self._bare if any(text.automaton for text in texts) else self._own
         self.model.generate(
@@ -175,22 +182,24 @@ class TransformersEngine:
             do_sample=False,  # who draws is the batch, row by row
             num_beams=1,
             num_return_sequences=1,
-            max_new_tokens=max(text.limit for text in texts),
+            max_new_tokens=max(text.max_tokens for text in texts),
             pad_token_id=self.pad,
             eos_token_id=self._ends or None,
-            logits_processor=self._transformers.LogitsProcessorList(batch.steps(self._transformers, sampling)),
-            stopping_criteria=self._transformers.StoppingCriteriaList([batch.ended, self._closes]),
+            logits_processor=self._transformers.LogitsProcessorList(
+                batch.logits_processors(self._transformers, sampling)
+            ),
+            stopping_criteria=self._transformers.StoppingCriteriaList([batch.stop, self._closes]),
         )
-        for text, tokens, reason in zip(texts, batch.tokens, batch.reasons, strict=True):
-            text.tokens, text.finish_reason, text.written = tokens, reason, self._read(text, tokens)
+        for text, tokens, reason in zip(texts, batch.tokens, batch.finish_reasons, strict=True):
+            text.tokens, text.finish_reason, text.text = tokens, reason, self._read(text, tokens)
 
     def _closes(self, tokens: Any, scores: Any, **_: Any) -> Any:
         """Stop all rows where the process is about to end."""
         return self._torch.full((len(tokens),), self._closing.is_set(), device=tokens.device)
 
-    def _read(self, text: Text, tokens: list[int]) -> str:
+    def _read(self, text: TokenSequence, tokens: list[int]) -> str:
         if text.automaton:  # to the letter: what a tokenizer tidies up was part of the structure
-            return b"".join(map(self.pieces.__getitem__, tokens)).decode(errors="replace")
+            return b"".join(map(self.token_bytes.__getitem__, tokens)).decode(errors="replace")
         written = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return written[: min((at for stop in text.stop if (at := written.find(stop)) >= 0), default=None)]
 
@@ -200,15 +209,17 @@ class TransformersEngine:
         self, items: Iterable[T], size: Callable[[T], int], compute: Callable[[list[T]], None], rows: int | None
     ) -> list[T]:
         """Compute all items, longest first and as many at once as fit; those that do not fit even alone."""
-        most = rows or ROWS.get(self._device.type, ROWS_OF_OTHERS)
+        most = rows or MAX_BATCH_SIZES.get(self._device.type, MAX_GPU_BATCH_SIZE)
         waiting, unfit = deque(sorted(items, key=size, reverse=True)), list[T]()
         while waiting:
             longest = size(waiting[0])
             with self._lock:
-                batch = [waiting.popleft() for _ in range(min(len(waiting), most, max(1, self.room // longest)))]
+                batch = [
+                    waiting.popleft() for _ in range(min(len(waiting), most, max(1, self.max_batch_tokens // longest)))
+                ]
                 fits = self._fits(compute, batch)
                 if not fits and len(batch) > 1:
-                    self.room = len(batch) * longest // 2
+                    self.max_batch_tokens = len(batch) * longest // 2
             if self._closing.is_set():  # the process ends, and nobody is to see what is half done
                 threading.Event().wait()
             if fits:
@@ -225,7 +236,7 @@ class TransformersEngine:
             compute(batch)
             return True
         except RuntimeError as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         empty_cache(self._torch)  # here, where the traceback holds no tensors any more
         return False
@@ -268,7 +279,7 @@ class TransformersEngine:
         return Sampling(**wanted)
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a computation failed for want of memory, on whatever device."""
     words = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
     return any(word in str(error) for word in words) or type(error).__name__ == "OutOfMemoryError"
@@ -283,7 +294,7 @@ def empty_cache(torch: Any) -> None:
 
 def _close(lock: threading.Lock, closing: threading.Event) -> None:
     closing.set()
-    lock.acquire(timeout=EXIT_PATIENCE)  # and keep it: a thread that computes when Python ends takes the process down
+    lock.acquire(timeout=EXIT_TIMEOUT_S)  # and keep it: a thread that computes when Python ends takes the process down
 
 
 def _free_memory(torch: Any, device: Any) -> int:

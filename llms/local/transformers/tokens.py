@@ -8,7 +8,7 @@ SPACE = "\u2581"
 """What SentencePiece and its likes write for a space."""
 
 
-def pieces(tokenizer: Any, ends: Iterable[int]) -> list[bytes]:
+def token_bytes(tokenizer: Any, ends: Iterable[int]) -> list[bytes]:
     """The bytes every token stands for, by its number; none where it is special or one of those that end a text."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     special = {*tokenizer.all_special_ids, *ends}

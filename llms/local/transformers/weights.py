@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from llms.config.extras import package
 from llms.errors import Fatal
-from llms.local.transformers.engine import out_of_memory
+from llms.local.transformers.engine import is_out_of_memory
 
 if TYPE_CHECKING:
     from llms.transformers import TransformersLLM
 
 
-def load(torch: Any, transformers: Any, llm: "TransformersLLM") -> tuple[Any, Any]:
+def load_model(torch: Any, transformers: Any, llm: "TransformersLLM") -> tuple[Any, Any]:
     """The model of a block, and its tokenizer.
 
     Raises:
@@ -32,7 +32,7 @@ def load(torch: Any, transformers: Any, llm: "TransformersLLM") -> tuple[Any, An
         if llm.adapter:
             model.load_adapter(llm.adapter, adapter_kwargs={"token": known["token"]})
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, RuntimeError) and out_of_memory(error):
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise Fatal(
                 f'There is no memory for `{llm.model}` ({_said(error)}): set `dtype="bfloat16"`, '
                 '`quantization="4bit"` or `device_map="auto"`, or take a smaller model.'

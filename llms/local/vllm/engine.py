@@ -17,22 +17,22 @@ import numpy as np
 from llms.clients.chat_template import text_of
 from llms.errors import Fatal, Rejected
 from llms.local.automaton import Automaton, Compiler
-from llms.local.transformers.tokens import pieces
-from llms.local.vllm.guide import REQUEST
+from llms.local.transformers.tokens import token_bytes
+from llms.local.vllm.guide import EXTRA_ARGS_KEY
 from llms.typing import ChatType, FinishReason, HiddenState, Logprobs, StructuredOutputType, TokenLogprob
 
-ROOM = 1024
+DEFAULT_MAX_NEW_TOKENS = 1024
 """How many tokens a text has at most, where neither a call nor the model says."""
 
-EXIT_PATIENCE = 5.0
+EXIT_TIMEOUT_S = 5.0
 """Seconds that freeing an engine waits for a thread that still asks it."""
 
-END_PATIENCE = 15.0
+SHUTDOWN_TIMEOUT_S = 15.0
 """Seconds that vLLM's processes have to end, before they are made to."""
 
 
 @dataclass
-class Text:
+class TokenSequence:
     """One text to be written: what it begins with, what it must keep to, and what there is of it.
 
     Attributes:
@@ -46,24 +46,24 @@ class Text:
     """
 
     prompt: list[int]
-    limit: int
+    max_tokens: int
     seed: int | None = None
     number: tuple[int, int] = (0, 0)
     automaton: Automaton | None = None
     tokens: list[int] = field(default_factory=list)
-    written: str = ""
+    text: str = ""
     finish_reason: FinishReason | None = None
     logprobs: Logprobs | None = None
     error: Rejected | None = None
 
     def __str__(self) -> str:
-        return self.written
+        return self.text
 
-    def begun(self, number: int, attempt: int) -> "Text":
+    def fresh_copy(self, number: int, attempt: int) -> "TokenSequence":
         """Another text like this one, with nothing written."""
         return replace(self, number=(number, attempt))
 
-    def luck(self) -> int | None:
+    def derived_seed(self) -> int | None:
         """The seed of this text alone."""
         if self.seed is None:
             return None
@@ -89,7 +89,7 @@ class VllmEngine:
         self._lock = threading.Lock()
         self._refusal: type[Exception] = import_module("vllm.exceptions").VLLMClientError
         Finalize(self, _close, (self._lock, llm), exitpriority=0)  # before Python waits for child processes, at its end
-        self.context: int = llm.model_config.max_model_len
+        self.context_length: int = llm.model_config.max_model_len
 
     def tokenize(self, chat: ChatType, template: str | None) -> list[int]:
         """The tokens of a chat, as `LLM.chat` has them: spelled out up to where the answer begins.
@@ -108,7 +108,7 @@ class VllmEngine:
             with self._lock:
                 tokens = self._llm._preprocess_chat_one(messages, chat_template=template)["prompt_token_ids"]
         except self._refusal as error:
-            tokens, refused = [], said(error)
+            tokens, refused = [], error_message(error)
         except ValueError as error:
             if type(error).__name__ != "ChatTemplateResolutionError":
                 raise
@@ -118,14 +118,14 @@ class VllmEngine:
             ) from None
         if refused:  # out here, where the error has no context that would hold on to this engine
             raise Rejected(f"`{self._name}` cannot read this chat: {refused}")
-        if not 0 < len(tokens) < self.context:
+        if not 0 < len(tokens) < self.context_length:
             raise Rejected(
-                f"The chat has {len(tokens)} tokens, which is too long for the {self.context} that `{self._name}` "
-                "reads."
+                f"The chat has {len(tokens)} tokens, which is too long for the {self.context_length} that "
+                f"`{self._name}` reads."
             )
         return tokens
 
-    def _asked(self, ask: Any, *args: Any, **kwargs: Any) -> list[Any]:
+    def _call(self, ask: Any, *args: Any, **kwargs: Any) -> list[Any]:
         """What vLLM answers, one thread at a time.
 
         Raises:
@@ -135,7 +135,7 @@ class VllmEngine:
             with self._lock:
                 return ask(*args, use_tqdm=False, **kwargs)
         except (self._refusal, ValueError) as error:
-            raise Fatal(f"vLLM refuses this for `{self._name}`: {said(error)}") from None
+            raise Fatal(f"vLLM refuses this for `{self._name}`: {error_message(error)}") from None
         except RuntimeError as error:
             if type(error).__name__ != "EngineDeadError":
                 raise
@@ -145,7 +145,7 @@ class VllmEngine:
             ) from None
 
 
-class Writer(VllmEngine):
+class TextEngine(VllmEngine):
     """An engine that writes texts.
 
     Attributes:
@@ -160,7 +160,7 @@ class Writer(VllmEngine):
         self._files: weakref.WeakKeyDictionary[Automaton, Path] = weakref.WeakKeyDictionary()
         self._numbers = count()
         self.defaults: dict[str, Any] = llm.model_config.get_diff_sampling_param()
-        self.max_new_tokens: int = self.defaults.pop("max_tokens", None) or ROOM
+        self.max_new_tokens: int = self.defaults.pop("max_tokens", None) or DEFAULT_MAX_NEW_TOKENS
 
     def automaton(self, structure: StructuredOutputType) -> Automaton:
         """What holds texts to a structure.
@@ -170,9 +170,9 @@ class Writer(VllmEngine):
         """
         if not self._guided:
             raise Fatal("`structured_output` and speculative decoding exclude each other: vLLM cannot guide drafts.")
-        return self._compiler.automaton(structure)
+        return self._compiler.compile(structure)
 
-    def write(self, texts: list[Text], options: dict[str, Any]) -> None:
+    def write(self, texts: list[TokenSequence], options: dict[str, Any]) -> None:
         """Write all `texts` to their ends; vLLM decides how many at once.
 
         Args:
@@ -184,9 +184,9 @@ class Writer(VllmEngine):
         try:
             params = [self._params(text, options) for text in texts]
         except (TypeError, ValueError, self._refusal) as error:
-            raise Fatal(f"Runtime parameters of `vLLM`: {said(error)}") from None
+            raise Fatal(f"Runtime parameters of `vLLM`: {error_message(error)}") from None
         prompts = [{"prompt_token_ids": text.prompt} for text in texts]
-        for text, answer in zip(texts, self._asked(self._llm.generate, prompts, params), strict=True):
+        for text, answer in zip(texts, self._call(self._llm.generate, prompts, params), strict=True):
             self._take(text, answer.outputs[0])
 
     @cached_property
@@ -202,7 +202,7 @@ class Writer(VllmEngine):
     @cached_property
     def _pieces(self) -> list[bytes]:
         """The bytes that every token stands for; none where it is special."""
-        return pieces(self._llm.get_tokenizer(), self._ends)
+        return token_bytes(self._llm.get_tokenizer(), self._ends)
 
     @cached_property
     def _compiler(self) -> Compiler:
@@ -213,11 +213,11 @@ class Writer(VllmEngine):
                 numbers.setdefault(piece, []).append(token)
         return Compiler(numbers, self._ends[0] if self._ends else len(self._pieces))
 
-    def _params(self, text: Text, options: dict[str, Any]) -> Any:
-        own: dict[str, Any] = {"max_tokens": text.limit, "seed": text.luck()}
+    def _params(self, text: TokenSequence, options: dict[str, Any]) -> Any:
+        own: dict[str, Any] = {"max_tokens": text.max_tokens, "seed": text.derived_seed()}
         if text.automaton:
             held = {"automaton": str(self._file(text.automaton)), "ends": self._ends}
-            own["extra_args"] = {**(options.get("extra_args") or {}), REQUEST: held}
+            own["extra_args"] = {**(options.get("extra_args") or {}), EXTRA_ARGS_KEY: held}
             own["stop_token_ids"] = self._ends
         return self._vllm.SamplingParams(**{**options, **own})
 
@@ -231,8 +231,8 @@ class Writer(VllmEngine):
                 self._files[automaton] = path
             return self._files[automaton]
 
-    def _take(self, text: Text, answer: Any) -> None:
-        text.tokens, text.written, reason = list(answer.token_ids), answer.text, answer.finish_reason
+    def _take(self, text: TokenSequence, answer: Any) -> None:
+        text.tokens, text.text, reason = list(answer.token_ids), answer.text, answer.finish_reason
         if reason not in ("stop", "length"):
             text.error = Rejected(f"vLLM did not finish this text: it ended with `{reason}`.")
         text.finish_reason = "stop" if reason == "stop" else "length"
@@ -240,18 +240,18 @@ class Writer(VllmEngine):
             text.finish_reason = "stop"
             known = len(self._pieces)
             spelled = b"".join(self._pieces[token] for token in text.tokens if token < known)
-            text.written = spelled.decode(errors="replace")
+            text.text = spelled.decode(errors="replace")
         if answer.logprobs is not None:
             text.logprobs = [_place(*each) for each in zip(text.tokens, answer.logprobs, strict=True)]
 
 
-class Reader(VllmEngine):
+class HiddenStateEngine(VllmEngine):
     """An engine that reads: what a pooling model is to vLLM."""
 
     def hidden_states(self, prompts: list[list[int]]) -> list[HiddenState]:
         """The last hidden state of every token of every prompt."""
         asked = [{"prompt_token_ids": prompt} for prompt in prompts]
-        found = self._asked(self._llm.encode, asked, pooling_task="token_embed")
+        found = self._call(self._llm.encode, asked, pooling_task="token_embed")
         return [each.outputs.data.float().cpu().numpy() for each in found]
 
 
@@ -265,10 +265,10 @@ def _place(token: int, likely: dict[int, Any]) -> list[TokenLogprob]:
 
 
 def _close(lock: threading.Lock, llm: Any) -> None:
-    lock.acquire(timeout=EXIT_PATIENCE)  # and keep it: nobody is to ask an engine that ends
-    llm.llm_engine.engine_core.shutdown(timeout=END_PATIENCE)
+    lock.acquire(timeout=EXIT_TIMEOUT_S)  # and keep it: nobody is to ask an engine that ends
+    llm.llm_engine.engine_core.shutdown(timeout=SHUTDOWN_TIMEOUT_S)
 
 
-def said(error: Exception) -> str:
+def error_message(error: Exception) -> str:
     """What an error says, in one line."""
     return " ".join(str(error).split())[:500] or type(error).__name__

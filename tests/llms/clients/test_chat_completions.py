@@ -23,7 +23,7 @@ from llms.clients import errors, event_loop
 from llms.clients.chat_completions import complete
 from llms.engine import request
 from llms.limits import limiter
-from llms.structured.openai_strict import strict
+from llms.structured.openai_strict import strict_schema
 from llms.typing import ChatType, GenerateOutput, Usage
 
 KEY = "sk-secret"
@@ -92,7 +92,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 # ------------------------------------------------------------------------------------------------ the SDK as the oracle
 
 
-STRICT = {"name": "User_profile", "strict": True, "schema": strict(SCHEMA)}
+STRICT = {"name": "User_profile", "strict": True, "schema": strict_schema(SCHEMA)}
 
 SAME_CALLS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     # what it is about: (fields of the model, runtime parameters, what the SDK calls all that)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llms import OpenAILLM, Price, Rejected, Transient
-from llms.structured.output import instructed
+from llms.structured.output import with_schema_prompt
 
 CHAT = [{"role": "user", "content": "Who is Ada?"}]
 GOOD, BAD = '{"name": "Ada", "age": 36}', '{"name": "Ada", "age": -1}'
@@ -134,7 +134,7 @@ def test_every_mode(wire, mode, sent):
 
 
 def test_the_schema_is_said_after_what_the_system_says():
-    chat = instructed([{"role": "system", "content": "Be brief."}, *CHAT], SCHEMA)
+    chat = with_schema_prompt([{"role": "system", "content": "Be brief."}, *CHAT], SCHEMA)
     assert chat[0]["content"].startswith("Be brief.\n\n") and len(chat) == 2
 
 

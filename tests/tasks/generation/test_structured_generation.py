@@ -14,19 +14,19 @@ from pydantic import BaseModel, ValidationError
 from flows import Pipeline
 from llms import LLM, Fatal, LlamaServerLLM, vLLM
 from llms.structured.grammar import (
-    IMPOSSIBLE,
-    Chars,
-    Choice,
+    NEVER,
+    CharSet,
+    Concat,
+    Expr,
     Repeat,
-    Sequence,
-    Shape,
-    shortest,
-    sizes,
+    Union,
+    bounded,
+    length_bounds,
+    shortest_text,
     to_regex,
-    within,
 )
-from llms.structured.numbers import decimals, integers
-from llms.structured.validation import mistake, shape_of
+from llms.structured.numbers import decimal_range, integer_range
+from llms.structured.validation import parse_structure, validation_error
 from llms.typing import ChatType, GenerateOutput, StructuredOutputType
 from tasks import LoadDataFromDicts
 from tasks.embedding.generate_embeddings import GenerateEmbeddings
@@ -110,11 +110,11 @@ class TestGenerateEmbeddings:
 
     def test_it_readies_what_hidden_states_need_and_no_more(self, monkeypatch):
         started = []
-        monkeypatch.setattr("llms.vllm.start", lambda llm, kind: started.append(kind.__name__) or kind)
+        monkeypatch.setattr("llms.vllm.start_engine", lambda llm, kind: started.append(kind.__name__) or kind)
         step = GenerateEmbeddings(llm=vLLM(model="no-such-model-of-embeddings"))
         step.load()
         step.unload()
-        assert started == ["Reader"]
+        assert started == ["HiddenStateEngine"]
 
     def test_a_conversation_is_a_text_too(self):
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -157,21 +157,21 @@ SHAPES: dict[str, StructuredOutputType] = {
 }
 
 
-def drawn(shape: Shape, luck: random.Random) -> str:
+def drawn(shape: Expr, luck: random.Random) -> str:
     """A text of a shape."""
     match shape:
-        case Chars(ranges):
+        case CharSet(ranges):
             return chr(luck.randint(*luck.choice(ranges)))
-        case Sequence(parts):
+        case Concat(parts):
             return "".join(drawn(part, luck) for part in parts)
-        case Choice(options):
+        case Union(options):
             return drawn(luck.choice(options), luck)
         case Repeat(part, least, most):
             times = luck.randint(least, least + 4 if most is None else min(most, least + 4))
             return "".join(drawn(part, luck) for _ in range(times))
 
 
-def python(shape: Shape) -> re.Pattern[str]:
+def python(shape: Expr) -> re.Pattern[str]:
     """A shape as Python writes patterns."""
     return re.compile(re.sub(r"\\x\{(\w+)\}", lambda found: re.escape(chr(int(found[1], 16))), to_regex(shape)))
 
@@ -179,21 +179,21 @@ def python(shape: Shape) -> re.Pattern[str]:
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.filterwarnings("ignore:Possible nested set")  # Python's own, about the plain bracket in a class
 def test_all_texts_of_a_shape_keep_to_its_structure_however_short_they_must_be(name):
-    shape, luck = shape_of(SHAPES[name]), random.Random(0)
-    least = sizes(shape)[0]
-    assert len(shortest(shape).encode()) == least
+    shape, luck = parse_structure(SHAPES[name]), random.Random(0)
+    least = length_bounds(shape)[0]
+    assert len(shortest_text(shape).encode()) == least
     for size in (None, least, least + 1, least + 20, least + 200):
-        narrow = shape if size is None else within(shape, size)
+        narrow = shape if size is None else bounded(shape, size)
         for text in (drawn(narrow, luck) for _ in range(60)):
-            assert mistake(SHAPES[name], text) is None, text
+            assert validation_error(SHAPES[name], text) is None, text
             assert size is None or len(text.encode()) <= size
 
 
 @pytest.mark.parametrize("name", UNSAYABLE)
 def test_what_no_shape_can_say_is_found_out_afterwards(name):
     structure: StructuredOutputType = {"format": "json", "schema": UNSAYABLE[name]}
-    shape, luck = shape_of(structure), random.Random(0)
-    found = [mistake(structure, drawn(shape, luck)) for _ in range(100)]
+    shape, luck = parse_structure(structure), random.Random(0)
+    found = [validation_error(structure, drawn(shape, luck)) for _ in range(100)]
     assert None in found and any(found)
 
 
@@ -201,9 +201,9 @@ def test_a_range_is_exactly_its_numbers():
     luck = random.Random(0)
     for _ in range(60):
         least, most = (luck.choice([None, luck.randint(-300, 300)]) for _ in range(2))
-        shape = integers(least, most)
+        shape = integer_range(least, most)
         low, high = -1000 if least is None else least, 1000 if most is None else most
-        assert (shape == IMPOSSIBLE) is (low > high)
+        assert (shape == NEVER) is (low > high)
         allowed = python(shape)
         for number in luck.sample(range(-1000, 1001), 300) + [low - 1, low, high, high + 1]:
             assert bool(allowed.fullmatch(str(number))) is (
@@ -217,7 +217,7 @@ def test_a_range_of_decimals_is_exactly_its_numbers():
         bounds = sorted(Decimal(luck.randint(-300, 300)) / luck.choice([1, 10, 100]) for _ in range(2))
         least, most = (luck.choice([None, bound, bound]) for bound in bounds)
         above, below = luck.random() < 0.5 and least is not None, luck.random() < 0.5 and most is not None
-        if least is None and most is None or (shape := decimals(least, most, above, below)) == IMPOSSIBLE:
+        if least is None and most is None or (shape := decimal_range(least, most, above, below)) == NEVER:
             continue
         allowed = python(shape)
         for number in [Decimal(luck.randint(-3200, 3200)) / 1000 * luck.choice([1, 100]) for _ in range(200)] + bounds:
@@ -250,10 +250,10 @@ def test_a_pattern_that_no_shape_can_say_is_checked_when_the_text_is_there(patte
         "schema": {"type": "string", "pattern": pattern, "minLength": 2, "maxLength": 2},
     }
     luck = random.Random(0)
-    texts = [json.loads(drawn(shape_of(structure), luck)) for _ in range(50)]
+    texts = [json.loads(drawn(parse_structure(structure), luck)) for _ in range(50)]
     assert {len(text) for text in texts} == {2}
     for text in [*texts, "ab", "aa", "bb"]:
-        assert (mistake(structure, json.dumps(text)) is None) is bool(re.search(pattern, text))
+        assert (validation_error(structure, json.dumps(text)) is None) is bool(re.search(pattern, text))
 
 
 # -------------------------------------------------------------------------------- llama.cpp's server, random weights
@@ -275,7 +275,7 @@ def test_the_server_closes_every_structure_within_any_budget(name, random_weight
     [least] = map(int, re.findall(r"of (\d+) or more: 1 is too small", str(refusal.value)))
     for budget in (least, least + 60):
         for output in llm.generate(CHATS[:3], max_new_tokens=budget, seed=1, **WILD):
-            assert output.error is None and mistake(SHAPES[name], output[0] or "") is None
+            assert output.error is None and validation_error(SHAPES[name], output[0] or "") is None
 
 
 @pytest.mark.parametrize("budget", [14, 30, 200])
