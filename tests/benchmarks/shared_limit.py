@@ -25,8 +25,8 @@ SETTLED = 4.0
 WORKER = """
 import asyncio, json, sys, time
 import httpx
-from llms import loop
-from llms.shared_limit import shared
+from llms.clients import event_loop
+from llms.limits.shared_limit import shared
 
 name, seconds, trips, times = sys.argv[1], float(sys.argv[2]), [], []
 send = httpx.AsyncHTTPTransport.handle_async_request
@@ -51,7 +51,7 @@ async def main():
     await asyncio.gather(*tasks, return_exceptions=True)
     return cpu
 
-print(json.dumps({"cpu": loop.run(main()), "times": times, "trips": trips}))
+print(json.dumps({"cpu": event_loop.run(main()), "times": times, "trips": trips}))
 """
 
 

@@ -30,7 +30,8 @@ import time
 from pathlib import Path
 
 from flows import Pipeline
-from llms import OpenAILLM, loop
+from llms import OpenAILLM
+from llms.clients import event_loop
 from tasks import Filter, GroupColumns, LoadDataFromDicts, TextGeneration, route, step
 
 
@@ -41,7 +42,7 @@ def Where(rows, met: str):
     while len(list(Path(met).iterdir())) < 2 and time.monotonic() < deadline:  # until another process has a batch, too
         time.sleep(0.05)
     for row in rows:
-        row["process"], row["clients"] = os.getpid(), len(loop._running().clients)
+        row["process"], row["clients"] = os.getpid(), len(event_loop._running().clients)
     yield rows
 
 
