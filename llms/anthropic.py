@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, Field, HttpUrl
 
 from llms.clients import event_loop
-from llms.clients.errors import from_sdk, rates, said
-from llms.clients.images import inline
+from llms.clients.errors import error_from_sdk, error_message, rate_limit_headers
+from llms.clients.images import parse_data_url
 from llms.config.extras import package
 from llms.config.strict import Strict
 from llms.errors import Transient
@@ -20,13 +20,13 @@ from llms.options import StopTexts
 from llms.remote import RemoteLLM, StructuredMode
 from llms.typing import ChatType, FinishReason, GenerateOutput, Usage
 
-MAX_TOKENS = 4096
+DEFAULT_MAX_TOKENS = 4096
 """Tokens to generate at most when nobody says: the API wants a number, and this is one that every Claude takes."""
 
-SAMPLING = ("temperature", "top_p", "top_k")
+SAMPLING_OPTIONS = ("temperature", "top_p", "top_k")
 """What the API takes under its old version only, and the SDK no longer knows."""
 
-OLD_VERSION = {"anthropic-version": "2023-06-01"}
+SAMPLING_HEADERS = {"anthropic-version": "2023-06-01"}
 
 FINISH_REASONS: dict[str, FinishReason] = {
     "end_turn": "stop",
@@ -38,7 +38,7 @@ FINISH_REASONS: dict[str, FinishReason] = {
     "refusal": "refusal",
 }
 
-TOOL = "answer"
+TOOL_NAME = "answer"
 """The tool a model is made to call where the API's own mode does not take the schema."""
 
 
@@ -73,7 +73,7 @@ class AnthropicLLM(RemoteLLM):
             default=None,
             gt=0,
             serialization_alias="max_tokens",
-            description=f"Tokens to generate at most, thinking included; {MAX_TOKENS} when empty.",
+            description=f"Tokens to generate at most, thinking included; {DEFAULT_MAX_TOKENS} when empty.",
         )
         temperature: float | None = Field(
             default=None,
@@ -117,7 +117,7 @@ class AnthropicLLM(RemoteLLM):
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat with one generation: the API gives no more at once."""
-        return await event_loop.hop(self._complete(self._request(input, self.options(kwargs))))
+        return await event_loop.run_on_loop(self._complete(self._build_request(input, self.options(kwargs))))
 
     async def _complete(self, request: dict[str, Any]) -> GenerateOutput:
         url = f"{self._url()}/v1/messages"
@@ -129,39 +129,44 @@ class AnthropicLLM(RemoteLLM):
         except TimeoutError:
             raise Transient(f"`{url}` gave no answer within {self.timeout:g} s.") from None
         except Exception as error:
-            raise from_sdk(error, url) from None
+            raise error_from_sdk(error, url) from None
         try:
             output = decode(reply.json())
         except (AttributeError, LookupError, TypeError, ValueError):
-            message, code = said(reply.text)
+            message, code = error_message(reply.text)
             request_id = reply.headers.get("request-id")
             raise Transient(
                 f"`{url}` answered no message: {message}", status=200, code=code, request_id=request_id
             ) from None
-        output.seconds, output.headers = time.perf_counter() - started, rates(reply.headers)
+        output.seconds, output.headers = time.perf_counter() - started, rate_limit_headers(reply.headers)
         return output
 
-    def _request(self, chat: ChatType, options: BaseModel) -> dict[str, Any]:
+    def _build_request(self, chat: ChatType, options: BaseModel) -> dict[str, Any]:
         """What the SDK is called with."""
         given = options.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)
-        request = {"model": self.model, "max_tokens": MAX_TOKENS, **encode(self._told(chat)), **self._held_to()}
+        request = {
+            "model": self.model,
+            "max_tokens": DEFAULT_MAX_TOKENS,
+            **encode(self._told(chat)),
+            **self._encode_structured_output(),
+        }
         if effort := given.pop("effort", None):
             request["output_config"] = request.get("output_config", {}) | {"effort": effort}
-        if sampling := {name: given.pop(name) for name in SAMPLING if name in given}:
+        if sampling := {name: given.pop(name) for name in SAMPLING_OPTIONS if name in given}:
             given["extra_body"] = sampling | given.get("extra_body", {})
-            given["extra_headers"] = OLD_VERSION | given.get("extra_headers", {})
+            given["extra_headers"] = SAMPLING_HEADERS | given.get("extra_headers", {})
         return request | given
 
-    def _held_to(self) -> dict[str, Any]:
+    def _encode_structured_output(self) -> dict[str, Any]:
         """The members that hold the answer to a schema: the API's own mode, or a tool that must be called."""
         mode = self._mode()
         if mode not in ("json_schema", "tool"):
             return {}
-        narrowed = native(self._schema(), package("anthropic", self).transform_schema)
+        narrowed = narrow_schema(self._schema(), package("anthropic", self).transform_schema)
         if narrowed and mode == "json_schema":
             return {"output_config": {"format": {"type": mode, "schema": narrowed}}}
-        tool = {"name": TOOL, "input_schema": narrowed or self._schema()} | ({"strict": True} if narrowed else {})
-        return {"tools": [tool], "tool_choice": {"type": "tool", "name": TOOL, "disable_parallel_tool_use": True}}
+        tool = {"name": TOOL_NAME, "input_schema": narrowed or self._schema()} | ({"strict": True} if narrowed else {})
+        return {"tools": [tool], "tool_choice": {"type": "tool", "name": TOOL_NAME, "disable_parallel_tool_use": True}}
 
     def _client(self) -> Any:
         """The one SDK client of this process for this address and key."""
@@ -174,37 +179,37 @@ class AnthropicLLM(RemoteLLM):
             http_client = sdk.DefaultAioHttpClient(timeout=None, limits=limits)
             return sdk.AsyncAnthropic(api_key=key, base_url=url, timeout=None, max_retries=0, http_client=http_client)
 
-        return event_loop.shared((type(self).__name__, url, key), build, lambda client: client.close())
+        return event_loop.shared_client((type(self).__name__, url, key), build, lambda client: client.close())
 
 
 def encode(chat: ChatType) -> dict[str, Any]:
     """A chat as the API wants it: what the system says at first apart, images in its own shape, no empty message."""
     leading = list(takewhile(lambda message: message["role"] == "system", chat))
     messages = [
-        {"role": message["role"], "content": _content(message["content"])}
+        {"role": message["role"], "content": _encode_content(message["content"])}
         for message in chat[len(leading) :]
         if message["content"]
     ]
-    system = [_content(message["content"]) for message in leading if message["content"]]
+    system = [_encode_content(message["content"]) for message in leading if message["content"]]
     if len(system) > 1:  # as one
-        system = [[block for content in system for block in _blocks(content)]]
+        system = [[block for content in system for block in _as_blocks(content)]]
     return {"system": system[0], "messages": messages} if system else {"messages": messages}
 
 
-def _content(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-    return content if isinstance(content, str) else [_block(part) for part in content]
+def _encode_content(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    return content if isinstance(content, str) else [_encode_part(part) for part in content]
 
 
-def _blocks(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _as_blocks(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def _block(part: dict[str, Any]) -> dict[str, Any]:
+def _encode_part(part: dict[str, Any]) -> dict[str, Any]:
     """A content part; texts, and what is in the API's own shape already, stay as they are."""
     if part.get("type") != "image_url":
         return part
     url: str = part["image_url"]["url"]
-    if not (image := inline(url)):
+    if not (image := parse_data_url(url)):
         return {"type": "image", "source": {"type": "url", "url": url}}
     kind, data = image
     return {"type": "image", "source": {"type": "base64", "media_type": kind, "data": data}}
@@ -232,7 +237,9 @@ def decode(reply: dict[str, Any]) -> GenerateOutput:
     )
 
 
-def native(schema: dict[str, Any], transform: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any] | None:
+def narrow_schema(
+    schema: dict[str, Any], transform: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any] | None:
     """A schema for the API's own mode, whose texts may break a bound but no type; `None` when there is none such.
 
     Args:
@@ -246,10 +253,10 @@ def native(schema: dict[str, Any], transform: Callable[[dict[str, Any]], dict[st
     text = json.dumps(narrowed)
     if '"properties": {}' in text or re.search(r'"\$ref": "(?!#/\$defs/)', text):
         return None
-    return None if _circular(narrowed.get("$defs", {})) else narrowed
+    return None if _has_cycle(narrowed.get("$defs", {})) else narrowed
 
 
-def _circular(defs: dict[str, Any]) -> bool:
+def _has_cycle(defs: dict[str, Any]) -> bool:
     within = {name: set(re.findall(r'"#/\$defs/([^"]+)"', json.dumps(each))) for name, each in defs.items()}
     for _ in defs:
         within = {name: names.union(*(within.get(each, ()) for each in names)) for name, names in within.items()}

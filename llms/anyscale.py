@@ -6,7 +6,7 @@ from llms.errors import Fatal
 from llms.openai_compatible import ChatCompletionsLLM
 from llms.options import OpenModelOptions, TopLogprobs, WithLogprobs
 
-CLOSED = "Anyscale closed its public endpoints: the address is that of a service of your own."
+CLOSED_HINT = "Anyscale closed its public endpoints: the address is that of a service of your own."
 
 
 class AnyscaleLLM(ChatCompletionsLLM):
@@ -42,7 +42,7 @@ class AnyscaleLLM(ChatCompletionsLLM):
         try:
             url = super()._url()
         except Fatal as error:
-            raise Fatal(f"{error.message} {CLOSED}") from None
+            raise Fatal(f"{error.message} {CLOSED_HINT}") from None
         if "api.endpoints.anyscale.com" in url:
-            raise Fatal(f"`{url}` answers no more. {CLOSED}")
+            raise Fatal(f"`{url}` answers no more. {CLOSED_HINT}")
         return url

@@ -11,21 +11,21 @@ from urllib.parse import quote
 from pydantic import Field, HttpUrl, SecretStr
 
 from llms.clients import event_loop
-from llms.clients.errors import from_sdk
+from llms.clients.errors import error_from_sdk
 from llms.config.extras import package
 from llms.errors import Fatal, LLMError, Throttled, Transient
 from llms.openai import OpenAILLM
 
-SCOPE = "https://cognitiveservices.azure.com/.default"
+TOKEN_SCOPE = "https://cognitiveservices.azure.com/.default"
 """What a token of Entra must be good for."""
 
-MARGIN = 300.0
+TOKEN_REFRESH_MARGIN_S = 300.0
 """Seconds before its end from which on a token is replaced."""
 
-AGAIN = 5.0
+SIGN_IN_RETRY_S = 5.0
 """Seconds after which signing in is tried again, by one for all."""
 
-OFFLINE = re.compile("Max retries exceeded|Connection aborted|Timed out waiting")
+NETWORK_ERRORS = re.compile("Max retries exceeded|Connection aborted|Timed out waiting")
 """How Azure's command lines, which tell nothing but words, tell of the network."""
 
 
@@ -81,77 +81,79 @@ class AzureOpenAILLM(OpenAILLM):
         return f"{self._url()}/openai/deployments/{deployment}/chat/completions?api-version={quote(version)}"
 
     def _key(self) -> str:
-        return "" if self.azure_identity else self._token() or super()._key()
+        return "" if self.azure_identity else self._given_token() or super()._key()
 
-    def _token(self) -> str | None:
+    def _given_token(self) -> str | None:
         """The token given; like Azure's SDK, what is passed goes before the environment, and there it before a key."""
         if self.azure_ad_token:
             return self.azure_ad_token.get_secret_value()
         return None if self.api_key else os.getenv("AZURE_OPENAI_AD_TOKEN")
 
     async def _authorization(self) -> dict[str, str]:
-        token = await event_loop.hop(_signed_in(self)) if self.azure_identity else self._token()
+        token = await event_loop.run_on_loop(_entra_token(self)) if self.azure_identity else self._given_token()
         return {"Authorization": f"Bearer {token}"} if token else {"api-key": self._key()}
 
 
-class _Identity:
+class _EntraIdentity:
     """Who this process is to Azure, and the token that proves it for a while."""
 
     def __init__(self, llm: AzureOpenAILLM) -> None:
         self._errors = package("azure.core.exceptions", llm)
         self._credential = package("azure.identity.aio", llm).DefaultAzureCredential()
-        self._tried: list[Exception] = []
+        self._attempt_errors: list[Exception] = []
         for each in self._credential.credentials:
-            each.get_token = self._noted(each.get_token)
+            each.get_token = self._recording_errors(each.get_token)
         self._token: Any = None
-        self._failure: Any = None
-        self._due = 0.0
+        self._error: Any = None
+        self._renew_at = 0.0
         self._lock = asyncio.Lock()
 
-    async def token(self) -> str:
+    async def get_token(self) -> str:
         """The token in force: one that nears its end is replaced, and stays good until then."""
         async with self._lock:
-            if self._due <= time.time():
+            if self._renew_at <= time.time():
                 await self._renew()
             if not self._token or self._token.expires_on <= time.time():
-                raise self._meaning(self._failure)
+                raise self._sign_in_error(self._error)
             return self._token.token
 
     async def close(self) -> None:
         await self._credential.close()
 
     async def _renew(self) -> None:
-        self._tried.clear()
+        self._attempt_errors.clear()
         try:
-            self._token = await self._credential.get_token(SCOPE)
-            self._due = self._token.expires_on - MARGIN
+            self._token = await self._credential.get_token(TOKEN_SCOPE)
+            self._renew_at = self._token.expires_on - TOKEN_REFRESH_MARGIN_S
         except self._errors.AzureError as error:
-            self._failure, self._due = error, time.time() + AGAIN
+            self._error, self._renew_at = error, time.time() + SIGN_IN_RETRY_S
 
-    def _noted(self, ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def _recording_errors(self, ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         """`ask`, with what goes wrong kept: the chain of credentials hands on no more than its words."""
 
         async def asked(*args: Any, **kwargs: Any) -> Any:
             try:
                 return await ask(*args, **kwargs)
             except Exception as error:
-                self._tried.append(error)
+                self._attempt_errors.append(error)
                 raise
 
         return asked
 
-    def _meaning(self, error: Any) -> LLMError:
+    def _sign_in_error(self, error: Any) -> LLMError:
         message = f"`azure-identity` cannot sign in to Azure: {error.message}"
-        passes = any(map(self._passes, self._tried))
-        return Transient(message, retry_after=AGAIN) if passes else Fatal(message)
+        passes = any(map(self._is_transient, self._attempt_errors))
+        return Transient(message, retry_after=SIGN_IN_RETRY_S) if passes else Fatal(message)
 
-    def _passes(self, error: Exception) -> bool:
+    def _is_transient(self, error: Exception) -> bool:
         """Whether it was the network, or a server that is unwell."""
         line = (self._errors.ServiceRequestError, self._errors.ServiceResponseError)
-        if isinstance(error, line) or OFFLINE.search(str(error)):
+        if isinstance(error, line) or NETWORK_ERRORS.search(str(error)):
             return True
-        return isinstance(from_sdk(error, SCOPE), Throttled | Transient)
+        return isinstance(error_from_sdk(error, TOKEN_SCOPE), Throttled | Transient)
 
 
-async def _signed_in(llm: AzureOpenAILLM) -> str:
-    return await event_loop.shared("azure-identity", lambda: _Identity(llm), _Identity.close).token()
+async def _entra_token(llm: AzureOpenAILLM) -> str:
+    return await event_loop.shared_client(
+        "azure-identity", lambda: _EntraIdentity(llm), _EntraIdentity.close
+    ).get_token()

@@ -286,7 +286,7 @@ class AsyncLLM(LLM, ABC):
         except Drained:
             raise
         except Fatal:
-            event_loop.give_up()  # other batches of the run, which cannot work either
+            event_loop.cancel_all()  # other batches of the run, which cannot work either
             raise
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, Field, HttpUrl
 
 from llms.clients import event_loop
-from llms.clients.errors import from_sdk, rates
+from llms.clients.errors import error_from_sdk, rate_limit_headers
 from llms.config.extras import package
 from llms.config.strict import Strict
 from llms.errors import Fatal, LLMError, Throttled, Transient
@@ -25,11 +25,11 @@ FINISH_REASONS: dict[str, FinishReason] = {
     "TIMEOUT": "error",
 }
 
-ENFORCED = {"type", "properties", "required", "items", "enum", "const", "anyOf", "$ref", "$defs"}
-PASSED_OVER = {"title", "description"}
+ENFORCED_KEYWORDS = {"type", "properties", "required", "items", "enum", "const", "anyOf", "$ref", "$defs"}
+IGNORED_KEYWORDS = {"title", "description"}
 """Keywords of a JSON schema that the API keeps a text to, and that say nothing to it; it may refuse others."""
 
-FORMATS = {"date-time", "date", "time", "uuid"}
+STRING_FORMATS = {"date-time", "date", "time", "uuid"}
 """Formats of texts that the API knows."""
 
 
@@ -110,7 +110,7 @@ class CohereLLM(RemoteLLM):
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat with one generation: the API gives no more at once."""
-        return await event_loop.hop(self._complete(self._request(input, self.options(kwargs))))
+        return await event_loop.run_on_loop(self._complete(self._build_request(input, self.options(kwargs))))
 
     async def _complete(self, request: dict[str, Any]) -> GenerateOutput:
         url = f"{self._url()}/v2/chat"
@@ -125,29 +125,29 @@ class CohereLLM(RemoteLLM):
         except (AttributeError, LookupError, TypeError) as error:  # the SDK checks no reply, and trips over some
             raise Transient(f"`{url}` answered no message: {error}", status=200) from None
         except Exception as error:
-            raise _lasting(from_sdk(error, url)) from None
-        output.seconds, output.headers = time.perf_counter() - started, rates(reply.headers)
+            raise _fatal_if_quota_spent(error_from_sdk(error, url)) from None
+        output.seconds, output.headers = time.perf_counter() - started, rate_limit_headers(reply.headers)
         return output
 
-    def _request(self, chat: ChatType, options: BaseModel) -> dict[str, Any]:
+    def _build_request(self, chat: ChatType, options: BaseModel) -> dict[str, Any]:
         """What the SDK is called with."""
         given = options.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)
         names = {"extra_body": "additional_body_parameters", "extra_headers": "additional_headers"}
         more = {names[name]: given.pop(name) for name in names if name in given}
         messages = [message for message in self._told(chat) if message["content"]]  # the API takes no empty ones
-        request = {"model": self.model, "messages": messages, **self._held_to(), **given}
+        request = {"model": self.model, "messages": messages, **self._encode_structured_output(), **given}
         return request | {"request_options": more} if more else request
 
     def _told(self, chat: ChatType) -> ChatType:
         """The chat, with the schema said in it always: a model held to JSON may not stop when it does not know."""
         return with_schema_prompt(chat, self._schema()) if self._mode() else chat
 
-    def _held_to(self) -> dict[str, Any]:
+    def _encode_structured_output(self) -> dict[str, Any]:
         """The member that holds the answer to a schema, or to JSON of whatever kind."""
         mode = self._mode()
         if mode not in ("json_schema", "json_object"):
             return {}
-        schema = enforced(self._schema()) if mode == "json_schema" else None
+        schema = narrow_schema(self._schema()) if mode == "json_schema" else None
         return {"response_format": {"type": "json_object"} | ({"json_schema": schema} if schema else {})}
 
     def _client(self) -> Any:
@@ -161,7 +161,7 @@ class CohereLLM(RemoteLLM):
             http_client = sdk.DefaultAioHttpClient(timeout=None, limits=limits)
             return sdk.AsyncClientV2(key, base_url=url, max_retries=0, httpx_client=http_client)
 
-        return event_loop.shared(
+        return event_loop.shared_client(
             (type(self).__name__, url, key), build, lambda client: client.__aexit__(None, None, None)
         )
 
@@ -171,7 +171,7 @@ class CohereLLM(RemoteLLM):
         return package("cohere", self)
 
 
-def _lasting(failure: LLMError) -> LLMError:
+def _fatal_if_quota_spent(failure: LLMError) -> LLMError:
     """The failure; a trial key's monthly allowance, once spent, looks like any other 429, yet no waiting mends it."""
     if isinstance(failure, Throttled) and "/ month" in failure.message:
         message = f"{failure.message} A production key has no such limit."
@@ -202,21 +202,21 @@ def _logprobs(chunks: Any) -> Logprobs | None:
     return [[{"token": each.text or "", "logprob": sum(each.logprobs or ())}] for each in chunks] if chunks else None
 
 
-def enforced(schema: dict[str, Any]) -> dict[str, Any] | None:
+def narrow_schema(schema: dict[str, Any]) -> dict[str, Any] | None:
     """What the API can enforce of a schema; `None` when it takes none such: the rest is said, and checked.
 
     It wants an object whose every object has something that is required.
     """
     try:
-        narrowed = _enforced(schema)
+        narrowed = _narrow(schema)
     except (AttributeError, TypeError, ValueError):
         return None
     return narrowed if narrowed.get("type") == "object" else None
 
 
-def _enforced(schema: dict[str, Any]) -> dict[str, Any]:
+def _narrow(schema: dict[str, Any]) -> dict[str, Any]:
     kept = {("anyOf" if key == "oneOf" else key): value for key, value in schema.items()}
-    narrowed = {key: value for key, value in kept.items() if key in ENFORCED | PASSED_OVER}
+    narrowed = {key: value for key, value in kept.items() if key in ENFORCED_KEYWORDS | IGNORED_KEYWORDS}
     if not narrowed.keys() & {"type", "anyOf", "$ref", "enum", "const"} or isinstance(kept.get("type"), list):
         raise ValueError("no type, or several")
     if not kept.get("$ref", "#/$defs/").startswith("#/$defs/"):
@@ -225,9 +225,9 @@ def _enforced(schema: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("an object of nothing in particular")
     for key in ("properties", "$defs"):
         if key in kept:
-            narrowed[key] = {name: _enforced(each) for name, each in kept[key].items()}
+            narrowed[key] = {name: _narrow(each) for name, each in kept[key].items()}
     if "items" in kept:
-        narrowed["items"] = _enforced(kept["items"])
+        narrowed["items"] = _narrow(kept["items"])
     if "anyOf" in kept:
-        narrowed["anyOf"] = [_enforced(each) for each in kept["anyOf"]]
-    return narrowed | ({"format": kept["format"]} if kept.get("format") in FORMATS else {})
+        narrowed["anyOf"] = [_narrow(each) for each in kept["anyOf"]]
+    return narrowed | ({"format": kept["format"]} if kept.get("format") in STRING_FORMATS else {})

@@ -9,7 +9,7 @@ from llms.openai_compatible import ChatCompletionsLLM
 from llms.options import CommonOptions, ExtraBody, ReasoningEffort, ResponseFormat
 from llms.typing import ChatType, GenerateOutput
 
-MISSED = ("json_validate_failed", "tool_use_failed")
+SCHEMA_MISMATCH_CODES = ("json_validate_failed", "tool_use_failed")
 """What Groq calls an answer that is not what the schema asks for; it sends that with 400, as if we had asked badly."""
 
 
@@ -55,6 +55,6 @@ class GroqLLM(ChatCompletionsLLM):
         try:
             return await super().agenerate(input, num_generations, **kwargs)
         except Rejected as error:
-            if self.structured_output is None or error.code not in MISSED:
+            if self.structured_output is None or error.code not in SCHEMA_MISMATCH_CODES:
                 raise
             return GenerateOutput([None] * num_generations)

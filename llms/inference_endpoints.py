@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, Field, HttpUrl, ValidationError, model_validator
 
 from llms.clients import chat_completions, tgi
-from llms.clients.chat_template import spelled_out
-from llms.clients.errors import from_sdk
+from llms.clients.chat_template import render_chat
+from llms.clients.errors import error_from_sdk
 from llms.config.strict import Strict, explain
 from llms.errors import Fatal, LLMError, Throttled, Transient
 from llms.openai_compatible import ChatCompletionsLLM
@@ -20,7 +20,7 @@ from llms.options import ChatOptions, ExtraBody, MaxTokens, StopTexts, TopLogpro
 from llms.remote import StructuredMode
 from llms.typing import ChatType, GenerateOutput
 
-WAKING = 15.0
+WAKE_RETRY_S = 15.0
 """Seconds after which an endpoint that is not up is asked again; the engine does so for a good while."""
 
 
@@ -76,7 +76,7 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
         extra_body: ExtraBody = None
 
     @model_validator(mode="after")
-    def _is_in_one_place(self) -> Self:
+    def _require_one_target(self) -> Self:
         given = [f"`{name}`" for name in ("model_id", "endpoint_name", "base_url") if getattr(self, name)]
         if len(given) != 1:
             found = " and ".join(given) or "none"
@@ -98,8 +98,8 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
         """
         super().ready()
         with contextlib.suppress(Throttled, Transient):  # the requests wait, and find out
-            for key, find in self._unknown():
-                _known[key] = find()
+            for key, find in self._pending_lookups():
+                _lookups[key] = find()
 
     def options(self, kwargs: Mapping[str, Any]) -> Strict:
         """Those of chats, or those of raw text generation.
@@ -117,37 +117,37 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat, with one request."""
         options, headers = self.options(kwargs), await self._headers()
-        for key, find in self._unknown():
-            _known[key] = await asyncio.to_thread(find)
+        for key, find in self._pending_lookups():
+            _lookups[key] = await asyncio.to_thread(find)
         try:
             if not self.tokenizer_id:
                 body = self._body(input, num_generations, options)
                 return await chat_completions.complete(self._endpoint(), headers, body, self.timeout)
-            template, special = _known[self.tokenizer_id]
-            text = spelled_out(template, self._told(input), **special)
+            template, special = _lookups[self.tokenizer_id]
+            text = render_chat(template, self._told(input), **special)
             body = tgi.encode(text, options, None if self._mode() == "prompt" else self.structured_output)
-            return await chat_completions.complete(self._server(), headers, body, self.timeout, tgi.decode)
+            return await chat_completions.complete(self._server_url(), headers, body, self.timeout, tgi.decode)
         except Transient as error:
             if error.status != 503 or self.model_id:
                 raise
-            raise _asleep(error.message, **_facts(error)) from None
+            raise _not_running(error.message, **_details(error)) from None
 
     def _url(self) -> str:
         if self.endpoint_name:  # its page: where it runs is asked for when that is needed
             return f"https://endpoints.huggingface.co/{self.endpoint_namespace or '~'}/endpoints/{self.endpoint_name}"
         return super()._url()
 
-    def _server(self) -> str:
-        return _known[self._place()] if self.endpoint_name else self._url()
+    def _server_url(self) -> str:
+        return _lookups[self._endpoint_key()] if self.endpoint_name else self._url()
 
     def _endpoint(self) -> str:
-        return f"{self._server()}{self._path}/chat/completions"
+        return f"{self._server_url()}{self._path}/chat/completions"
 
     def _key(self) -> str:
         """The key in force, or the token that `hf auth login` has left here."""
         if self.api_key or os.getenv(self._api_key_env):
             return super()._key()
-        return _left_here(int(time.monotonic() // 60)) or super()._key()
+        return _cli_token(int(time.monotonic() // 60)) or super()._key()
 
     def _mode(self) -> StructuredMode | Literal["regex"] | None:
         mode = super()._mode()
@@ -161,19 +161,19 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
         body = super()._body(chat, num_generations, options) | {"model": self.model_id or self.model}
         return body if body["model"] else {name: value for name, value in body.items() if name != "model"}
 
-    def _place(self) -> Hashable:
+    def _endpoint_key(self) -> Hashable:
         return (self._url(), hash(self.api_key))
 
-    def _unknown(self) -> list[tuple[Hashable, Callable[[], Any]]]:
+    def _pending_lookups(self) -> list[tuple[Hashable, Callable[[], Any]]]:
         """What has to be found before the first request, and how."""
         needed: dict[Hashable, Callable[[], Any]] = {}
         if self.endpoint_name:
-            needed[self._place()] = self._found
+            needed[self._endpoint_key()] = self._find_endpoint
         if tokenizer := self.tokenizer_id:
-            needed[tokenizer] = lambda: tgi.template(tokenizer, self._key())
-        return [(key, find) for key, find in needed.items() if key not in _known]
+            needed[tokenizer] = lambda: tgi.load_chat_template(tokenizer, self._key())
+        return [(key, find) for key, find in needed.items() if key not in _lookups]
 
-    def _found(self) -> str:
+    def _find_endpoint(self) -> str:
         """The URL at which the endpoint of this name runs."""
         from huggingface_hub import get_inference_endpoint
 
@@ -181,31 +181,31 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
         try:
             endpoint = get_inference_endpoint(name, namespace=self.endpoint_namespace, token=self._key())
         except Exception as error:
-            raise from_sdk(error, place) from None
+            raise error_from_sdk(error, place) from None
         state = endpoint.raw["status"]["state"]
         cures = {"paused": f"`hf endpoints resume {name}` starts it, and its costs", "failed": "its logs say why"}
         if state in cures:
             raise Fatal(f"The {place} is {state}: {cures[state]}.")
         if not endpoint.url:
-            raise _asleep(f"The {place} is {state}.")
+            raise _not_running(f"The {place} is {state}.")
         return endpoint.url.rstrip("/")
 
 
-_known: dict[Hashable, Any] = {}
+_lookups: dict[Hashable, Any] = {}
 """Where the endpoints run that were asked for by name, and the templates of the tokenizers."""
 
 
-def _asleep(message: str, retry_after: float | None = None, **facts: Any) -> Throttled:
+def _not_running(message: str, retry_after: float | None = None, **facts: Any) -> Throttled:
     """An endpoint that is not up: the engine waits, and asks again for a good while."""
-    return Throttled(message, status=503, retry_after=retry_after or WAKING, **facts)
+    return Throttled(message, status=503, retry_after=retry_after or WAKE_RETRY_S, **facts)
 
 
-def _facts(error: LLMError) -> dict[str, Any]:
+def _details(error: LLMError) -> dict[str, Any]:
     return {name: getattr(error, name) for name in ("code", "request_id", "retry_after", "headers")}
 
 
 @lru_cache(maxsize=1)
-def _left_here(minute: int) -> str | None:
+def _cli_token(minute: int) -> str | None:
     """The token of the command line, read once a minute: it is a file's, and may be renewed."""
     from huggingface_hub import get_token
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from pydantic import Field, HttpUrl
 
 from llms.clients import event_loop
-from llms.clients.chat_completions import decode, held_to
-from llms.clients.errors import failure, from_sdk, rates
+from llms.clients.chat_completions import decode, encode_structured_output
+from llms.clients.errors import error_from_response, error_from_sdk, rate_limit_headers
 from llms.config.extras import package
 from llms.config.prices import FEW, MILLION, Price
 from llms.config.strict import Strict
@@ -19,14 +19,14 @@ from llms.remote import RemoteLLM
 from llms.structured.openai_strict import strict_schema
 from llms.typing import ChatType, GenerateOutput, Usage
 
-SETTINGS = {
+IMPORT_ENV = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # or its import asks GitHub for prices
     "AIOHTTP_CONNECTOR_LIMIT": "1000000",  # admission is the engine's
     "AIOHTTP_CONNECTOR_LIMIT_PER_HOST": "1000000",
 }
 """Variables that `litellm` reads when it is imported, and never again."""
 
-CODES = {"ContextWindowExceededError": "context_length_exceeded"}
+ERROR_CODES = {"ContextWindowExceededError": "context_length_exceeded"}
 """What the class of an error alone tells, as OpenAI calls it: LiteLLM drops the provider's own code for it."""
 
 
@@ -101,21 +101,21 @@ class LiteLLM(RemoteLLM):
 
     def cost(self, usage: Usage) -> float | None:
         """Dollars for this usage, at the price given or, at the provider's own address, the one LiteLLM knows."""
-        price = self.price or (None if self.base_url else _listed(self._sdk(), self.model))
+        price = self.price or (None if self.base_url else _list_price(self._sdk(), self.model))
         return price.of(usage) if price else None
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat, once: not every provider takes `n`."""
-        return await event_loop.hop(self._answer(self._request(input, self.options(kwargs))))
+        return await event_loop.run_on_loop(self._complete(self._build_request(input, self.options(kwargs))))
 
-    async def _answer(self, request: dict[str, Any]) -> GenerateOutput:
-        litellm = event_loop.shared("litellm", self._sdk, lambda litellm: litellm.close_litellm_async_clients())
+    async def _complete(self, request: dict[str, Any]) -> GenerateOutput:
+        litellm = event_loop.shared_client("litellm", self._sdk, lambda litellm: litellm.close_litellm_async_clients())
         try:
             response = await litellm.acompletion(**request)
         except litellm.UnsupportedParamsError as error:
             raise Fatal(f"`{self.model}` cannot be asked so: {error.message.partition(' To drop')[0]}") from None
         except Exception as error:
-            raise self._failed(error) from None
+            raise self._to_llm_error(error) from None
         try:
             reply = response.model_dump()
             for choice in reply["choices"]:  # where a refusal is kept
@@ -124,10 +124,12 @@ class LiteLLM(RemoteLLM):
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise Transient(f"`{self._url()}` answered no completion: {error!r}", status=200) from None
         headers = response._hidden_params.get("additional_headers") or {}
-        output.headers = rates({name.removeprefix("llm_provider-"): f"{value}" for name, value in headers.items()})
+        output.headers = rate_limit_headers(
+            {name.removeprefix("llm_provider-"): f"{value}" for name, value in headers.items()}
+        )
         return output
 
-    def _request(self, chat: ChatType, options: Strict) -> dict[str, Any]:
+    def _build_request(self, chat: ChatType, options: Strict) -> dict[str, Any]:
         """What LiteLLM is called with."""
         request: dict[str, Any] = {
             "model": self.model,
@@ -140,30 +142,32 @@ class LiteLLM(RemoteLLM):
             "drop_params": False,  # what the provider lacks is refused by name, never left out
         }
         ours = options.model_dump(by_alias=True, exclude_none=True)
-        if pattern := self._pattern():
-            ours["extra_body"] = held_to("regex", pattern) | ours.get("extra_body", {})
+        if pattern := self._regex():
+            ours["extra_body"] = encode_structured_output("regex", pattern) | ours.get("extra_body", {})
         elif mode := self._mode():
-            request |= held_to(mode, self._schema(), strict_schema)
+            request |= encode_structured_output(mode, self._schema(), strict_schema)
         return request | ours | self.litellm_params
 
-    def _pattern(self) -> str | None:
+    def _regex(self) -> str | None:
         """The regular expression this model is held to, where vLLM serves it: no other takes one from LiteLLM."""
         provider = self.litellm_params.get("custom_llm_provider") or self.model.partition("/")[0]
         schema = self.structured_output and self.structured_output["schema"]
         return schema if isinstance(schema, str) and provider == "hosted_vllm" else None
 
-    def _failed(self, error: Exception) -> LLMError:
+    def _to_llm_error(self, error: Exception) -> LLMError:
         """One of our own errors; the headers and the body of the reply are in places of LiteLLM's own."""
         headers, body = getattr(error, "litellm_response_headers", None), getattr(error, "body", None)
         status, message = getattr(error, "status_code", None), getattr(error, "message", None) or str(error)
         if not isinstance(status, int) or status == 200:  # an answer that nobody can read is no refusal
-            return from_sdk(error, self._url())
-        failed = failure(status, headers or {}, json.dumps(body) if isinstance(body, dict) else message, self._url())
-        failed.code = failed.code or CODES.get(type(error).__name__)
+            return error_from_sdk(error, self._url())
+        failed = error_from_response(
+            status, headers or {}, json.dumps(body) if isinstance(body, dict) else message, self._url()
+        )
+        failed.code = failed.code or ERROR_CODES.get(type(error).__name__)
         return failed
 
     def _sdk(self) -> Any:
-        for name, value in SETTINGS.items():
+        for name, value in IMPORT_ENV.items():
             os.environ.setdefault(name, value)
         litellm = package("litellm", self)
         litellm.suppress_debug_info = True  # it would print advice on every error
@@ -179,7 +183,7 @@ class LiteLLM(RemoteLLM):
 
     def _mode(self) -> Any:
         """How this model is held to its structure: the strictest way that its provider has, where none is named."""
-        if self._pattern():
+        if self._regex():
             return "regex"
         mode = super()._mode()
         if mode != "json_schema" or self.structured_mode:
@@ -189,7 +193,7 @@ class LiteLLM(RemoteLLM):
 
 
 @lru_cache
-def _listed(litellm: Any, model: str) -> Price | None:
+def _list_price(litellm: Any, model: str) -> Price | None:
     """The price in LiteLLM's own table; `None` when it has none."""
 
     def dollars(**tokens: int) -> float:

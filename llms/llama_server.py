@@ -18,7 +18,7 @@ from pydantic import Field, HttpUrl
 from llms import demo, local
 from llms.base import AsyncLLM
 from llms.clients import chat_completions
-from llms.clients.errors import said
+from llms.clients.errors import error_message
 from llms.config.extras import package
 from llms.config.strict import Strict
 from llms.errors import Fatal, Rejected
@@ -55,7 +55,7 @@ class _Server:
             with build_opener(ProxyHandler({})).open(request) as reply:
                 return json.load(reply)
         except HTTPError as error:
-            message, _ = said(error.read().decode(errors="replace"))
+            message, _ = error_message(error.read().decode(errors="replace"))
             raise Rejected(f"llama.cpp refuses this chat: {message}", status=error.code) from None
 
     def token_path(self, text: str) -> TokenPath:

@@ -11,7 +11,7 @@ from typing import Any, Self
 from pydantic import Field, HttpUrl, model_validator
 
 from llms import local
-from llms.clients.chat_template import spelled_out
+from llms.clients.chat_template import render_chat
 from llms.config.extras import package
 from llms.config.strict import Strict
 from llms.errors import Fatal, Rejected
@@ -223,7 +223,7 @@ class LlamaCppLLM(LocalLLM):
     def _prompt(self, engine: LlamaEngine, chat: ChatType) -> list[int]:
         """The tokens of a chat that leaves room for an answer."""
         special = {f"{name}_token": engine.special(name) for name in ("bos", "eos")}
-        tokens = engine.tokenize(spelled_out(engine.template, chat, **special))
+        tokens = engine.tokenize(render_chat(engine.template, chat, **special))
         if not 0 < len(tokens) < self.n_ctx:
             raise Rejected(f"The chat has {len(tokens)} tokens, which is too long for `n_ctx={self.n_ctx}`.")
         return tokens

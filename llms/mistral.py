@@ -34,7 +34,7 @@ class MistralLLM(ChatCompletionsLLM):
     _api_key_env = "MISTRAL_API_KEY"
     _default_base_url = "https://api.mistral.ai"
     _path = "/v1"
-    _strict = True
+    _supports_strict_schema = True
 
     class Options(ChatOptions):
         """Runtime parameters."""

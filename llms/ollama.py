@@ -10,9 +10,9 @@ import aiohttp
 from pydantic import Field, HttpUrl
 
 from llms.clients import event_loop
-from llms.clients.chat_completions import held_to
-from llms.clients.errors import failure, from_sdk
-from llms.clients.images import inline
+from llms.clients.chat_completions import encode_structured_output
+from llms.clients.errors import error_from_response, error_from_sdk
+from llms.clients.images import parse_data_url
 from llms.config.extras import package
 from llms.config.strict import Strict
 from llms.errors import Fatal, Rejected, Transient
@@ -23,10 +23,10 @@ from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, Messag
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "load": "error", "unload": "error"}
 """What the server says, in our one vocabulary; `load` and `unload` answer a chat that asks nothing."""
 
-PORT = 11434
+DEFAULT_PORT = 11434
 """Where a server listens that nobody told to do so elsewhere."""
 
-BESIDE_OPTIONS = ("keep_alive", "logprobs", "think", "top_logprobs")
+TOP_LEVEL_OPTIONS = ("keep_alive", "logprobs", "think", "top_logprobs")
 """Runtime parameters that are members of the request; the server wants all others together, as its `options`."""
 
 
@@ -47,7 +47,7 @@ class OllamaLLM(RemoteLLM):
     _logo_url = HttpUrl("https://cdn.simpleicons.org/ollama")
     _api_key_env: ClassVar[str] = "OLLAMA_API_KEY"
     _base_url_env: ClassVar[str | None] = "OLLAMA_HOST"
-    _default_base_url: ClassVar[str | None] = f"http://127.0.0.1:{PORT}"
+    _default_base_url: ClassVar[str | None] = f"http://127.0.0.1:{DEFAULT_PORT}"
     _structured_modes: ClassVar[tuple[StructuredMode, ...]] = ("json_schema", "json_object", "prompt")
     generations_at_once: ClassVar[int | None] = 1
 
@@ -99,11 +99,11 @@ class OllamaLLM(RemoteLLM):
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat, once: the API has no way to ask for more in one request."""
-        return await event_loop.hop(self._answer(self._request(input, self.options(kwargs))))
+        return await event_loop.run_on_loop(self._complete(self._build_request(input, self.options(kwargs))))
 
-    async def _answer(self, request: dict[str, Any]) -> GenerateOutput:
+    async def _complete(self, request: dict[str, Any]) -> GenerateOutput:
         url = self._url()
-        client = event_loop.shared(("ollama", url, self._key()), self._client, lambda client: client.close())
+        client = event_loop.shared_client(("ollama", url, self._key()), self._client, lambda client: client.close())
         try:
             async with asyncio.timeout(self.timeout):
                 return _decode(await client.chat(**request))
@@ -112,7 +112,7 @@ class OllamaLLM(RemoteLLM):
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise Transient(f"`{url}` answered no completion: {type(error).__name__}: {error}", status=200) from None
         except Exception as error:
-            failed = from_sdk(error, url)
+            failed = error_from_sdk(error, url)
             if isinstance(error.__cause__, aiohttp.ClientConnectorError) and url == self._default_base_url:
                 failed = Fatal(f"No Ollama server at `{url}`: start it with `ollama serve`, or pass `base_url=`.")
             elif failed.status == 404 and "model" in failed.message:
@@ -125,7 +125,7 @@ class OllamaLLM(RemoteLLM):
         async def refuse(response: Any) -> None:
             if response.is_error:  # here, because the SDK's exception knows no headers
                 await response.aread()
-                raise failure(response.status_code, response.headers, response.text, self._url())
+                raise error_from_response(response.status_code, response.headers, response.text, self._url())
 
         # No limit: admission is the engine's, and a request that queues for a connection spends its time-out there.
         session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
@@ -143,26 +143,28 @@ class OllamaLLM(RemoteLLM):
         if "://" in address:
             return address
         place, slash, path = address.partition("/")
-        place = place if re.search(r":\d+$", place) else f"{place}:{PORT}"
+        place = place if re.search(r":\d+$", place) else f"{place}:{DEFAULT_PORT}"
         return f"http://{'127.0.0.1' if place.startswith(':') else ''}{place}{slash}{path}"
 
     def _key(self) -> str:
         return super()._key() if self.api_key or os.getenv(self._api_key_env) else ""
 
-    def _request(self, chat: ChatType, options: Strict) -> dict[str, Any]:
+    def _build_request(self, chat: ChatType, options: Strict) -> dict[str, Any]:
         """What the SDK is called with."""
-        ours = held_to(self._mode() or "", self._schema()) | options.model_dump(by_alias=True, exclude_none=True)
+        ours = encode_structured_output(self._mode() or "", self._schema()) | options.model_dump(
+            by_alias=True, exclude_none=True
+        )
         response_format, more = ours.pop("response_format", {"type": "text"}), ours.pop("options", {})
-        beside = {name: ours.pop(name) for name in BESIDE_OPTIONS if name in ours}
+        beside = {name: ours.pop(name) for name in TOP_LEVEL_OPTIONS if name in ours}
         return {
             "model": self.model,
-            "messages": [_message(each) for each in self._told(chat)],
-            "format": _format(response_format),
+            "messages": [_encode_message(each) for each in self._told(chat)],
+            "format": _encode_format(response_format),
             "options": ours | more or None,
         } | beside
 
 
-def _format(response_format: dict[str, Any]) -> Any:
+def _encode_format(response_format: dict[str, Any]) -> Any:
     """OpenAI's ways to say it as the server wants them; any other dictionary is a schema."""
     match response_format:
         case {"type": "text"}:
@@ -175,21 +177,21 @@ def _format(response_format: dict[str, Any]) -> Any:
             return response_format
 
 
-def _message(message: Message) -> dict[str, Any]:
+def _encode_message(message: Message) -> dict[str, Any]:
     """A message as the server wants it: its images beside its text."""
     content = message["content"]
     if isinstance(content, str):
         return {"role": message["role"], "content": content}
     texts = [part["text"] for part in content if part.get("type") == "text"]
-    images = [_image(part) for part in content if part.get("type") != "text"]
+    images = [_image_bytes(part) for part in content if part.get("type") != "text"]
     return {"role": message["role"], "content": "\n".join(texts), "images": images}
 
 
-def _image(part: dict[str, Any]) -> bytes:
+def _image_bytes(part: dict[str, Any]) -> bytes:
     """The bytes of an image: the SDK takes a text for the path of a file, and would send that."""
     match part:
         case {"type": "image_url", "image_url": {"url": str(url)}}:
-            if image := inline(url):
+            if image := parse_data_url(url):
                 return b64decode(image[1])
             raise Rejected("`OllamaLLM` fetches no images: put them in the chat as `data:image/png;base64,…`.")
         case _:

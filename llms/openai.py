@@ -29,7 +29,7 @@ class OpenAILLM(ChatCompletionsLLM):
     _api_key_env: ClassVar[str] = "OPENAI_API_KEY"
     _base_url_env: ClassVar[str | None] = "OPENAI_BASE_URL"
     _default_base_url: ClassVar[str | None] = "https://api.openai.com/v1"
-    _strict: ClassVar[bool] = True
+    _supports_strict_schema: ClassVar[bool] = True
 
     organization: str | None = Field(
         default=None, description="Organization that pays, of several; `OPENAI_ORG_ID` when empty."
@@ -51,12 +51,12 @@ class OpenAILLM(ChatCompletionsLLM):
 
     def account(self) -> Hashable:
         """The organization and the project too: each has limits of its own."""
-        return (super().account(), *self._payer().values())
+        return (super().account(), *self._billing_headers().values())
 
     async def _headers(self) -> dict[str, str]:
-        return self._payer() | await super()._headers()
+        return self._billing_headers() | await super()._headers()
 
-    def _payer(self) -> dict[str, str]:
+    def _billing_headers(self) -> dict[str, str]:
         """Who pays, where the key alone does not say."""
         payer = {
             "OpenAI-Organization": self.organization or os.getenv("OPENAI_ORG_ID"),

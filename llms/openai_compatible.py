@@ -20,7 +20,7 @@ class ChatCompletionsLLM(RemoteLLM, ABC):
 
     _path: ClassVar[str] = ""
     """What stands between the provider's base URL and `/chat/completions`; a base URL may end with it or not."""
-    _strict: ClassVar[bool] = False
+    _supports_strict_schema: ClassVar[bool] = False
     """Whether the API can be told to keep strictly to a schema."""
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
@@ -44,6 +44,8 @@ class ChatCompletionsLLM(RemoteLLM, ABC):
     def _body(self, chat: ChatType, num_generations: int, options: BaseModel) -> dict[str, Any]:
         """The request's body, for this provider."""
         mode, structure = self._mode(), self.structured_output
-        narrow = strict_schema if self._strict else None
-        held_to = chat_completions.held_to(mode, structure["schema"], narrow) if mode and structure else {}
+        narrow = strict_schema if self._supports_strict_schema else None
+        held_to = (
+            chat_completions.encode_structured_output(mode, structure["schema"], narrow) if mode and structure else {}
+        )
         return chat_completions.encode(self.model, self._told(chat), num_generations, options, held_to)

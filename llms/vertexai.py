@@ -13,9 +13,9 @@ import aiohttp
 from pydantic import Field, HttpUrl, SecretStr
 
 from llms.clients import chat_completions, event_loop
-from llms.clients.chat_completions import held_to
-from llms.clients.errors import from_sdk
-from llms.clients.images import inline
+from llms.clients.chat_completions import encode_structured_output
+from llms.clients.errors import error_from_sdk
+from llms.clients.images import parse_data_url
 from llms.config.extras import package
 from llms.config.prices import listed
 from llms.config.strict import Strict
@@ -24,7 +24,7 @@ from llms.options import ChatOptions
 from llms.remote import RemoteLLM, StructuredMode
 from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, Usage
 
-SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
+LOGIN_SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 
 FINISH_REASONS: dict[str, FinishReason | None] = {
     "STOP": "stop",
@@ -113,7 +113,7 @@ class VertexAILLM(RemoteLLM):
             Fatal: Naming what is missing.
         """
         package("google.genai", self)
-        self._login()
+        self._client_credentials()
         super().ready()
 
     def cost(self, usage: Usage) -> float | None:
@@ -123,13 +123,13 @@ class VertexAILLM(RemoteLLM):
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat `num_generations` times, with one request."""
-        request = self._request(input, num_generations, self.options(kwargs))
-        return await event_loop.hop(self._answer(request, num_generations))
+        request = self._build_request(input, num_generations, self.options(kwargs))
+        return await event_loop.run_on_loop(self._complete(request, num_generations))
 
-    async def _answer(self, request: dict[str, Any], num_generations: int) -> GenerateOutput:
+    async def _complete(self, request: dict[str, Any], num_generations: int) -> GenerateOutput:
         url = self._url()
         key = ("vertexai", url, self._key(), self._project(), self._location())
-        client = event_loop.shared(key, self._client, lambda client: client.aio.aclose())
+        client = event_loop.shared_client(key, self._client, lambda client: client.aio.aclose())
         auth = package("google.auth.exceptions", self)
         try:
             response = await client.aio.models.generate_content(**request)
@@ -138,7 +138,7 @@ class VertexAILLM(RemoteLLM):
                 raise Transient(f"Google's login: {type(error).__name__}: {error}") from None
             raise Fatal(f"Google's login refuses the credentials: {error}") from None
         except Exception as error:
-            raise from_sdk(error, url) from None
+            raise error_from_sdk(error, url) from None
         text = response.sdk_http_response.body or ""
         try:
             return _decode(json.loads(text), num_generations)
@@ -147,14 +147,16 @@ class VertexAILLM(RemoteLLM):
 
     def _client(self) -> Any:
         url = self._url()
-        session = event_loop.shared(("vertexai", url), lambda: _session(url), lambda session: session.close())
+        session = event_loop.shared_client(
+            ("vertexai", url), lambda: _open_session(url), lambda session: session.close()
+        )
         # Without `retry_options`, it sleeps and asks a second time where the line is bad.
         http = {"base_url": url, "aiohttp_client": session, "retry_options": {"attempts": 1}}
-        return package("google.genai", self).Client(enterprise=True, **self._login(), http_options=http)
+        return package("google.genai", self).Client(enterprise=True, **self._client_credentials(), http_options=http)
 
-    def _login(self) -> dict[str, Any]:
+    def _client_credentials(self) -> dict[str, Any]:
         """Who asks, as the SDK calls it: the key of express mode, or credentials and a project."""
-        if key := self._express():
+        if key := self._express_key():
             return {"api_key": key} | ({"project": self.project, "location": self._location()} if self.project else {})
         credentials, project = self._credentials()
         if not (project := self._project() or project):
@@ -166,7 +168,7 @@ class VertexAILLM(RemoteLLM):
         auth = package("google.auth", self)
         if not self.credentials:
             try:
-                return _application_default(auth, os.getenv("GOOGLE_APPLICATION_CREDENTIALS"))
+                return _default_credentials(auth, os.getenv("GOOGLE_APPLICATION_CREDENTIALS"))
             except auth.exceptions.DefaultCredentialsError:
                 raise Fatal(
                     f"`{type(self).__name__}` has no credentials: run `gcloud auth application-default login`, set "
@@ -177,11 +179,11 @@ class VertexAILLM(RemoteLLM):
         if not secret.lstrip().startswith("{"):
             return package("google.oauth2.credentials", self).Credentials(token=self._sound(secret)), None
         try:
-            return auth.load_credentials_from_dict(json.loads(secret), scopes=SCOPES)
+            return auth.load_credentials_from_dict(json.loads(secret), scopes=LOGIN_SCOPES)
         except (ValueError, auth.exceptions.GoogleAuthError):  # whose messages quote what they cannot read
             raise Fatal("`credentials` are neither an access token nor the JSON of a key file.") from None
 
-    def _express(self) -> str | None:
+    def _express_key(self) -> str | None:
         """The key of express mode, where it is in force: what is passed goes before what the environment says."""
         key = os.getenv(self._api_key_env) if not (self.credentials or self._project()) else None
         key = self.api_key.get_secret_value() if self.api_key else key
@@ -189,7 +191,7 @@ class VertexAILLM(RemoteLLM):
 
     def _key(self) -> str:
         """The secret in force; the application-default credentials are none of ours."""
-        return self._express() or (self.credentials.get_secret_value() if self.credentials else "")
+        return self._express_key() or (self.credentials.get_secret_value() if self.credentials else "")
 
     def _project(self) -> str | None:
         return self.project or os.getenv("GOOGLE_CLOUD_PROJECT")
@@ -200,13 +202,13 @@ class VertexAILLM(RemoteLLM):
     def _url(self) -> str:
         """The base URL in force; that of the location where none is given."""
         location, url = self._location(), super()._url()
-        if url != self._default_base_url or location == "global" or (self._express() and not self.project):
+        if url != self._default_base_url or location == "global" or (self._express_key() and not self.project):
             return url
         if location in ("us", "eu"):
             return f"https://aiplatform.{location}.rep.googleapis.com"
         return f"https://{location}-aiplatform.googleapis.com"
 
-    def _request(self, chat: ChatType, num_generations: int, options: Strict) -> dict[str, Any]:
+    def _build_request(self, chat: ChatType, num_generations: int, options: Strict) -> dict[str, Any]:
         """What the SDK is called with."""
         config: dict[str, Any] = {
             "automatic_continuation": False,  # each request is one request
@@ -214,12 +216,16 @@ class VertexAILLM(RemoteLLM):
             "should_return_http_response": True,  # the SDK's own reading of it costs more than sending it
         }
         chat = self._told(chat)
-        if system := [part for message in chat if message["role"] == "system" for part in _parts(message["content"])]:
+        if system := [
+            part for message in chat if message["role"] == "system" for part in _encode_parts(message["content"])
+        ]:
             config["system_instruction"] = {"parts": system}
         if num_generations > 1:
             config["candidate_count"] = num_generations
-        ours = held_to(self._mode() or "", self._schema()) | options.model_dump(by_alias=True, exclude_none=True)
-        config |= _format(ours.pop("response_format", {}))
+        ours = encode_structured_output(self._mode() or "", self._schema()) | options.model_dump(
+            by_alias=True, exclude_none=True
+        )
+        config |= _encode_format(ours.pop("response_format", {}))
         if stop := ours.pop("stop", None):
             config["stop_sequences"] = [stop] if isinstance(stop, str) else stop
         level = {"thinking_level": ours.pop("reasoning_effort").upper()} if "reasoning_effort" in ours else {}
@@ -231,25 +237,25 @@ class VertexAILLM(RemoteLLM):
         if more := ours.pop("extra_body", None):
             config["http_options"]["extra_body"] = more
         contents = [
-            {"role": "model" if message["role"] == "assistant" else "user", "parts": _parts(message["content"])}
+            {"role": "model" if message["role"] == "assistant" else "user", "parts": _encode_parts(message["content"])}
             for message in chat
             if message["role"] != "system"
         ]
         return {"model": self.model, "contents": contents, "config": config | ours}
 
 
-def _session(url: str) -> aiohttp.ClientSession:
+def _open_session(url: str) -> aiohttp.ClientSession:
     """The connections to one address, whoever asks; the SDK's own would send it a login from `~/.netrc`."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), proxy=chat_completions._proxy(url))
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), proxy=chat_completions.environment_proxy(url))
 
 
 @lru_cache
-def _application_default(auth: Any, path: str | None) -> tuple[Any, str | None]:
+def _default_credentials(auth: Any, path: str | None) -> tuple[Any, str | None]:
     """The credentials of this machine; the search for them may ask the network."""
-    return auth.default(scopes=SCOPES)
+    return auth.default(scopes=LOGIN_SCOPES)
 
 
-def _format(response_format: dict[str, Any]) -> dict[str, Any]:
+def _encode_format(response_format: dict[str, Any]) -> dict[str, Any]:
     """OpenAI's ways to say it as Gemini wants them; any other dictionary is Gemini's own."""
     match response_format:
         case {"type": "text"}:
@@ -262,17 +268,17 @@ def _format(response_format: dict[str, Any]) -> dict[str, Any]:
             return response_format
 
 
-def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _encode_parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A message's content as Gemini's parts."""
-    return [{"text": content}] if isinstance(content, str) else [_part(part) for part in content]
+    return [{"text": content}] if isinstance(content, str) else [_encode_part(part) for part in content]
 
 
-def _part(part: dict[str, Any]) -> dict[str, Any]:
+def _encode_part(part: dict[str, Any]) -> dict[str, Any]:
     match part:
         case {"type": "text", "text": str(text)}:
             return {"text": text}
         case {"type": "image_url", "image_url": {"url": str(url)}}:
-            if image := inline(url):
+            if image := parse_data_url(url):
                 return {"inline_data": {"mime_type": image[0], "data": b64decode(image[1])}}
             return {"file_data": {"file_uri": url, "mime_type": guess_type(urlsplit(url).path)[0]}}
         case _:

@@ -27,7 +27,7 @@ from llms.clients import event_loop  # noqa: E402
 from tests.support.openai_server import OpenAIServer, running  # noqa: E402
 from tests.support.wire import Wire, listening  # noqa: E402
 
-event_loop._allow_files()  # the wire is in this process too, with as many connections
+event_loop._raise_file_limit()  # the wire is in this process too, with as many connections
 
 PROVIDERS = ("ANTHROPIC_", "AZURE_OPENAI_", "GOOGLE_", "HF_TOKEN", "OLLAMA_", "OPENAI_")
 """How variables begin that a provider's SDK reads."""

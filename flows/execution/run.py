@@ -104,7 +104,7 @@ class Run:
         return dataset
 
     def _load(self) -> None:
-        limits = [name for name, most in self.budget.most.items() if most is not None]
+        limits = [name for name, most in self.budget.limits.items() if most is not None]
         if limits and (runner := other_processes()):
             raise ConfigurationError(
                 f"`{limits[0]}` is counted in one process, and `{runner}` sends batches to others: leave one out."
@@ -121,7 +121,7 @@ class Run:
                 )
 
     def _stream(self, executor: Executor) -> None:
-        with event_loop.cancellable() as cancel, self.budget.enforced(), light_batches():
+        with event_loop.cancel_scope() as cancel, self.budget.activate(), light_batches():
             try:
                 executor.run(self._taken)
             except Drained:
@@ -182,7 +182,7 @@ class Run:
             **({"error": f"{type(error).__name__}: {error}"} if error else {}),
             "flow_run": {"id": str(run.id), "name": run.name} if run else None,
             "parameters": self.parameters,
-            "budget": {name: most for name, most in self.budget.most.items() if most is not None},
+            "budget": {name: most for name, most in self.budget.limits.items() if most is not None},
             "steps": {step.name: provenance.described(step) for step in self.graph.steps},
             "prompts": self._prompts,
             "edges": self.graph.edges,

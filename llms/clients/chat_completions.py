@@ -17,7 +17,7 @@ import aiohttp
 from pydantic import BaseModel
 
 from llms.clients import event_loop
-from llms.clients.errors import failure, rates, said
+from llms.clients.errors import error_from_response, error_message, rate_limit_headers
 from llms.config import redaction
 from llms.errors import Fatal, Transient
 from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, TokenLogprob, Usage
@@ -38,12 +38,12 @@ FINISH_REASONS: dict[str, FinishReason] = {
 """What servers say, in our one vocabulary."""
 
 
-Read = Callable[[Any, Mapping[str, str]], GenerateOutput]
+ReplyDecoder = Callable[[Any, Mapping[str, str]], GenerateOutput]
 """Makes an answer of a reply's JSON and its headers."""
 
 
 async def complete(
-    url: str, headers: dict[str, str], body: dict[str, Any], timeout: float, read: Read | None = None
+    url: str, headers: dict[str, str], body: dict[str, Any], timeout: float, decoder: ReplyDecoder | None = None
 ) -> GenerateOutput:
     """Send one request and read the reply.
 
@@ -57,53 +57,55 @@ async def complete(
     Raises:
         LLMError: Of the class the failure belongs to; it never holds the headers.
     """
-    return await event_loop.hop(_complete(url, headers, body, timeout, read))
+    return await event_loop.run_on_loop(_complete(url, headers, body, timeout, decoder))
 
 
 async def _complete(
-    url: str, headers: dict[str, str], body: dict[str, Any], timeout: float, read: Read | None
+    url: str, headers: dict[str, str], body: dict[str, Any], timeout: float, decoder: ReplyDecoder | None
 ) -> GenerateOutput:
-    session = event_loop.shared("aiohttp", _session, lambda session: session.close())
+    session = event_loop.shared_client("aiohttp", _open_session, lambda session: session.close())
     started = time.perf_counter()
     try:
         async with session.post(
-            url, json=body, headers=headers, proxy=_proxy(url), timeout=aiohttp.ClientTimeout(total=timeout)
+            url, json=body, headers=headers, proxy=environment_proxy(url), timeout=aiohttp.ClientTimeout(total=timeout)
         ) as response:
             text = await response.text(errors="replace")
     except TimeoutError:
-        trouble = Transient(f"`{url}` gave no answer within {timeout:g} s.")
+        failure = Transient(f"`{url}` gave no answer within {timeout:g} s.")
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
-        trouble = Fatal(f"`{url}` is not an address: `base_url` is one, `https://` included.")
+        failure = Fatal(f"`{url}` is not an address: `base_url` is one, `https://` included.")
     except aiohttp.ClientError as error:
         what = redaction.hidden(f"{error}", ())  # a proxy that refuses is named with its login
-        trouble = Transient(f"`{url}`: {type(error).__name__}: {what}")
+        failure = Transient(f"`{url}`: {type(error).__name__}: {what}")
     except ValueError as error:  # a key with a line break, a login in the URL: no request was sent
-        trouble = Fatal(f"`{url}` cannot be asked: {error}")
+        failure = Fatal(f"`{url}` cannot be asked: {error}")
     else:
-        output = _answer(response, text, url, read)
+        output = _parse_response(response, text, url, decoder)
         output.seconds = time.perf_counter() - started
         return output
-    raise trouble  # not above, where aiohttp's error would go along: it holds the headers, and the proxy's login
+    raise failure  # not above, where aiohttp's error would go along: it holds the headers, and the proxy's login
 
 
-def _answer(response: aiohttp.ClientResponse, text: str, url: str, read: Read | None) -> GenerateOutput:
+def _parse_response(
+    response: aiohttp.ClientResponse, text: str, url: str, decoder: ReplyDecoder | None
+) -> GenerateOutput:
     if response.status != 200:
-        raise failure(response.status, response.headers, text, url)
+        raise error_from_response(response.status, response.headers, text, url)
     try:
         reply = json.loads(text)
-        output = read(reply, response.headers) if read else decode(reply)
+        output = decoder(reply, response.headers) if decoder else decode(reply)
     except (AttributeError, LookupError, TypeError, ValueError):
-        message, code = said(text)
+        message, code = error_message(text)
         request_id = response.headers.get("x-request-id")
         raise Transient(
             f"`{url}` answered no completion: {message}", status=200, code=code, request_id=request_id
         ) from None
-    output.headers = rates(response.headers)
+    output.headers = rate_limit_headers(response.headers)
     return output
 
 
 def encode(
-    model: str, chat: ChatType, num_generations: int, options: BaseModel, held_to: dict[str, Any]
+    model: str, chat: ChatType, num_generations: int, options: BaseModel, structured: dict[str, Any]
 ) -> dict[str, Any]:
     """The body of one chat completion; an option that is unset is not in it.
 
@@ -113,12 +115,12 @@ def encode(
     body: dict[str, Any] = {"model": model, "messages": chat}
     if num_generations > 1:
         body["n"] = num_generations
-    body |= held_to
+    body |= structured
     body |= options.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)
     return body | body.pop("extra_body", {})
 
 
-def held_to(
+def encode_structured_output(
     mode: str,
     schema: dict[str, Any] | str,
     strict: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
@@ -156,7 +158,7 @@ def decode(reply: dict[str, Any]) -> GenerateOutput:
     usage = reply.get("usage") or {}
     input_details = usage.get("prompt_tokens_details") or {}
     return GenerateOutput(
-        [_text(message) for message in messages],
+        [_message_text(message) for message in messages],
         finish_reasons=[
             "refusal" if message.get("refusal") else FINISH_REASONS.get(choice.get("finish_reason") or "")
             for choice, message in zip(choices, messages, strict=True)
@@ -173,7 +175,7 @@ def decode(reply: dict[str, Any]) -> GenerateOutput:
     )
 
 
-def _text(message: dict[str, Any]) -> str | None:
+def _message_text(message: dict[str, Any]) -> str | None:
     """The text of a message, or of its parts; the arguments of the tool it was made to call."""
     content = message.get("content")
     if isinstance(content, list):
@@ -188,7 +190,7 @@ def _reasoning(message: dict[str, Any]) -> str | None:
     """What the model thought first, wherever the provider puts that."""
     if isinstance(content := message.get("content"), list):
         thoughts = [part.get("thinking") for part in content if part.get("type") == "thinking"]
-        texts = [each if isinstance(each, str) else _text({"content": each}) for each in thoughts if each]
+        texts = [each if isinstance(each, str) else _message_text({"content": each}) for each in thoughts if each]
         return "".join(text for text in texts if text) or None
     return message.get("reasoning_content") or message.get("reasoning")
 
@@ -208,13 +210,13 @@ def _chosen_first(place: dict[str, Any]) -> list[TokenLogprob]:
     return [{"token": each["token"], "logprob": each["logprob"]} for each in (place, *others)]
 
 
-def _session() -> aiohttp.ClientSession:
+def _open_session() -> aiohttp.ClientSession:
     # No limit: admission is the engine's, and a request that queues for a connection spends its time-out there.
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
 
 @lru_cache(maxsize=100)
-def _proxy(url: str) -> str | None:
+def environment_proxy(url: str) -> str | None:
     """The proxy the environment names. Not `trust_env`, which also reads `~/.netrc`: a login there bars our key."""
     parts = urlsplit(url)
     return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)

@@ -17,7 +17,7 @@ CHATML = (
 """For files without a template; llama.cpp's server takes the same."""
 
 
-def spelled_out(template: str | None, chat: ChatType, **special: str) -> str:
+def render_chat(template: str | None, chat: ChatType, **special: str) -> str:
     """The chat as the model was trained to read it, up to where its answer begins.
 
     Args:
@@ -28,14 +28,14 @@ def spelled_out(template: str | None, chat: ChatType, **special: str) -> str:
     Raises:
         Rejected: If the template refuses the chat, or there is more in it than text.
     """
-    messages = [{**message, "content": text_of(message)} for message in chat]
+    messages = [{**message, "content": message_text(message)} for message in chat]
     try:
-        return _compiled(template or CHATML).render(messages=messages, add_generation_prompt=True, **special)
+        return _compile(template or CHATML).render(messages=messages, add_generation_prompt=True, **special)
     except TemplateError as error:
         raise Rejected(f"The model's chat template refuses this chat: {error}") from None
 
 
-def text_of(message: Message) -> str:
+def message_text(message: Message) -> str:
     """The text of a message.
 
     Raises:
@@ -50,14 +50,17 @@ def text_of(message: Message) -> str:
 
 
 @lru_cache(maxsize=16)
-def _compiled(template: str) -> Template:
+def _compile(template: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    environment.globals |= {
+        "raise_exception": _raise_template_error,
+        "strftime_now": lambda form: datetime.now().strftime(form),
+    }
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     return environment.from_string(template)
 
 
-def _refuse(reason: Any) -> None:
+def _raise_template_error(reason: Any) -> None:
     raise TemplateError(str(reason))

@@ -10,15 +10,15 @@ from typing import Any
 
 from llms.errors import Fatal, LLMError, Rejected, Transient, from_status
 
-WEATHER = re.compile(
+TRANSIENT_ERROR_NAMES = re.compile(
     "timeout|connect|protocol|disconnect|network|payload|readerror|writeerror|jsondecode|incomplete", re.I
 )
 """Names of exceptions that tell of a bad line, in whatever HTTP library an SDK stands on."""
 
 
-def failure(status: int, headers: Mapping[str, str], text: str, url: str) -> LLMError:
+def error_from_response(status: int, headers: Mapping[str, str], text: str, url: str) -> LLMError:
     """What a reply that is not 200 means."""
-    message, code = said(text)
+    message, code = error_message(text)
     folded = {name.lower(): value for name, value in headers.items()}
     wait = _retry_after(folded)
     return from_status(
@@ -26,12 +26,12 @@ def failure(status: int, headers: Mapping[str, str], text: str, url: str) -> LLM
         f"`{url}` answered {status}: {message}",
         code=code,
         request_id=folded.get("x-request-id") or folded.get("request-id"),
-        retry_after=_retry_delay(text) if wait is None else wait,
-        headers=rates(folded),
+        retry_after=_google_retry_delay(text) if wait is None else wait,
+        headers=rate_limit_headers(folded),
     )
 
 
-def from_sdk(error: Exception, url: str, *, text: str | None = None) -> LLMError:
+def error_from_sdk(error: Exception, url: str, *, text: str | None = None) -> LLMError:
     """What an exception of a provider's SDK means: by its HTTP status first, by its class second.
 
     Args:
@@ -47,26 +47,26 @@ def from_sdk(error: Exception, url: str, *, text: str | None = None) -> LLMError
     status = next((each for each in statuses if isinstance(each, int)), None)
     if status and status != 200:
         headers = getattr(error, "headers", None) or getattr(response, "headers", None) or {}
-        return failure(status, dict(headers), _body(error, response) if text is None else text, url)
+        return error_from_response(status, dict(headers), _error_body(error, response) if text is None else text, url)
     names = " ".join(cls.__name__ for cls in type(error).__mro__[:-2])
     if "InvalidURL" in names or "UnsupportedProtocol" in names:
         return Fatal(f"`{url}` is not an address: `base_url` is one, `https://` included.")
     if isinstance(error, TimeoutError) or "Timeout" in names and not f"{error}":
         return Transient(f"`{url}` gave no answer in time (`timeout`).")
     cause = f" ({error.__cause__})" if error.__cause__ else ""  # some SDKs say only "Connection error."
-    words = said(_body(error, response))[0] if status == 200 else error
+    words = error_message(_error_body(error, response))[0] if status == 200 else error
     message = f"`{url}`: {type(error).__name__}: {words}{cause}"
-    if isinstance(error, OSError | TimeoutError) or status == 200 or WEATHER.search(names):
+    if isinstance(error, OSError | TimeoutError) or status == 200 or TRANSIENT_ERROR_NAMES.search(names):
         return Transient(message, status=status)
     return Rejected(message)
 
 
-def rates(headers: Mapping[str, str]) -> dict[str, str]:
+def rate_limit_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """The headers that tell of rate limits, names in lower case."""
     return {name.lower(): value for name, value in headers.items() if "limit" in name.lower()}
 
 
-def said(text: str) -> tuple[str, str | None]:
+def error_message(text: str) -> tuple[str, str | None]:
     """The message and the code in an error's body, whatever shape it has."""
     try:
         body = json.loads(text)
@@ -87,7 +87,7 @@ def said(text: str) -> tuple[str, str | None]:
     return str(message)[:500], code
 
 
-def _body(error: Exception, response: Any) -> str:
+def _error_body(error: Exception, response: Any) -> str:
     """The body of the reply, as a text, wherever the SDK keeps it."""
     for body in (getattr(error, "details", None), getattr(error, "body", None), getattr(error, "error", None)):
         if body and isinstance(body, str | dict | list):
@@ -114,7 +114,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def _retry_delay(text: str) -> float | None:
+def _google_retry_delay(text: str) -> float | None:
     """Seconds that Google asks us to wait, which it says in the body."""
     delay = re.search(r'"retryDelay":\s*"([\d.]+)s"', text)
     return float(delay[1]) if delay else None

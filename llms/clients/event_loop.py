@@ -15,21 +15,21 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-FILES = 10_240
+MAX_OPEN_FILES = 10_240
 """Files this process may have open, where its system allows so many: each request in flight is one."""
 
-PATIENCE = 5.0
+SHUTDOWN_TIMEOUT_S = 5.0
 """Seconds that a client may take to close."""
 
-HEARTBEAT = 1.0
+WAIT_POLL_S = 1.0
 """Seconds after which whoever waits looks up: a signal that comes just before it falls asleep does not wake it."""
 
 
-class _Loop:
+class _LoopThread:
     """A thread that runs an event loop, and what has to be closed before it ends."""
 
     def __init__(self) -> None:
-        _allow_files()
+        _raise_file_limit()
         self.pid = os.getpid()
         self.loop = asyncio.new_event_loop()
         self.clients: dict[Hashable, tuple[Any, Callable[[], Awaitable[Any]]]] = {}
@@ -42,41 +42,41 @@ class _Loop:
         if tasks := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks, timeout=PATIENCE)
-        await asyncio.gather(*(_closed(close) for _, close in clients.values()), return_exceptions=True)
+            await asyncio.wait(tasks, timeout=SHUTDOWN_TIMEOUT_S)
+        await asyncio.gather(*(_close_client(close) for _, close in clients.values()), return_exceptions=True)
 
 
-async def _closed(close: Callable[[], Awaitable[Any]]) -> None:
-    async with asyncio.timeout(PATIENCE):
+async def _close_client(close: Callable[[], Awaitable[Any]]) -> None:
+    async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
         await close()
 
 
-def _allow_files() -> None:
+def _raise_file_limit() -> None:
     """Raise the usual limit of 1,024 open files, which 1,000 requests in flight meet; it is there for `select`."""
     with suppress(ImportError, ValueError, OSError):  # there is none, or nobody may raise it
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         unlimited = resource.RLIM_INFINITY
-        wanted = FILES if hard == unlimited else min(FILES, hard)
+        wanted = MAX_OPEN_FILES if hard == unlimited else min(MAX_OPEN_FILES, hard)
         if soft != unlimited and soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-_current: _Loop | None = None
-_inherited: list[_Loop] = []
+_current: _LoopThread | None = None
+_inherited: list[_LoopThread] = []
 """Loops of the process this one was forked from: to let go of one would cut its connections, which are not ours."""
 
 _lock = threading.Lock()
 
 
-def _running() -> _Loop:
+def _loop_thread() -> _LoopThread:
     global _current
     with _lock:
         if _current and _current.pid != os.getpid():  # a forked child has the object but not the thread
             _inherited.append(_current)
             _current = None
-        _current = _current or _Loop()
+        _current = _current or _LoopThread()
         return _current
 
 
@@ -84,18 +84,18 @@ _scope: ContextVar[set[Future[Any]] | None] = ContextVar("scope", default=None)
 
 
 @contextmanager
-def cancellable() -> Iterator[Callable[[], None]]:
+def cancel_scope() -> Iterator[Callable[[], None]]:
     """A way to give up everything that is run inside, in whatever thread that inherits this context."""
     waiting = set[Future[Any]]()
     outer = _scope.set(waiting)
 
     try:
-        yield give_up
+        yield cancel_all
     finally:
         _scope.reset(outer)
 
 
-def give_up() -> None:
+def cancel_all() -> None:
     """Give up everything that is run in the `cancellable` the caller is in."""
     for each in list(_scope.get() or ()):
         each.cancel()
@@ -103,17 +103,17 @@ def give_up() -> None:
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on the shared loop and wait for it, from any thread but the loop's own."""
-    running = _running()
+    running = _loop_thread()
     if threading.current_thread() is running.thread:
         coroutine.close()
         raise RuntimeError("`generate` was called on the models' own event loop: there, await `agenerate`.")
-    future: Future[T] = asyncio.run_coroutine_threadsafe(_heard(coroutine), running.loop)
+    future: Future[T] = asyncio.run_coroutine_threadsafe(_retrieve_exception(coroutine), running.loop)
     scope = _scope.get()
     if scope is not None:
         scope.add(future)
         future.add_done_callback(scope.discard)
     try:
-        while not wait([future], HEARTBEAT).done:
+        while not wait([future], WAIT_POLL_S).done:
             pass
         return future.result()
     except BaseException:
@@ -121,24 +121,24 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-async def _heard(coroutine: Coroutine[Any, Any, T]) -> T:
+async def _retrieve_exception(coroutine: Coroutine[Any, Any, T]) -> T:
     """The coroutine; how it ends is known even if whoever waited for it has gone."""
     task: Any = asyncio.current_task()
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return await coroutine
 
 
-async def hop(coroutine: Coroutine[Any, Any, T]) -> T:
+async def run_on_loop(coroutine: Coroutine[Any, Any, T]) -> T:
     """Await a coroutine that uses shared clients, from whatever loop the caller is on."""
-    running = _running()
+    running = _loop_thread()
     if asyncio.get_running_loop() is running.loop:
         return await coroutine
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, running.loop))
 
 
-def shared(key: Hashable, build: Callable[[], T], close: Callable[[T], Awaitable[Any]]) -> T:
+def shared_client(key: Hashable, build: Callable[[], T], close: Callable[[T], Awaitable[Any]]) -> T:
     """The client for `key`, built on first use and closed when the process ends. Call it on the loop."""
-    clients = _running().clients
+    clients = _loop_thread().clients
     if key not in clients:
         client = build()
         clients[key] = (client, lambda: close(client))
@@ -156,9 +156,9 @@ def close() -> None:
     elif ending:
         closing = asyncio.run_coroutine_threadsafe(ending.close(), ending.loop)
         try:
-            wait([closing], 3 * PATIENCE)
+            wait([closing], 3 * SHUTDOWN_TIMEOUT_S)
         finally:
             ending.loop.call_soon_threadsafe(ending.loop.stop)
-            ending.thread.join(PATIENCE)
+            ending.thread.join(SHUTDOWN_TIMEOUT_S)
             if not ending.thread.is_alive():
                 ending.loop.close()

@@ -5,7 +5,7 @@ from base64 import b64decode
 from llms.errors import Rejected
 
 
-def inline(url: str) -> tuple[str, str] | None:
+def parse_data_url(url: str) -> tuple[str, str] | None:
     """The media type and the Base64 text of an image that is within its URL; `None` of one that is elsewhere.
 
     Raises:

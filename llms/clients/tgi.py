@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from llms.clients.chat_completions import FINISH_REASONS
-from llms.clients.errors import from_sdk
+from llms.clients.errors import error_from_sdk
 from llms.errors import Fatal
 from llms.options import CommonOptions, RepetitionPenalty, StopTexts, TopK
 from llms.typing import GenerateOutput, Logprobs, StructuredOutputType, Usage
@@ -29,7 +29,7 @@ class TextOptions(CommonOptions):
     adapter_id: str | None = Field(default=None, description="LoRA adapter to use.")
 
 
-def encode(text: str, options: BaseModel, structure: StructuredOutputType | None) -> dict[str, Any]:
+def encode(text: str, options: BaseModel, structured_output: StructuredOutputType | None) -> dict[str, Any]:
     """The body of one generation; an option that is unset is not in it.
 
     Args:
@@ -38,8 +38,8 @@ def encode(text: str, options: BaseModel, structure: StructuredOutputType | None
     parameters = options.model_dump(exclude_none=True, exclude_unset=True)
     if parameters.get("temperature") == 0:  # the server refuses it
         parameters = {name: value for name, value in parameters.items() if name != "temperature"} | {"do_sample": False}
-    if structure:
-        parameters["grammar"] = {"type": structure["format"], "value": structure["schema"]}
+    if structured_output:
+        parameters["grammar"] = {"type": structured_output["format"], "value": structured_output["schema"]}
     return {"inputs": text, "parameters": parameters | {"details": True, "return_full_text": False}}
 
 
@@ -63,7 +63,7 @@ def _logprobs(details: dict[str, Any]) -> Logprobs | None:
     return [[{"token": each["text"], "logprob": each["logprob"]} for each in place] for place in chosen_first]
 
 
-def template(tokenizer: str, token: str) -> tuple[str, dict[str, str]]:
+def load_chat_template(tokenizer: str, token: str) -> tuple[str, dict[str, str]]:
     """The chat template of a tokenizer and the special tokens it may name.
 
     Args:
@@ -73,8 +73,8 @@ def template(tokenizer: str, token: str) -> tuple[str, dict[str, str]]:
     Raises:
         Fatal: If there is no such model, or it has no template.
     """
-    config = json.loads(_read(tokenizer, "tokenizer_config.json", token) or "{}")
-    found = _read(tokenizer, "chat_template.jinja", token) or config.get("chat_template")
+    config = json.loads(_read_file(tokenizer, "tokenizer_config.json", token) or "{}")
+    found = _read_file(tokenizer, "chat_template.jinja", token) or config.get("chat_template")
     if isinstance(found, list):
         found = {each["name"]: each["template"] for each in found}.get("default")
     if not found:
@@ -84,7 +84,7 @@ def template(tokenizer: str, token: str) -> tuple[str, dict[str, str]]:
     return found, texts | {"bos_token": ""}  # the server begins every text with that one itself
 
 
-def _read(tokenizer: str, name: str, token: str) -> str | None:
+def _read_file(tokenizer: str, name: str, token: str) -> str | None:
     """The text of a tokenizer's file; `None` if it has no such file."""
     from huggingface_hub import errors, hf_hub_download
 
@@ -96,4 +96,4 @@ def _read(tokenizer: str, name: str, token: str) -> str | None:
     except errors.RemoteEntryNotFoundError:
         return None
     except Exception as error:
-        raise from_sdk(error, f"{tokenizer}/{name}") from None
+        raise error_from_sdk(error, f"{tokenizer}/{name}") from None

@@ -74,12 +74,12 @@ def answer_batch(
     for at, (llm, _) in enumerate(requests):
         if missing := len(recall.missing(at)):
             asked.setdefault((0 if _together(own) else id(llm), missing), []).append(at)
-    limits = budget.enforced()
+    limits = budget.active_budget()
     try:
         for (_, count), group in asked.items():
             llm = own if _together(own) else requests[group[0]][0]
             while group:
-                part = group[: event_loop.run(limits.admit(len(group)))] if limits else group
+                part = group[: event_loop.run(limits.acquire(len(group)))] if limits else group
                 group, outputs = group[len(part) :], list[GenerateOutput]()
                 try:
                     outputs += _isolated(own, [requests[at] for at in part], count, options)
@@ -87,7 +87,7 @@ def answer_batch(
                     outputs += [GenerateOutput.failed(_of_its_row(error, llm, own), count) for _ in part]
                 finally:
                     if limits:
-                        event_loop.run(limits.leave(outputs, len(part)))
+                        event_loop.run(limits.release(outputs, len(part)))
                 new |= zip(part, outputs, strict=True)
                 event_loop.run(_keep_all(recall, part, outputs))
     except Fatal as error:

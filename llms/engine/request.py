@@ -1,4 +1,4 @@
-"""One request's life, on the shared loop: wait for a place, call, classify, try again or record."""
+"""One request's life, on the shared loop: wait for a slot, call, classify, try again or record."""
 
 import asyncio
 import random
@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from llms.clients.errors import from_sdk
+from llms.clients.errors import error_from_sdk
 from llms.config import redaction
 from llms.errors import Drained, Fatal, LLMError, Rejected, Throttled, Transient
 from llms.limits import budget
-from llms.limits.limiter import Limiter, limiter_of
-from llms.limits.shared_limit import shared
+from llms.limits.limiter import Limiter, get_limiter
+from llms.limits.shared_limit import shared_slot
 from llms.typing import ChatType, GenerateOutput
 
 if TYPE_CHECKING:
@@ -66,12 +66,12 @@ async def answer(
     Raises:
         Fatal: If no request can work.
     """
-    deadline, limits = deadline or Deadline(llm), budget.enforced()
+    deadline, limits = deadline or Deadline(llm), budget.active_budget()
     if not limits:
         return await _answer(llm, chat, num_generations, options, keep, deadline)
     try:
         async with asyncio.timeout_at(deadline.end):
-            await limits.admit()
+            await limits.acquire()
     except Drained as drained:  # an output, for now: what is in flight beside it is to finish
         return GenerateOutput.failed(drained, num_generations)
     except TimeoutError:
@@ -81,7 +81,7 @@ async def answer(
         outputs.append(await _answer(llm, chat, num_generations, options, keep, deadline))
         return outputs[0]
     finally:
-        await limits.leave(outputs)
+        await limits.release(outputs)
 
 
 async def _answer(
@@ -98,8 +98,8 @@ async def _answer(
         try:
             async with (
                 asyncio.timeout_at(deadline.end) as wait,
-                admission.place() as place,
-                shared(llm.shared_limit) if llm.shared_limit else nullcontext(),
+                admission.slot() as slot,
+                shared_slot(llm.shared_limit) if llm.shared_limit else nullcontext(),
             ):
                 wait.reschedule(None)
                 deadline.begin()
@@ -107,23 +107,23 @@ async def _answer(
                 try:
                     output = await _asked(llm, chat, num_generations, options, deadline)
                 except Exception as error:
-                    failure = from_sdk(error, type(llm).__name__)
+                    failure = error_from_sdk(error, type(llm).__name__)
                     redaction.hide(failure, llm)
                 else:
                     tokens = output.usage.input_tokens + output.usage.output_tokens
-                    place.succeeded(output.seconds if llm.shared_limit else None, tokens, output.headers)
+                    slot.on_success(output.seconds if llm.shared_limit else None, tokens, output.headers)
                     output.attempts, output.headers = attempts, None
                     await _kept(output, keep, llm)
                     return output
                 if isinstance(failure, Throttled):  # the limiter makes it wait, and all others; it costs no attempt
                     refusals += 1
                     again, pause = refusals < REFUSALS, 0.0
-                    place.throttled(failure.retry_after, failure.headers)
+                    slot.on_throttled(failure.retry_after, failure.headers)
                 elif isinstance(failure, Transient):
                     storms += 1
                     pause = failure.retry_after or random.uniform(0.5, 1.0) * min(30.0, 2.0**storms / 4)
                     again = storms < ATTEMPTS and waited + pause <= PATIENCE
-                    place.failed(failure.retry_after if again else None)
+                    slot.on_failure(failure.retry_after if again else None)
                 else:
                     again = False
         except TimeoutError:  # while it waited for its turn
@@ -172,7 +172,9 @@ async def _kept(output: GenerateOutput, keep: Keep, llm: "AsyncLLM") -> None:
 
 def limiter(llm: "AsyncLLM") -> Limiter:
     """Who admits this model's requests, with all others of its account that were given the same limits."""
-    return limiter_of(llm.account(), most=llm.max_concurrency, rpm=llm.requests_per_minute, tpm=llm.tokens_per_minute)
+    return get_limiter(
+        llm.account(), max_in_flight=llm.max_concurrency, rpm=llm.requests_per_minute, tpm=llm.tokens_per_minute
+    )
 
 
 async def summary(llm: "AsyncLLM") -> dict[str, Any]:

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from llms.errors import Drained
 from llms.typing import GenerateOutput, Usage
 
-FIRST = 8
+MAX_UNMEASURED_IN_FLIGHT = 8
 """Requests in flight while nobody knows yet what one costs."""
 
 
@@ -26,22 +26,22 @@ class Budget:
     """
 
     def __init__(self, max_cost: float | None = None, max_tokens: int | None = None) -> None:
-        self.most = {"max_cost": max_cost, "max_tokens_total": max_tokens}
-        self.spent = dict.fromkeys(self.most, 0.0)
-        self._in_flight = self._answered = 0
-        self._waiting: deque[asyncio.Future[bool]] = deque()
+        self.limits = {"max_cost": max_cost, "max_tokens_total": max_tokens}
+        self.spent = dict.fromkeys(self.limits, 0.0)
+        self._in_flight = self._measured = 0
+        self._waiters: deque[asyncio.Future[bool]] = deque()
 
     @contextmanager
-    def enforced(self) -> Iterator[None]:
+    def activate(self) -> Iterator[None]:
         """Everything asked inside, in whatever thread that inherits this context, is under this budget."""
-        limited = any(most is not None for most in self.most.values())
-        outer = _enforced.set(self if limited else None)
+        limited = any(most is not None for most in self.limits.values())
+        outer = _active_budget.set(self if limited else None)
         try:
             yield
         finally:
-            _enforced.reset(outer)
+            _active_budget.reset(outer)
 
-    async def admit(self, most: int = 1) -> int:
+    async def acquire(self, max_requests: int = 1) -> int:
         """Wait until another request may begin; `leave` must follow.
 
         Args:
@@ -53,67 +53,67 @@ class Budget:
         Raises:
             Drained: If there is not enough left for one.
         """
-        if not await self._admitted():
-            raise Drained(self._sentence())
+        if not await self._acquire_one():
+            raise Drained(self._message())
         count = 1
-        while count < most and self._fits():
+        while count < max_requests and self._fits():
             self._in_flight += 1
             count += 1
         return count
 
-    async def leave(self, outputs: Sequence[GenerateOutput] = (), requests: int = 1) -> None:
+    async def release(self, outputs: Sequence[GenerateOutput] = (), requests: int = 1) -> None:
         """So many requests are over, and this is what they came to."""
         for output in outputs:
-            self._answered += not output.error or output.usage != Usage()
+            self._measured += not output.error or output.usage != Usage()
             self.spent["max_cost"] += output.cost or 0.0
             self.spent["max_tokens_total"] += output.usage.input_tokens + output.usage.output_tokens
         self._in_flight -= requests
-        self._dispatch()
+        self._wake_waiters()
 
-    async def _admitted(self) -> bool:
-        if not self._waiting and self._fits():
+    async def _acquire_one(self) -> bool:
+        if not self._waiters and self._fits():
             self._in_flight += 1
             return True
         if not self._in_flight:
             return False
         turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiters.append(turn)
         try:
             return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.result():  # its turn came meanwhile: on to the next
                 self._in_flight -= 1
-                self._dispatch()
+                self._wake_waiters()
             raise
 
-    def _dispatch(self) -> None:
-        while self._waiting and (self._waiting[0].done() or self._fits() or not self._in_flight):
-            turn = self._waiting.popleft()
+    def _wake_waiters(self) -> None:
+        while self._waiters and (self._waiters[0].done() or self._fits() or not self._in_flight):
+            turn = self._waiters.popleft()
             if not turn.done():  # else it was cancelled
                 fits = self._fits()
                 self._in_flight += fits
                 turn.set_result(fits)
 
     def _fits(self) -> bool:
-        if not self._answered:
-            return self._in_flight < FIRST
+        if not self._measured:
+            return self._in_flight < MAX_UNMEASURED_IN_FLIGHT
         return all(
-            most is None or self.spent[name] * (1 + (self._in_flight + 1) / self._answered) <= most
-            for name, most in self.most.items()
+            most is None or self.spent[name] * (1 + (self._in_flight + 1) / self._measured) <= most
+            for name, most in self.limits.items()
         )
 
-    def _sentence(self) -> str:
+    def _message(self) -> str:
         near = [
             f"`{name}={most:g}` ({self.spent[name]:,.6g} spent, the next request would pass it)"
-            for name, most in self.most.items()
-            if most is not None and self.spent[name] * (1 + 1 / max(1, self._answered)) > most
+            for name, most in self.limits.items()
+            if most is not None and self.spent[name] * (1 + 1 / max(1, self._measured)) > most
         ]
         return f"The run stopped at {' and '.join(near)}. The same command with more goes on from here."
 
 
-_enforced: ContextVar[Budget | None] = ContextVar("budget", default=None)
+_active_budget: ContextVar[Budget | None] = ContextVar("budget", default=None)
 
 
-def enforced() -> Budget | None:
+def active_budget() -> Budget | None:
     """The budget the caller is under, if there is one."""
-    return _enforced.get()
+    return _active_budget.get()

@@ -1,6 +1,6 @@
 """One limit for all processes and machines: a global concurrency limit of Prefect, taken in blocks.
 
-    async with shared("openai"):
+    async with shared_slot("openai"):
         output = await ask()
 
 Prefect is asked about twice a second however many requests there are, and only while there are some. The limit itself
@@ -33,19 +33,19 @@ from llms.errors import Fatal
 
 logger = logging.getLogger(__name__)
 
-TURN = 0.5  # seconds between two looks, give or take a random half: of equal processes none is always the first
-LONGEST_TURN = 2.0  # where few requests a minute are allowed, or somebody was faster
-TIMEOUT = 10.0  # seconds Prefect has to answer
+TICK_S = 0.5  # seconds between two looks, give or take a random half: of equal processes none is always the first
+MAX_TICK_S = 2.0  # where few requests a minute are allowed, or somebody was faster
+PREFECT_TIMEOUT_S = 10.0  # seconds Prefect has to answer
 
-LEASE = 60.0  # seconds after which Prefect takes back the slots of a process that died; it allows no fewer
-KEEP = 10.0  # seconds after which slots are given back although they are used, so that others have their turn
-IDLE = 2.0  # seconds after which slots are given back that nobody used
+LEASE_S = 60.0  # seconds after which Prefect takes back the slots of a process that died; it allows no fewer
+LEASE_KEEP_S = 10.0  # seconds after which slots are given back although they are used, so that others have their turn
+LEASE_IDLE_S = 2.0  # seconds after which slots are given back that nobody used
 
-BLOCKS = 8  # leases to a limit: what a process takes, and gives back, at once
+LEASES_PER_LIMIT = 8  # leases to a limit: what a process takes, and gives back, at once
 
 
 @asynccontextmanager
-async def shared(name: str) -> AsyncIterator[None]:
+async def shared_slot(name: str) -> AsyncIterator[None]:
     """A request's place within the limit of this name, on the models' own loop; first come first served.
 
     Args:
@@ -54,12 +54,12 @@ async def shared(name: str) -> AsyncIterator[None]:
     Raises:
         Fatal: If there is no such limit, it is switched off, or Prefect cannot be reached at first.
     """
-    limit = event_loop.shared(("shared limit", name), lambda: SharedLimit(name), SharedLimit.close)
-    await limit.enter()
+    limit = event_loop.shared_client(("shared limit", name), lambda: SharedLimit(name), SharedLimit.close)
+    await limit.acquire()
     try:
         yield
     finally:
-        limit.leave()
+        limit.release()
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class _Lease:
     slots: int
     taken_at: float
     renewed_at: float
-    leaving: bool = False
+    releasing: bool = False
 
 
 class SharedLimit:
@@ -77,215 +77,219 @@ class SharedLimit:
     def __init__(self, name: str) -> None:
         self.name = name
         self.in_flight = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._wanted = asyncio.Event()
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._wakeup = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
-        self._work: asyncio.Task[None] | None = None
+        self._poll_task: asyncio.Task[None] | None = None
         self._client: PrefectClient
         self._reached = self._is_rate = False
         self._permits = 0  # of a rate: taken, and their time has come
-        self._due, self._taken_at = 0.0, -math.inf  # of a rate: what this process may take, were it alone
-        self._forgotten = 0.0  # of a rate: what Prefect lost in rounding
+        self._permits_due, self._taken_at = 0.0, -math.inf  # of a rate: what this process may take, were it alone
+        self._rounding_loss = 0.0  # of a rate: what Prefect lost in rounding
         self._leases: list[_Lease] = []
         self._slots = 0  # leased, without those that leave
-        self._peak, self._busy_at, self._missed_at = 0, 0.0, -math.inf
+        self._peak_in_flight, self._busy_at, self._unreachable_at = 0, 0.0, -math.inf
 
-    async def enter(self) -> None:
+    async def acquire(self) -> None:
         """Wait for a permit or a slot."""
-        if not self._waiting and self._may():
+        if not self._waiters and self._can_admit():
             return self._admit()
         future = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        self._wanted.set()
-        if self._work is None or self._work.done():
-            self._work = asyncio.create_task(self._deal())
+        self._waiters.append(future)
+        self._wakeup.set()
+        if self._poll_task is None or self._poll_task.done():
+            self._poll_task = asyncio.create_task(self._run())
         try:
             await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and not future.exception():  # its turn came: on to the next
                 self._permits += self._is_rate
-                self.leave()
+                self.release()
             raise
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """The request is done, whatever became of it."""
         self.in_flight -= 1
-        self._hand_out()
+        self._grant()
 
     async def close(self) -> None:
         """Give back what is leased."""
-        if self._work:
-            self._work.cancel()
-            await asyncio.wait([self._work])
+        if self._poll_task:
+            self._poll_task.cancel()
+            await asyncio.wait([self._poll_task])
 
-    def _may(self) -> bool:
+    def _can_admit(self) -> bool:
         return self._permits > 0 if self._is_rate else self.in_flight < self._slots
 
     def _admit(self) -> None:
         self._permits -= self._is_rate
         self.in_flight += 1
-        self._peak = max(self._peak, self.in_flight)
+        self._peak_in_flight = max(self._peak_in_flight, self.in_flight)
 
-    def _hand_out(self, permits: int = 0) -> None:
+    def _grant(self, permits: int = 0) -> None:
         self._permits += permits
-        while self._waiting and self._may():
-            future = self._waiting.popleft()
+        while self._waiters and self._can_admit():
+            future = self._waiters.popleft()
             if not future.done():
                 self._admit()
                 future.set_result(None)
 
-    async def _deal(self) -> None:
+    async def _run(self) -> None:
         """Be Prefect's client, until this process ends or nothing helps."""
         try:
             if not PREFECT_API_URL.value():
-                raise Fatal(f"The shared limit `{self.name}` needs a Prefect server. {_SERVER}")
-            settings = {"timeout": TIMEOUT, "event_hooks": {"response": [_at_once]}}
+                raise Fatal(f"The shared limit `{self.name}` needs a Prefect server. {_SERVER_HINT}")
+            settings = {"timeout": PREFECT_TIMEOUT_S, "event_hooks": {"response": [_raise_if_busy]}}
             with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
-                async with get_client(httpx_settings=settings) as self._client, self._all_back():
-                    await self._turns()
+                async with get_client(httpx_settings=settings) as self._client, self._released_on_exit():
+                    await self._poll()
         except Exception as error:
-            self._fail(self._cure(error) or _said(error))
+            self._fail(self._remedy(error) or _describe(error))
 
     @asynccontextmanager
-    async def _all_back(self) -> AsyncIterator[None]:
+    async def _released_on_exit(self) -> AsyncIterator[None]:
         try:
             yield
         finally:
             with suppress(Exception):  # or they go back when the leases end
                 async with asyncio.timeout(5):
                     for lease in list(self._leases):
-                        await self._release(lease)
+                        await self._release_lease(lease)
 
-    async def _turns(self) -> None:
+    async def _poll(self) -> None:
         """Turn after turn, while somebody waits or something is leased."""
-        storms = 0
+        failures = 0
         while True:
             began = self._clock()
             try:
-                pause, storms = await self._turn(), 0
+                pause, failures = await self._tick(), 0
             except Exception as error:
-                if self._cure(error):
+                if self._remedy(error):
                     raise
-                self._missed_at = self._clock() if isinstance(error, httpx.TransportError) else self._missed_at
-                storms += 1
-                pause = min(15.0, 2.0**storms / 10) * random.uniform(0.5, 1.5)
-                if storms == 3:  # its SQLite may be busy for a moment
-                    logger.warning("Prefect, for the shared limit `%s`: %s; tried again.", self.name, _said(error))
+                self._unreachable_at = (
+                    self._clock() if isinstance(error, httpx.TransportError) else self._unreachable_at
+                )
+                failures += 1
+                pause = min(15.0, 2.0**failures / 10) * random.uniform(0.5, 1.5)
+                if failures == 3:  # its SQLite may be busy for a moment
+                    logger.warning("Prefect, for the shared limit `%s`: %s; tried again.", self.name, _describe(error))
             await asyncio.sleep(began + pause - self._clock())
-            if not self._waiting and not self._leases:
-                self._wanted.clear()
-                await self._wanted.wait()
+            if not self._waiters and not self._leases:
+                self._wakeup.clear()
+                await self._wakeup.wait()
 
-    async def _turn(self) -> float:
+    async def _tick(self) -> float:
         """Do what is to do; seconds until the next time."""
-        self._waiting = deque(future for future in self._waiting if not future.done())
-        pause = TURN * random.uniform(0.5, 1.5)
-        if await self._tend() or not self._waiting:
+        self._waiters = deque(future for future in self._waiters if not future.done())
+        pause = TICK_S * random.uniform(0.5, 1.5)
+        if await self._tend_leases() or not self._waiters:
             return pause
-        limit = await self._look()
+        limit = await self._read_limit()
         self._is_rate = limit.slot_decay_per_second > 0
         try:
-            return await (self._take(limit) if self._is_rate else self._lease(limit, pause))
+            return await (self._take_permits(limit) if self._is_rate else self._take_lease(limit, pause))
         except httpx.HTTPStatusError as error:
             if error.response.status_code != 423:  # somebody was faster
                 raise
-            return min(LONGEST_TURN, float(error.response.headers.get("Retry-After", pause)))
+            return min(MAX_TICK_S, float(error.response.headers.get("Retry-After", pause)))
 
-    async def _look(self) -> GlobalConcurrencyLimitResponse:
+    async def _read_limit(self) -> GlobalConcurrencyLimitResponse:
         limit = await self._client.read_global_concurrency_limit_by_name(self.name)
         if not limit.active:
             raise Fatal(f"The shared limit `{self.name}` is switched off: `prefect gcl update {self.name} --enable`.")
         self._reached = True
         return limit
 
-    async def _take(self, limit: GlobalConcurrencyLimitResponse) -> float:
+    async def _take_permits(self, limit: GlobalConcurrencyLimitResponse) -> float:
         """Take permits for the time until the next turn, and spread them over it.
 
         Prefect counts whole slots, and at every change forgets the fraction that had decayed since the one before: what
         we see it forget, we use. A refusal makes it forget all, so nothing is asked for that was not seen to be free.
         """
         rate = limit.slot_decay_per_second
-        usual = max(0.1, min(LONGEST_TURN, max(TURN, 0.5 / rate), 0.5 * limit.limit / rate))
+        usual = max(0.1, min(MAX_TICK_S, max(TICK_S, 0.5 / rate), 0.5 * limit.limit / rate))
         turn, now = usual * random.uniform(0.5, 1.5), self._clock()
-        self._due = min(self._due + rate * (now - self._taken_at), 1.5 * rate * usual + 1)  # whatever gathered there
+        self._permits_due = min(
+            self._permits_due + rate * (now - self._taken_at), 1.5 * rate * usual + 1
+        )  # whatever gathered there
         self._taken_at = now
-        wanted = min(len(self._waiting), int(self._due))
+        wanted = min(len(self._waiters), int(self._permits_due))
         free = max(0, min(wanted, limit.limit - limit.active_slots))
         if free:
             await self._client.increment_concurrency_slots([self.name], free, "rate_limit")
-        found = min(wanted - free, int(self._forgotten))
+        found = min(wanted - free, int(self._rounding_loss))
         for at in range(free + found):
-            asyncio.get_running_loop().call_later(turn * at / (free + found), self._hand_out, 1)
-        self._due -= free + found
-        self._forgotten -= found
+            asyncio.get_running_loop().call_later(turn * at / (free + found), self._grant, 1)
+        self._permits_due -= free + found
+        self._rounding_loss -= found
         if free:
-            after = await self._look()
+            after = await self._read_limit()
             if after.active_slots > free and after.updated and limit.updated:  # else it was empty: nothing was lost
-                self._forgotten += rate * (after.updated - limit.updated).total_seconds() % 1
+                self._rounding_loss += rate * (after.updated - limit.updated).total_seconds() % 1
         return turn
 
-    async def _lease(self, limit: GlobalConcurrencyLimitResponse, pause: float) -> float:
+    async def _take_lease(self, limit: GlobalConcurrencyLimitResponse, pause: float) -> float:
         """Lease slots for those who wait, a block at a time."""
         free = limit.limit - limit.active_slots
-        count = min(len(self._waiting), free, math.ceil(limit.limit / BLOCKS))
+        count = min(len(self._waiters), free, math.ceil(limit.limit / LEASES_PER_LIMIT))
         if count < 1:
             return pause
-        reply = await self._client.increment_concurrency_slots_with_lease([self.name], count, "concurrency", LEASE)
+        reply = await self._client.increment_concurrency_slots_with_lease([self.name], count, "concurrency", LEASE_S)
         now = self._clock()
         self._leases.append(_Lease(UUID(reply.json()["lease_id"]), count, now, now))
         self._slots += count
-        self._hand_out()
-        return 0.0 if self._waiting and count < free else pause
+        self._grant()
+        return 0.0 if self._waiters and count < free else pause
 
-    async def _tend(self) -> bool:
+    async def _tend_leases(self) -> bool:
         """Renew the leases; give back what is idle, and one that was kept for long. Whether anything went back."""
         now = self._clock()
-        for lease in [each for each in self._leases if now > each.renewed_at + LEASE / 3]:
-            await self._renew(lease)
-        if self._waiting or any(self._peak > self._slots - lease.slots for lease in self._leases):
+        for lease in [each for each in self._leases if now > each.renewed_at + LEASE_S / 3]:
+            await self._renew_lease(lease)
+        if self._waiters or any(self._peak_in_flight > self._slots - lease.slots for lease in self._leases):
             self._busy_at = now
-        self._peak = self.in_flight
+        self._peak_in_flight = self.in_flight
         for lease in self._leases:
-            late = now > lease.taken_at + KEEP and not any(each.leaving for each in self._leases)
-            idle = now > self._busy_at + IDLE and self.in_flight <= self._slots - lease.slots
-            if not lease.leaving and (late or idle):
-                lease.leaving = True
+            late = now > lease.taken_at + LEASE_KEEP_S and not any(each.releasing for each in self._leases)
+            idle = now > self._busy_at + LEASE_IDLE_S and self.in_flight <= self._slots - lease.slots
+            if not lease.releasing and (late or idle):
+                lease.releasing = True
                 self._slots -= lease.slots
         before = len(self._leases)
-        for lease in [each for each in self._leases if each.leaving]:
+        for lease in [each for each in self._leases if each.releasing]:
             if self.in_flight <= sum(each.slots for each in self._leases) - lease.slots:
-                await self._release(lease)
+                await self._release_lease(lease)
         return len(self._leases) < before
 
-    async def _renew(self, lease: _Lease) -> bool:
+    async def _renew_lease(self, lease: _Lease) -> bool:
         """Whether it is still ours."""
         now = self._clock()
         try:
-            await self._client.renew_concurrency_lease(lease.id, LEASE)
+            await self._client.renew_concurrency_lease(lease.id, LEASE_S)
         except httpx.HTTPStatusError as error:
             if error.response.status_code != 410:
                 raise
             # A server that was restarted forgets the lease, but not its slots. If it was only out of reach for longer,
             # they go back twice, and others may have as many too many in flight: that passes, lost slots do not.
-            if now < lease.renewed_at + LEASE or self._missed_at > lease.renewed_at:
+            if now < lease.renewed_at + LEASE_S or self._unreachable_at > lease.renewed_at:
                 with suppress(httpx.ReadTimeout):
                     await self._client.release_concurrency_slots([self.name], lease.slots, now - lease.taken_at + 0.1)
-            self._drop(lease)
+            self._drop_lease(lease)
             return False
         lease.renewed_at = now
         return True
 
-    async def _release(self, lease: _Lease) -> None:
-        if await self._renew(lease):  # or a forgotten one's slots would be lost: Prefect does not say
+    async def _release_lease(self, lease: _Lease) -> None:
+        if await self._renew_lease(lease):  # or a forgotten one's slots would be lost: Prefect does not say
             with suppress(httpx.ReadTimeout):  # it is done yet; told again, a busy server gives the slots back twice
                 await self._client.release_concurrency_slots_with_lease(lease.id)
-            self._drop(lease)
+            self._drop_lease(lease)
 
-    def _drop(self, lease: _Lease) -> None:
+    def _drop_lease(self, lease: _Lease) -> None:
         self._leases.remove(lease)
-        self._slots = sum(each.slots for each in self._leases if not each.leaving)
+        self._slots = sum(each.slots for each in self._leases if not each.releasing)
 
-    def _cure(self, error: Exception) -> str | None:
+    def _remedy(self, error: Exception) -> str | None:
         """What to do about it, if waiting does not help."""
         name = f"shared limit `{self.name}`"
         match error:
@@ -297,24 +301,26 @@ class SharedLimit:
             case httpx.ReadTimeout() | httpx.HTTPStatusError(response=httpx.Response(status_code=503)):  # it is busy
                 return None
             case httpx.HTTPError():
-                return None if self._reached else f"Prefect says nothing of the {name}: {_said(error)}. {_SERVER}"
-        return f"The {name}: {_said(error)}."
+                return (
+                    None if self._reached else f"Prefect says nothing of the {name}: {_describe(error)}. {_SERVER_HINT}"
+                )
+        return f"The {name}: {_describe(error)}."
 
     def _fail(self, message: str) -> None:
         self._reached, self._leases, self._slots, self._permits = False, [], 0, 0
-        while self._waiting:
-            if not (future := self._waiting.popleft()).done():
+        while self._waiters:
+            if not (future := self._waiters.popleft()).done():
                 future.set_exception(Fatal(message))
 
 
-_SERVER = "Start one with `prefect server start`, and name it: `prefect config set PREFECT_API_URL=http://…/api`."
+_SERVER_HINT = "Start one with `prefect server start`, and name it: `prefect config set PREFECT_API_URL=http://…/api`."
 
 
-async def _at_once(response: httpx.Response) -> None:
+async def _raise_if_busy(response: httpx.Response) -> None:
     """Say that the server is busy before Prefect's client sleeps over it: we know how soon to try again."""
     if response.status_code in (502, 503):
         response.raise_for_status()
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -19,7 +19,7 @@ from typing import Any
 
 import aiohttp
 
-from llms.limits.limiter import Limiter, Place
+from llms.limits.limiter import Limiter, Slot
 from tests.benchmarks.provider import running
 
 MOST = 500
@@ -39,21 +39,21 @@ async def ask(url: str, requests: int, limited: bool) -> dict[str, Any]:
     answered = 0
     body = {"model": "m", "messages": [{"role": "user", "content": "What is the capital of Spain? " * 20}]}
 
-    def place() -> AbstractAsyncContextManager[Place | None]:
-        return limiter.place() if limited else semaphore  # type: ignore[return-value]
+    def slot() -> AbstractAsyncContextManager[Slot | None]:
+        return limiter.slot() if limited else semaphore  # type: ignore[return-value]
 
     async def one(session: aiohttp.ClientSession) -> None:
         nonlocal answered
         while True:
-            async with place() as mine, session.post(f"{url}/chat/completions", json=body) as response:
+            async with slot() as mine, session.post(f"{url}/chat/completions", json=body) as response:
                 await response.read()
                 if response.status == 200:
                     answered += 1
                     if mine:
-                        mine.succeeded(headers=response.headers)
+                        mine.on_success(headers=response.headers)
                     return
                 if mine:
-                    mine.throttled(float(response.headers["retry-after"]), response.headers)
+                    mine.on_throttled(float(response.headers["retry-after"]), response.headers)
             if not limited:
                 await asyncio.sleep(1)
 
@@ -94,9 +94,9 @@ def report(kind: str, arguments: argparse.Namespace) -> None:
 
 
 async def cpu(waiting: int, limited: bool, requests: int = 20_000) -> float:
-    """Milliseconds of CPU per acquire and release while `waiting` wait for 64 places."""
+    """Milliseconds of CPU per acquire and release while `waiting` wait for 64 slots."""
     limiter = Limiter(64)
-    limiter._rates.tempo.ready_at = -math.inf  # the opening is a matter of time, not of CPU
+    limiter._rates.learned.ready_at = -math.inf  # the opening is a matter of time, not of CPU
     semaphore = asyncio.Semaphore(64)
     left = requests
 
@@ -105,9 +105,9 @@ async def cpu(waiting: int, limited: bool, requests: int = 20_000) -> float:
         while left > 0:
             left -= 1
             if limited:
-                async with limiter.place() as place:
+                async with limiter.slot() as slot:
                     await asyncio.sleep(0)
-                    place.succeeded(0.5)
+                    slot.on_success(0.5)
             else:
                 async with semaphore:
                     await asyncio.sleep(0)

@@ -21,7 +21,7 @@ import transformers
 from llama_cpp import Llama
 
 from llms import LlamaCppLLM, demo
-from llms.clients.chat_template import spelled_out
+from llms.clients.chat_template import render_chat
 from llms.demo.training.to_gguf import to_gguf
 from llms.local.automaton import Guide
 from llms.typing import ChatType
@@ -69,7 +69,7 @@ def bare(llama: Llama) -> tuple[list[str], int]:
     """
     template = llama.metadata["tokenizer.chat_template"]
     answers: list[Any] = [
-        llama.create_completion(spelled_out(template, chat), max_tokens=TOKENS, temperature=0.0) for chat in CHATS
+        llama.create_completion(render_chat(template, chat), max_tokens=TOKENS, temperature=0.0) for chat in CHATS
     ]
     tokens = sum(answer["usage"]["completion_tokens"] for answer in answers)
     return [answer["choices"][0]["text"] for answer in answers], tokens

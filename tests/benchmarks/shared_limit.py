@@ -26,7 +26,7 @@ WORKER = """
 import asyncio, json, sys, time
 import httpx
 from llms.clients import event_loop
-from llms.limits.shared_limit import shared
+from llms.limits.shared_limit import shared_slot
 
 name, seconds, trips, times = sys.argv[1], float(sys.argv[2]), [], []
 send = httpx.AsyncHTTPTransport.handle_async_request
@@ -38,7 +38,7 @@ async def count(self, request):
 httpx.AsyncHTTPTransport.handle_async_request = count
 
 async def one():
-    async with shared(name):
+    async with shared_slot(name):
         times.append(time.time())
 
 async def main():

@@ -15,7 +15,7 @@ from anthropic.types import StopReason
 from anthropic.types.message_create_params import MessageCreateParamsBase
 
 from llms import Fatal, LLMError, Rejected, Throttled, Transient
-from llms.anthropic import FINISH_REASONS, MAX_TOKENS, SAMPLING, AnthropicLLM
+from llms.anthropic import DEFAULT_MAX_TOKENS, FINISH_REASONS, SAMPLING_OPTIONS, AnthropicLLM
 from llms.clients import event_loop
 from llms.errors import FATAL_CODES
 from llms.typing import ChatType, GenerateOutput, Usage
@@ -98,7 +98,7 @@ def test_what_is_sent(claude):
     assert request.headers["content-type"] == "application/json"
     assert body == {
         "model": "claude-sonnet-5-5",
-        "max_tokens": MAX_TOKENS,
+        "max_tokens": DEFAULT_MAX_TOKENS,
         "system": "Be brief.",
         "messages": [CHAT[1]],
     }
@@ -128,7 +128,7 @@ OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
 def test_an_option_reaches_the_wire_and_nothing_else_does(name, claude):
     value, members = OPTIONS[name]
     assert sent(claude, options={name: value}) == sent(claude) | members
-    header = {"anthropic-version": "2023-06-01" if name in SAMPLING else "2026-10-21"}
+    header = {"anthropic-version": "2023-06-01" if name in SAMPLING_OPTIONS else "2026-10-21"}
     header |= value if name == "extra_headers" else {}
     assert header.items() <= claude.requests[0].headers.items()
 
@@ -136,7 +136,7 @@ def test_an_option_reaches_the_wire_and_nothing_else_does(name, claude):
 def test_every_wire_name_is_one_the_sdk_knows_but_those_it_dropped():
     names = {field.serialization_alias or name for name, field in AnthropicLLM.Options.model_fields.items()}
     names -= {"effort", "extra_body", "extra_headers"}
-    assert names - MessageCreateParamsBase.__annotations__.keys() == set(SAMPLING)
+    assert names - MessageCreateParamsBase.__annotations__.keys() == set(SAMPLING_OPTIONS)
 
 
 def test_sampling_goes_with_more_members_and_headers(claude):

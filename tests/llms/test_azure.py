@@ -14,7 +14,7 @@ import pytest
 from openai import AsyncAzureOpenAI, AsyncOpenAI
 
 from llms import Fatal, Rejected, Transient
-from llms.azure import SCOPE, AzureOpenAILLM
+from llms.azure import TOKEN_SCOPE, AzureOpenAILLM
 from llms.clients import event_loop
 from llms.engine import request
 from llms.typing import ChatType
@@ -273,7 +273,7 @@ def test_signs_in_once_as_whoever_azure_identity_finds(wire, managed_identity):
     llm.load()
     assert llm.generate([CHAT] * 100) == [["Madrid."]] * 100
     (token,) = asked_for_tokens(wire)
-    assert SCOPE.removesuffix("/.default") in token.path.replace("%3A", ":").replace("%2F", "/")
+    assert TOKEN_SCOPE.removesuffix("/.default") in token.path.replace("%3A", ":").replace("%2F", "/")
     completions = [each for each in wire.requests if "chat" in each.path]
     assert {each.headers["authorization"] for each in completions} == {"Bearer token-1"}
     assert pickle.loads(pickle.dumps(llm)) == llm and "token-1" not in repr(llm)

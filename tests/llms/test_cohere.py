@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from llms import Fatal, LLMError, Rejected, Throttled, Transient
 from llms.clients import event_loop
-from llms.cohere import CohereLLM, enforced
+from llms.cohere import CohereLLM, narrow_schema
 from llms.structured.output import with_schema_prompt
 from llms.typing import ChatType, GenerateOutput, Usage
 
@@ -230,7 +230,7 @@ class Person(BaseModel):
 )
 def test_what_the_api_cannot_enforce_is_left_out(whole, kept):
     schema = {"type": "object", "properties": {"a": whole}, "required": ["a"]}
-    found = enforced(schema)
+    found = narrow_schema(schema)
     assert found and found["properties"]["a"].items() >= kept.items()
     assert found["properties"]["a"].keys() - kept.keys() <= {"items"}
     assert "maximum" not in json.dumps(found)
@@ -238,11 +238,11 @@ def test_what_the_api_cannot_enforce_is_left_out(whole, kept):
 
 def test_a_pydantic_class_is_sent_whole():
     schema = Person.model_json_schema()
-    assert enforced(schema) == schema
+    assert narrow_schema(schema) == schema
 
 
 def test_what_is_left_out_makes_no_text_wrong():
-    narrowed = enforced(SCHEMA) or {}
+    narrowed = narrow_schema(SCHEMA) or {}
     jsonschema.validate(json.loads(ADA), narrowed)
     jsonschema.validate({"name": "x" * 10, "age": -1}, narrowed)
 

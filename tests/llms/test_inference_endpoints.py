@@ -31,11 +31,11 @@ TEXT = "<system>Be brief.</s><user>¿Capital de España? 🇪🇸</s><assistant>
 @pytest.fixture(autouse=True)
 def nothing_found_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No endpoint or template of another test is known, and no token of the developer's is cached."""
-    monkeypatch.setattr(inference_endpoints, "_known", {})
-    inference_endpoints._left_here.cache_clear()
+    monkeypatch.setattr(inference_endpoints, "_lookups", {})
+    inference_endpoints._cli_token.cache_clear()
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(inference_endpoints, "WAKING", 0.02)
+    monkeypatch.setattr(inference_endpoints, "WAKE_RETRY_S", 0.02)
 
 
 @pytest.fixture
@@ -445,7 +445,7 @@ def test_an_endpoint_nobody_knows_is_fatal(api):
 
 @pytest.mark.parametrize("fields", [{}, {"endpoint_name": None, "endpoint_namespace": None, "base_url": True}])
 def test_an_endpoint_that_sleeps_is_woken_and_waited_for(fields, api, monkeypatch):
-    monkeypatch.setattr(limiter, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(limiter, "MAX_BACKOFF_S", 0.05)
     asleep = 12  # more often than bad weather is borne
     answer = api.answer
 

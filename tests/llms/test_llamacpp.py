@@ -20,7 +20,7 @@ from pydantic import ValidationError
 pytest.importorskip("llama_cpp")
 
 from llms import Fatal, LlamaCppLLM, LlamaServerLLM, Rejected, demo, local, store
-from llms.clients.chat_template import spelled_out
+from llms.clients.chat_template import render_chat
 from llms.local import automaton, automaton_cache
 from llms.local.llama_cpp.engine import LlamaEngine
 from llms.local.token_trie import TokenTrie
@@ -590,7 +590,7 @@ def test_an_image_is_rejected_and_parts_of_text_are_joined(llm):
 )
 def test_a_template_may_refuse_a_chat_and_does_no_harm(template, why):
     with pytest.raises(Rejected, match=f"chat template refuses this chat.*{why}"):
-        spelled_out(template, CHAT)
+        render_chat(template, CHAT)
 
 
 def test_hidden_states_are_one_row_per_token(llm):

@@ -306,7 +306,7 @@ def test_two_loops_a_thread_and_every_time_out_share_one_client(wire):
     thread.start()
     thread.join()
     assert answers == [["Madrid."]] * 4
-    ours = [key for key in event_loop._running().clients if key[0] == "ollama" and llm._url() in key]
+    ours = [key for key in event_loop._loop_thread().clients if key[0] == "ollama" and llm._url() in key]
     assert len(ours) == 1
 
 

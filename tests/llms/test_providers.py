@@ -170,7 +170,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         await asyncio.sleep(min(seconds, 0.005))
 
     monkeypatch.setattr(request, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": shortly}))
-    monkeypatch.setattr(limiter, "PAUSE", 0.02)
+    monkeypatch.setattr(limiter, "INITIAL_BACKOFF_S", 0.02)
     return asked
 
 
@@ -663,7 +663,7 @@ def test_inside_a_running_loop_and_on_loops_of_the_callers_own(provider):
 
 
 def test_one_that_cannot_be_closed_keeps_no_other_open(monkeypatch):
-    monkeypatch.setattr(event_loop, "PATIENCE", 0.2)
+    monkeypatch.setattr(event_loop, "SHUTDOWN_TIMEOUT_S", 0.2)
     told: list[str] = []
     event_loop.close()
 
@@ -676,7 +676,7 @@ def test_one_that_cannot_be_closed_keeps_no_other_open(monkeypatch):
 
     async def asks() -> None:
         for name in ("fails", "hangs", "good", "another"):
-            event_loop.shared(name, lambda: name, close)  # noqa: B023
+            event_loop.shared_client(name, lambda: name, close)  # noqa: B023
         try:
             await asyncio.sleep(60)
         finally:
@@ -688,9 +688,9 @@ def test_one_that_cannot_be_closed_keeps_no_other_open(monkeypatch):
 
     asking = threading.Thread(target=ask)
     asking.start()
-    while "good" not in event_loop._running().clients:
+    while "good" not in event_loop._loop_thread().clients:
         time.sleep(0.01)
-    thread = event_loop._running().thread
+    thread = event_loop._loop_thread().thread
     started = time.monotonic()
     event_loop.close()
     asking.join(timeout=10)

@@ -426,7 +426,9 @@ def test_two_loops_a_thread_and_every_time_out_share_one_client(wire):
     thread.start()
     thread.join()
     assert answers == [["Madrid."]] * 4
-    ours = [key for key in event_loop._running().clients if key[0] == "vertexai" and llm._url() in key and KEY in key]
+    ours = [
+        key for key in event_loop._loop_thread().clients if key[0] == "vertexai" and llm._url() in key and KEY in key
+    ]
     assert len(ours) == 1
 
 
@@ -435,7 +437,7 @@ def test_a_new_token_keeps_the_connections(wire):
     for token in ("ya29.first", "ya29.second"):
         gemini(wire, api_key=None, credentials=token, project="p").generate([CHAT])
     sessions = [
-        value for value, _ in event_loop._running().clients.values() if isinstance(value, aiohttp.ClientSession)
+        value for value, _ in event_loop._loop_thread().clients.values() if isinstance(value, aiohttp.ClientSession)
     ]
     assert len(sessions) == 1 and len(wire.requests) == 2
 
@@ -449,7 +451,7 @@ def test_a_login_in_netrc_does_not_reach_google(wire, monkeypatch, tmp_path):
 
 def test_goes_through_the_proxy_of_the_environment(wire, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", wire.url.removesuffix("/v1"))
-    chat_completions._proxy.cache_clear()
+    chat_completions.environment_proxy.cache_clear()
     assert gemini(wire, base_url="http://google.invalid").generate([CHAT]) == [["Madrid."]]
     assert wire.requests[0].path.startswith("http://google.invalid/")
 

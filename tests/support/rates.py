@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from llms.limits.shared_limit import shared
+from llms.limits.shared_limit import shared_slot
 
 
 async def admission_times(name: str, requests: int, seconds: float, times: list[float] | None = None) -> list[float]:
@@ -11,7 +11,7 @@ async def admission_times(name: str, requests: int, seconds: float, times: list[
     times = [] if times is None else times
 
     async def one() -> None:
-        async with shared(name):
+        async with shared_slot(name):
             times.append(time.time())
 
     tasks = [asyncio.create_task(one()) for _ in range(requests)]

@@ -183,13 +183,13 @@ async def work(
 
     async def one() -> None:
         while True:
-            async with limiter.place() as place:
+            async with limiter.slot() as slot:
                 await processor.work()
                 answered, headers = await provider.reply()
                 await processor.work()
                 if answered:
-                    return place.succeeded(headers=headers)
-                place.throttled(provider.retry_after, headers)
+                    return slot.on_success(headers=headers)
+                slot.on_throttled(provider.retry_after, headers)
 
     async with asyncio.TaskGroup() as group:
         if every is None:
@@ -207,7 +207,7 @@ async def work(
     assert limiter.in_flight == limiter.waiting == 0
     assert limiter.counts.admitted == len(provider.arrivals)
     assert limiter.counts.throttled == len(provider.refused)
-    assert limiter.counts.peak_in_flight <= limiter._concurrency.most
+    assert limiter.counts.peak_in_flight <= limiter._concurrency.max_limit
     return now() - started
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 
-from llms.clients.chat_template import text_of
+from llms.clients.chat_template import message_text
 from llms.errors import Fatal, Rejected
 from llms.local.automaton import Compiler
 from llms.local.transformers.batch import Batch, Sampling, TokenSequence
@@ -105,7 +105,7 @@ class TransformersEngine:
 
     def _spelled_out(self, chat: ChatType, template: str | None) -> str | Rejected:
         try:
-            messages = [{**message, "content": text_of(message)} for message in chat]
+            messages = [{**message, "content": message_text(message)} for message in chat]
             return self.tokenizer.apply_chat_template(
                 messages, chat_template=template, tokenize=False, add_generation_prompt=True
             )

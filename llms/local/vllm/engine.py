@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from llms.clients.chat_template import text_of
+from llms.clients.chat_template import message_text
 from llms.errors import Fatal, Rejected
 from llms.local.automaton import Automaton, Compiler
 from llms.local.transformers.tokens import token_bytes
@@ -102,7 +102,7 @@ class VllmEngine:
             Fatal: If there is no template.
             Rejected: If the template refuses the chat, or it is too long.
         """
-        messages = [{**message, "content": text_of(message)} for message in chat]
+        messages = [{**message, "content": message_text(message)} for message in chat]
         refused = ""
         try:
             with self._lock:

@@ -42,7 +42,7 @@ def Where(rows, met: str):
     while len(list(Path(met).iterdir())) < 2 and time.monotonic() < deadline:  # until another process has a batch, too
         time.sleep(0.05)
     for row in rows:
-        row["process"], row["clients"] = os.getpid(), len(event_loop._running().clients)
+        row["process"], row["clients"] = os.getpid(), len(event_loop._loop_thread().clients)
     yield rows
 
 

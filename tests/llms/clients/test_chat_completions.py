@@ -78,7 +78,7 @@ def harmless(error: LLMError) -> None:
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What the engine waits between attempts; it passes at once, and so does what the limiter adds to a refusal."""
-    monkeypatch.setattr(limiter, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(limiter, "MAX_BACKOFF_S", 0.02)
     asked: list[float] = []
 
     async def shortly(seconds: float) -> None:

@@ -10,7 +10,7 @@ from flows import Pipeline
 from flows.errors import ConfigurationError
 from llms import LLM, AsyncLLM, Drained, LlamaServerLLM, OpenAILLM, Price, Transient
 from llms.clients import event_loop
-from llms.limits.budget import FIRST, Budget
+from llms.limits.budget import MAX_UNMEASURED_IN_FLIGHT, Budget
 from llms.typing import ChatType, GenerateOutput, Usage
 from tasks import LoadDataFromDicts, TextGeneration
 
@@ -73,31 +73,31 @@ def test_one_request_more_is_no_request_less():
 
     async def one() -> None:
         nonlocal spent
-        await budget.admit()
+        await budget.acquire()
         seen.append(budget._in_flight)
         await asyncio.sleep(0)
         spent += 5
-        await budget.leave([GenerateOutput(["x"], usage=Usage(2, 3))])
+        await budget.release([GenerateOutput(["x"], usage=Usage(2, 3))])
 
     async def all_of_them() -> list[BaseException | None]:
         return await asyncio.gather(*(one() for _ in range(50)), return_exceptions=True)
 
     outcomes = event_loop.run(all_of_them())
     assert spent == 100 and sum(isinstance(each, Drained) for each in outcomes) == 30
-    assert max(seen[:FIRST]) == FIRST
+    assert max(seen[:MAX_UNMEASURED_IN_FLIGHT]) == MAX_UNMEASURED_IN_FLIGHT
 
 
 def test_whoever_gives_up_waiting_leaves_the_turn_to_the_next():
     async def check() -> None:
         budget = Budget(max_tokens=1000)
-        for _ in range(FIRST):
-            await budget.admit()
-        waiting = [asyncio.create_task(budget.admit()) for _ in range(3)]
+        for _ in range(MAX_UNMEASURED_IN_FLIGHT):
+            await budget.acquire()
+        waiting = [asyncio.create_task(budget.acquire()) for _ in range(3)]
         await asyncio.sleep(0)
         waiting[0].cancel()
-        await budget.leave([GenerateOutput(["x"], usage=Usage(1, 1))])
+        await budget.release([GenerateOutput(["x"], usage=Usage(1, 1))])
         await asyncio.gather(*waiting[1:])
-        assert waiting[0].cancelled() and budget._in_flight == FIRST - 1 + 2
+        assert waiting[0].cancelled() and budget._in_flight == MAX_UNMEASURED_IN_FLIGHT - 1 + 2
 
     event_loop.run(check())
 
@@ -108,20 +108,20 @@ def test_a_failure_that_nobody_was_billed_for_says_nothing_of_what_one_costs():
     async def check() -> None:
         budget, failed = Budget(max_tokens=100), GenerateOutput.failed(Transient("away"), 1)
         for _ in range(3):
-            await budget.admit()
-            await budget.leave([failed])
-        waiting = [asyncio.create_task(budget.admit()) for _ in range(50)]
+            await budget.acquire()
+            await budget.release([failed])
+        waiting = [asyncio.create_task(budget.acquire()) for _ in range(50)]
         await asyncio.sleep(0)
-        assert budget._in_flight == FIRST
+        assert budget._in_flight == MAX_UNMEASURED_IN_FLIGHT
         for _ in range(50):  # a run in which all fail comes to its end
-            await budget.leave([failed])
+            await budget.release([failed])
         assert await asyncio.gather(*waiting) == [1] * 50 and budget._in_flight == 0
-        await budget.admit()
+        await budget.acquire()
         paid = GenerateOutput([None], usage=Usage(40, 0), error=Transient("cut"))  # a failure, too
-        await budget.leave([paid])
-        assert await budget.admit() == 1
+        await budget.release([paid])
+        assert await budget.acquire() == 1
         with pytest.raises(Drained):  # a third one of 40 would pass the limit
-            await asyncio.wait_for(asyncio.gather(budget.admit(), budget.leave([paid])), 10)
+            await asyncio.wait_for(asyncio.gather(budget.acquire(), budget.release([paid])), 10)
 
     event_loop.run(check())
 
@@ -129,10 +129,12 @@ def test_a_failure_that_nobody_was_billed_for_says_nothing_of_what_one_costs():
 def test_those_that_would_begin_together_begin_as_far_as_they_fit():
     async def check() -> None:
         budget = Budget(max_tokens=100)
-        assert await budget.admit(50) == FIRST
-        await budget.leave([GenerateOutput(["x"], usage=Usage(1, 4))] * FIRST, FIRST)
-        assert await budget.admit(50) == (100 - 5 * FIRST) // 5
-        assert await asyncio.wait_for(asyncio.gather(budget.admit(50), budget.leave([], 12)), 10) == [12, None]
+        assert await budget.acquire(50) == MAX_UNMEASURED_IN_FLIGHT
+        await budget.release(
+            [GenerateOutput(["x"], usage=Usage(1, 4))] * MAX_UNMEASURED_IN_FLIGHT, MAX_UNMEASURED_IN_FLIGHT
+        )
+        assert await budget.acquire(50) == (100 - 5 * MAX_UNMEASURED_IN_FLIGHT) // 5
+        assert await asyncio.wait_for(asyncio.gather(budget.acquire(50), budget.release([], 12)), 10) == [12, None]
 
     event_loop.run(check())
 
@@ -169,9 +171,9 @@ def test_an_engine_that_takes_a_batch_stops_at_the_limit_too(wire, tmp_path):
 
 def test_an_engine_that_takes_a_batch_is_asked_as_much_as_fits_and_tells_what_was_spent():
     Batch.sizes.clear()
-    with pytest.raises(Drained) as caught, Budget(max_cost=30).enforced():
+    with pytest.raises(Drained) as caught, Budget(max_cost=30).activate():
         Batch().generate_outputs(chats(100))
-    assert Batch.sizes == [FIRST, 30 - FIRST]
+    assert Batch.sizes == [MAX_UNMEASURED_IN_FLIGHT, 30 - MAX_UNMEASURED_IN_FLIGHT]
     assert len(caught.value.spent) == sum(each.cost for each in caught.value.spent) == 30
 
 
@@ -201,6 +203,6 @@ def test_a_model_of_ones_own_is_counted(wire):
 
 
 def test_what_a_run_had_spent_when_it_stopped_is_told():
-    with pytest.raises(Drained) as caught, Budget(max_cost=20).enforced():
+    with pytest.raises(Drained) as caught, Budget(max_cost=20).activate():
         Sampler().generate_outputs(chats(60))
     assert len(caught.value.spent) == 20 and all(each.cost == 1.0 for each in caught.value.spent)

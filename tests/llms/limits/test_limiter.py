@@ -9,16 +9,16 @@ import weakref
 
 import pytest
 
-from llms.clients.errors import rates
-from llms.limits.limiter import PAUSE, Limiter, limiter_of
-from llms.limits.rates import LIMITS, limit, told
+from llms.clients.errors import rate_limit_headers
+from llms.limits.limiter import INITIAL_BACKOFF_S, Limiter, get_limiter
+from llms.limits.rates import LIMIT_HEADERS, parse_limit, parse_remaining
 from tests.support.virtual_time import Provider, lognormal, now, simulate, work
 
 
 async def opened(limiter: Limiter) -> Limiter:
     """Past the first moments, in which little may go at once."""
-    limiter._rates.tempo.ready_at = -math.inf
-    async with limiter.place():
+    limiter._rates.learned.ready_at = -math.inf
+    async with limiter.slot():
         return limiter
 
 
@@ -27,7 +27,7 @@ def test_first_come_first_served():
         limiter, order = await opened(Limiter(3)), []
 
         async def one(number):
-            async with limiter.place():
+            async with limiter.slot():
                 order.append(number)
                 await asyncio.sleep(random.random())
 
@@ -48,10 +48,10 @@ def test_nobody_overtakes_who_waits():
         limiter, order = await opened(Limiter(1)), []
 
         async def one(number):
-            async with limiter.place():
+            async with limiter.slot():
                 order.append(number)
 
-        async with limiter.place():
+        async with limiter.slot():
             waiting = asyncio.create_task(one(1))
             await asyncio.sleep(0)
         await one(2)  # a place is free, but it is promised
@@ -69,12 +69,12 @@ def test_a_storm_of_cancellations_loses_no_place_and_leaks_none(seed):
 
         async def one():
             nonlocal inside, peak
-            async with limiter.place() as place:
+            async with limiter.slot() as slot:
                 inside += 1
                 peak = max(peak, inside)
                 try:
                     await asyncio.sleep(rng.random() / 100)
-                    place.succeeded()
+                    slot.on_success()
                 finally:
                     inside -= 1
 
@@ -86,7 +86,7 @@ def test_a_storm_of_cancellations_loses_no_place_and_leaks_none(seed):
         assert (limiter.in_flight, limiter.waiting, inside) == (0, 0, 0)
         assert peak == 8
         tasks = [asyncio.create_task(one()) for _ in range(50)]
-        await asyncio.wait_for(asyncio.gather(*tasks), 10)  # all eight places are there
+        await asyncio.wait_for(asyncio.gather(*tasks), 10)  # all eight slots are there
         assert peak == 8
 
     simulate(main())
@@ -97,10 +97,10 @@ def test_who_is_cancelled_in_the_moment_its_turn_comes_passes_it_on():
         limiter = await opened(Limiter(1))
 
         async def one():
-            async with limiter.place():
+            async with limiter.slot():
                 pass
 
-        async with limiter.place():
+        async with limiter.slot():
             first, second = asyncio.create_task(one()), asyncio.create_task(one())
             await asyncio.sleep(0)
         assert limiter.in_flight == 1  # promised to the first, which has not run yet
@@ -118,7 +118,7 @@ def test_a_place_is_left_when_the_request_raises():
         limiter = Limiter(1)
         for _ in range(3):
             with pytest.raises(ValueError):
-                async with limiter.place():
+                async with limiter.slot():
                     raise ValueError
         assert limiter.in_flight == 0
 
@@ -139,7 +139,7 @@ def test_the_first_requests_are_spread_but_soon_all_are_out():
 
 def test_a_low_start_doubles_with_every_round_of_answers():
     async def main():
-        limiter, provider = Limiter(500, start=64), Provider()
+        limiter, provider = Limiter(500, initial_in_flight=64), Provider()
         await work(limiter, provider, 4000)
         assert provider.peak == 500
         reached = next(change.seconds for change in limiter.history if change.limit == 500)
@@ -152,22 +152,22 @@ def test_a_low_start_doubles_with_every_round_of_answers():
 def test_an_episode_is_one_cut_however_many_are_refused():
     async def main():
         limiter = await opened(Limiter(100))
-        places = [limiter.place() for _ in range(100)]
-        for place in places:
-            await place.__aenter__()
-        for place in places[:50]:
-            place.throttled(1.0)
+        slots = [limiter.slot() for _ in range(100)]
+        for slot in slots:
+            await slot.__aenter__()
+        for slot in slots[:50]:
+            slot.on_throttled(1.0)
         assert limiter.limit == 80
         assert limiter.counts.episodes == 1
         await asyncio.sleep(0.5)
-        for place in places[50:]:  # sent before the cut: the same weather
-            place.throttled(1.0)
+        for slot in slots[50:]:  # sent before the cut: the same weather
+            slot.on_throttled(1.0)
         assert limiter.limit == 80
         assert (limiter.counts.episodes, limiter.counts.throttled) == (1, 100)
-        for place in places:
-            await place.__aexit__()
-        async with limiter.place() as place:  # sent after it: news
-            place.throttled(1.0)
+        for slot in slots:
+            await slot.__aexit__()
+        async with limiter.slot() as slot:  # sent after it: news
+            slot.on_throttled(1.0)
         assert limiter.counts.episodes == 2
 
     simulate(main())
@@ -178,13 +178,13 @@ def test_retry_after_pauses_everybody_and_then_they_come_gently():
         limiter, entered = await opened(Limiter(100)), []
 
         async def one():
-            async with limiter.place() as place:
+            async with limiter.slot() as slot:
                 entered.append(now())
                 await asyncio.sleep(0.1)
-                place.succeeded()
+                slot.on_success()
 
-        async with limiter.place() as place:
-            place.throttled(7.0)
+        async with limiter.slot() as slot:
+            slot.on_throttled(7.0)
             refused = now()
         await asyncio.gather(*(one() for _ in range(200)))
         assert entered[0] == pytest.approx(refused + 7.0, abs=0.01)
@@ -198,13 +198,13 @@ def test_retry_after_pauses_everybody_and_then_they_come_gently():
 def test_a_later_refusal_extends_the_pause_and_a_shorter_one_does_not():
     async def main():
         limiter = await opened(Limiter(10))
-        async with limiter.place() as first, limiter.place() as second, limiter.place() as third:
-            first.throttled(5.0)
-            second.throttled(1.0)
+        async with limiter.slot() as first, limiter.slot() as second, limiter.slot() as third:
+            first.on_throttled(5.0)
+            second.on_throttled(1.0)
             started = now()
             await asyncio.sleep(3)
-            third.throttled(5.0)
-        async with limiter.place():
+            third.on_throttled(5.0)
+        async with limiter.slot():
             assert now() - started == pytest.approx(8.0, abs=0.01)
         assert limiter.counts.seconds_paused == pytest.approx(8.0)
 
@@ -216,9 +216,9 @@ def test_refusals_that_do_not_say_how_long_pause_longer_each_time():
         limiter, waits = await opened(Limiter(10)), []
         for _ in range(9):
             started = now()
-            async with limiter.place() as place:
+            async with limiter.slot() as slot:
                 waits.append(now() - started)
-                place.throttled()
+                slot.on_throttled()
         assert waits[1:5] == pytest.approx([0.5, 1, 2, 4], abs=0.01)
         assert waits[-1] == pytest.approx(30, abs=0.01)
 
@@ -227,19 +227,19 @@ def test_refusals_that_do_not_say_how_long_pause_longer_each_time():
 
 def test_bad_weather_pauses_growth_only():
     async def main():
-        limiter = Limiter(500, start=10)
+        limiter = Limiter(500, initial_in_flight=10)
         for _ in range(20):
-            async with limiter.place() as place:
-                place.failed()
+            async with limiter.slot() as slot:
+                slot.on_failure()
         assert limiter.limit == 10
-        places = [limiter.place() for _ in range(10)]
-        for place in places:
-            await place.__aenter__()
-        places[0].failed()
-        places[9].succeeded(0.5)
+        slots = [limiter.slot() for _ in range(10)]
+        for slot in slots:
+            await slot.__aenter__()
+        slots[0].on_failure()
+        slots[9].on_success(0.5)
         assert limiter.limit == 10
         await asyncio.sleep(2)
-        places[8].succeeded(0.5)
+        slots[8].on_success(0.5)
         assert limiter.limit == 11
         assert limiter.counts.failed == 21
 
@@ -294,10 +294,10 @@ def test_tokens_per_minute_are_kept_whatever_was_estimated(estimate, usage):
         limiter, spent = Limiter(10, tpm=60_000), []
 
         async def one():
-            async with limiter.place(tokens=estimate) as place:
+            async with limiter.slot(tokens=estimate) as slot:
                 await asyncio.sleep(0.05)
                 spent.append((now(), usage))
-                place.succeeded(tokens=usage)
+                slot.on_success(tokens=usage)
 
         started = now()
         await asyncio.gather(*(one() for _ in range(2000)))
@@ -324,7 +324,7 @@ def test_a_server_that_queues_is_not_given_more_than_helps():
 def test_a_small_server_of_ones_own_is_found_from_a_low_start():
     async def main():
         provider = Provider(lambda: random.Random(len(provider.arrivals)).uniform(1, 3), slots=4)
-        limiter = Limiter(500, start=64)
+        limiter = Limiter(500, initial_in_flight=64)
         seconds = await work(limiter, provider, 500)
         print(seconds, limiter.summary())
         assert next(change.limit for change in limiter.history if change.reason == "queueing") <= 32
@@ -394,7 +394,7 @@ def test_a_server_that_does_neither_is_used_in_full(every, cpu, most):
 
     async def bare():
         limiter = Limiter(500)
-        limiter._rates.tempo.ready_at, limiter._concurrency.succeeded = -math.inf, lambda *_: None
+        limiter._rates.learned.ready_at, limiter._concurrency.on_success = -math.inf, lambda *_: None
         return await seconds(limiter)
 
     async def ours():
@@ -410,7 +410,7 @@ def test_a_server_that_does_neither_is_used_in_full(every, cpu, most):
 def test_a_long_tail_is_not_taken_for_a_queue(seed, every, start):
     async def main():
         rng = random.Random(seed)
-        limiter = Limiter(500, start=start)
+        limiter = Limiter(500, initial_in_flight=start)
         await work(limiter, Provider(lambda: rng.lognormvariate(-1.2, 1.0)), 10_000, every)
         assert {change.reason for change in limiter.history} <= {"start", "growth"}
         assert limiter.limit == 500
@@ -485,10 +485,10 @@ def test_headers_of_a_bucket_keep_us_from_being_refused():
         limiter = Limiter(500)
 
         async def one():
-            async with limiter.place() as place:
+            async with limiter.slot() as slot:
                 answered = await provider.ask()
                 left, whole = provider.level, provider.burst
-                place.succeeded(
+                slot.on_success(
                     headers={
                         "x-ratelimit-limit-requests": f"{whole}",
                         "x-ratelimit-remaining-requests": f"{math.floor(left)}",
@@ -509,14 +509,14 @@ def test_headers_in_every_spelling():
     names = {"limit": "600", "remaining": "540"}
     for reset in ("6s", "6000ms", "0m6s", "6", "6.0"):
         headers = {f"x-ratelimit-{name}-requests": value for name, value in (names | {"reset": reset}).items()}
-        assert told(headers, "requests") == pytest.approx((10.0, 540.0, 600.0))
+        assert parse_remaining(headers, "requests") == pytest.approx((10.0, 540.0, 600.0))
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 6))
     headers = {f"anthropic-ratelimit-tokens-{name}": value for name, value in (names | {"reset": date}).items()}
-    assert told(headers, "tokens") == pytest.approx((10.0, 540.0, 600.0), rel=0.3)
+    assert parse_remaining(headers, "tokens") == pytest.approx((10.0, 540.0, 600.0), rel=0.3)
     for reset in ("soon", "", "-1", "nan", "inf"):
         headers = {f"x-ratelimit-{name}-requests": value for name, value in (names | {"reset": reset}).items()}
-        assert told(headers, "requests") is None
-    assert told({}, "requests") is None
+        assert parse_remaining(headers, "requests") is None
+    assert parse_remaining({}, "requests") is None
 
 
 @pytest.mark.parametrize(
@@ -548,24 +548,24 @@ def test_a_limit_told_without_what_is_left_is_used_in_full_and_never_passed(name
 
 
 def test_limits_are_per_their_own_window():
-    assert limit({"x-ratelimit-limit-req-minute": "30"}, "requests") == (0.5, 60.0)
-    assert limit({"x-ratelimit-limit": "30"}, "requests") == (30.0, 1.0)
-    assert limit({"x-ratelimit-limit": "1", "x-ratelimit-limit-dynamic": "2.5"}, "requests") == (2.5, 1.0)
-    assert limit({"x-ratelimit-limit-tokens-minute": "6000"}, "tokens") == (100.0, 60.0)
-    assert limit({"x-tokenlimit-limit": "6000"}, "tokens") == (6000.0, 1.0)
-    for kind, names in LIMITS.items():
+    assert parse_limit({"x-ratelimit-limit-req-minute": "30"}, "requests") == (0.5, 60.0)
+    assert parse_limit({"x-ratelimit-limit": "30"}, "requests") == (30.0, 1.0)
+    assert parse_limit({"x-ratelimit-limit": "1", "x-ratelimit-limit-dynamic": "2.5"}, "requests") == (2.5, 1.0)
+    assert parse_limit({"x-ratelimit-limit-tokens-minute": "6000"}, "tokens") == (100.0, 60.0)
+    assert parse_limit({"x-tokenlimit-limit": "6000"}, "tokens") == (6000.0, 1.0)
+    for kind, names in LIMIT_HEADERS.items():
         for name, _ in names:
-            assert name in rates({name.title(): "5"}), f"`{name}` is not handed on"
+            assert name in rate_limit_headers({name.title(): "5"}), f"`{name}` is not handed on"
             for nonsense in ("", "0", "-1", "nan", "inf", "100, 100;w=60"):
-                assert limit({name: nonsense}, kind) == (0.0, 0.0)
+                assert parse_limit({name: nonsense}, kind) == (0.0, 0.0)
 
 
 def test_history_and_counts_are_plain_data_and_bounded():
     async def main():
         limiter = await opened(Limiter(4))
         for _ in range(3000):
-            async with limiter.place() as place:
-                place.throttled(0.01)
+            async with limiter.slot() as slot:
+                slot.on_throttled(0.01)
         summary = limiter.summary()
         assert len(summary["history"]) <= 1000
         assert summary["admitted"] == 3001
@@ -579,10 +579,10 @@ def test_history_and_counts_are_plain_data_and_bounded():
 
 def test_one_limiter_per_loop_key_and_settings():
     async def main():
-        limiter = limiter_of("a", most=5)
-        assert limiter_of("a", most=5) is limiter
-        assert limiter_of("b", most=5) is not limiter
-        assert limiter_of("a", most=6) is not limiter
+        limiter = get_limiter("a", max_in_flight=5)
+        assert get_limiter("a", max_in_flight=5) is limiter
+        assert get_limiter("b", max_in_flight=5) is not limiter
+        assert get_limiter("a", max_in_flight=6) is not limiter
         return limiter
 
     first, second = simulate(main()), simulate(main())
@@ -591,15 +591,15 @@ def test_one_limiter_per_loop_key_and_settings():
 
 def test_a_loop_that_is_gone_takes_its_limiters_with_it():
     async def main():
-        limiter = limiter_of("a", most=1)
-        places = [asyncio.create_task(limiter.place().__aenter__()) for _ in range(3)]
+        limiter = get_limiter("a", max_in_flight=1)
+        slots = [asyncio.create_task(limiter.slot().__aenter__()) for _ in range(3)]
         await asyncio.sleep(0.01)
-        for place in places:
-            place.cancel()
+        for slot in slots:
+            slot.cancel()
         return weakref.ref(asyncio.get_running_loop()), weakref.ref(limiter)
 
     async def next_one():
-        limiter_of("a", most=1)
+        get_limiter("a", max_in_flight=1)
 
     references = simulate(main())
     simulate(next_one())
@@ -615,9 +615,9 @@ def test_the_cost_of_a_place_does_not_depend_on_how_many_wait():
             nonlocal left
             while left > 0:
                 left -= 1
-                async with limiter.place() as place:
+                async with limiter.slot() as slot:
                     await asyncio.sleep(0)
-                    place.succeeded(0.5)
+                    slot.on_success(0.5)
 
         started = time.process_time()
         await asyncio.gather(*(worker() for _ in range(64 + waiting)))
@@ -635,18 +635,18 @@ def test_a_provider_that_refuses_again_and_again_is_asked_ever_more_rarely(said)
     async def main():
         limiter, asked = await opened(Limiter(1)), []
         for _ in range(1100):
-            async with limiter.place() as place:
+            async with limiter.slot() as slot:
                 asked.append(now())
-                place.throttled(said)
+                slot.on_throttled(said)
         gaps = [later - earlier for earlier, later in zip(asked, asked[1:], strict=False)]
-        first = PAUSE if said is None else said
+        first = INITIAL_BACKOFF_S if said is None else said
         assert gaps[:7] == pytest.approx([first, 1, 2, 4, 8, 16, 30], abs=0.2) and max(gaps) == pytest.approx(30, abs=1)
-        async with limiter.place() as place:
-            place.succeeded()
-        async with limiter.place() as place:  # what it says is believed again
-            place.throttled(0.25)
+        async with limiter.slot() as slot:
+            slot.on_success()
+        async with limiter.slot() as slot:  # what it says is believed again
+            slot.on_throttled(0.25)
         begun = now()
-        async with limiter.place():
+        async with limiter.slot():
             assert now() - begun == pytest.approx(0.25, abs=0.01)
 
     simulate(main())
@@ -656,9 +656,9 @@ def test_a_longer_pause_than_our_own_is_kept_to():
     async def main():
         limiter, asked = await opened(Limiter(1)), []
         for _ in range(4):
-            async with limiter.place() as place:
+            async with limiter.slot() as slot:
                 asked.append(now())
-                place.throttled(7.0)
+                slot.on_throttled(7.0)
         assert [later - earlier for earlier, later in zip(asked, asked[1:], strict=False)] == pytest.approx([7] * 3)
 
     simulate(main())
@@ -667,15 +667,15 @@ def test_a_longer_pause_than_our_own_is_kept_to():
 def test_a_server_that_is_down_for_a_while_is_left_alone_by_all():
     async def main():
         limiter = await opened(Limiter(5))
-        async with limiter.place() as place:
-            place.failed()
-        async with limiter.place() as place:  # weather that does not say how long it lasts holds up nobody
+        async with limiter.slot() as slot:
+            slot.on_failure()
+        async with limiter.slot() as slot:  # weather that does not say how long it lasts holds up nobody
             assert now() < 1
-            place.failed(20.0)
+            slot.on_failure(20.0)
         begun = now()
 
         async def one():
-            async with limiter.place():
+            async with limiter.slot():
                 return now() - begun
 
         waited = await asyncio.gather(*(one() for _ in range(5)))

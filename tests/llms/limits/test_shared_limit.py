@@ -20,7 +20,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from llms.clients import event_loop
 from llms.errors import Fatal
 from llms.limits import shared_limit
-from llms.limits.shared_limit import SharedLimit, shared
+from llms.limits.shared_limit import SharedLimit, shared_slot
 from tests.support.prefect_server import PrefectServer
 from tests.support.rates import admission_times, assert_rate
 from tests.support.waiting import wait_until
@@ -88,7 +88,7 @@ PREAMBLE = """
 import asyncio, json, sys, time
 from llms.clients import event_loop
 from llms.limits import shared_limit
-from llms.limits.shared_limit import shared
+from llms.limits.shared_limit import shared_slot
 name, arguments = sys.argv[1], sys.argv[2:]
 """
 
@@ -140,12 +140,12 @@ def test_two_processes_share_slots(wire: Any) -> None:
     name = create("slots", 5)
     script = """
 import aiohttp
-shared_limit.KEEP = 1.0
+shared_limit.LEASE_KEEP_S = 1.0
 url, who, requests = arguments
 async def main():
     async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
         async def one():
-            async with shared(name), session.post(url, json={"who": who}) as reply:
+            async with shared_slot(name), session.post(url, json={"who": who}) as reply:
                 assert reply.status == 200
         for _ in range(int(requests)):
             group.create_task(one())
@@ -168,7 +168,7 @@ def test_slots_nobody_uses_go_back(trips: Counter[Any]) -> None:
 
     async def busy(requests: int) -> int:
         async def one() -> None:
-            async with shared(name):
+            async with shared_slot(name):
                 await asyncio.sleep(0.01)
 
         async with asyncio.TaskGroup() as group:
@@ -206,7 +206,7 @@ def test_a_limit_is_edited_while_it_is_used() -> None:
 
 def test_what_is_missing_is_said_with_its_cure(prefect_server: None) -> None:
     async def use(name: str) -> None:
-        async with shared(name):
+        async with shared_slot(name):
             raise AssertionError
 
     with pytest.raises(Fatal, match="`prefect gcl create missing --limit 2 --slot-decay-per-second 2`"):
@@ -222,7 +222,7 @@ def test_what_is_missing_is_said_with_its_cure(prefect_server: None) -> None:
         results = await asyncio.gather(use("later"), use("later"), return_exceptions=True)
         assert [type(each) for each in results] == [Fatal, Fatal]
         create("later", 1)
-        async with shared("later"):
+        async with shared_slot("later"):
             pass
 
     event_loop.run(twice())
@@ -237,7 +237,7 @@ def test_a_cancelled_waiter_leaves_its_turn_to_the_next(per_second: float) -> No
         order: list[int] = []
 
         async def one(at: int) -> None:
-            async with shared(name):
+            async with shared_slot(name):
                 order.append(at)
                 await asyncio.sleep(0.05)
 
@@ -247,16 +247,18 @@ def test_a_cancelled_waiter_leaves_its_turn_to_the_next(per_second: float) -> No
         for task in tasks[10:40]:
             task.cancel()
         await asyncio.wait(tasks)
-        limit: SharedLimit = event_loop.shared(("shared limit", name), lambda: SharedLimit(name), SharedLimit.close)
+        limit: SharedLimit = event_loop.shared_client(
+            ("shared limit", name), lambda: SharedLimit(name), SharedLimit.close
+        )
         assert order == [*range(10), *range(40, 50)]
-        assert limit.in_flight == 0 and not limit._waiting
+        assert limit.in_flight == 0 and not limit._waiters
 
         # the turn comes in the same moment as the end
         slots, limit._slots, limit._permits = max(1, limit._slots), 0, 0
         task = asyncio.create_task(one(50))
         await asyncio.sleep(0)
         limit._slots = slots
-        limit._hand_out(bool(per_second))
+        limit._grant(bool(per_second))
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled() and limit.in_flight == 0
@@ -272,7 +274,7 @@ def test_it_works_in_a_forked_process() -> None:
     script = """
 import os
 async def use():
-    async with shared(name):
+    async with shared_slot(name):
         await asyncio.sleep(0.1)
 event_loop.run(use())
 if child := os.fork():
@@ -296,22 +298,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
 
 async def in_turn(name: str, requests: int, meanwhile: Callable[[], Awaitable[None]]) -> None:
     """Hold a slot while something happens, then make so many requests."""
-    async with shared(name):
+    async with shared_slot(name):
         await meanwhile()
     for _ in range(requests):
-        async with shared(name):
+        async with shared_slot(name):
             pass
 
 
-@pytest.mark.parametrize("longer", [0.0, 2 * shared_limit.LEASE])
+@pytest.mark.parametrize("longer", [0.0, 2 * shared_limit.LEASE_S])
 def test_a_restart_of_the_server_is_weather(
     server: PrefectServer, longer: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """However long it takes; the clock is put forward for what is longer than a lease."""
-    monkeypatch.setattr(shared_limit, "KEEP", 1.0)
+    monkeypatch.setattr(shared_limit, "LEASE_KEEP_S", 1.0)
 
     async def restart() -> None:
-        limit: SharedLimit = event_loop.shared(("shared limit", name), lambda: SharedLimit(name), SharedLimit.close)
+        limit: SharedLimit = event_loop.shared_client(
+            ("shared limit", name), lambda: SharedLimit(name), SharedLimit.close
+        )
         clock = limit._clock
         await asyncio.to_thread(server.stop)
         await asyncio.sleep(4)
@@ -329,7 +333,7 @@ def test_a_restart_of_the_server_is_weather(
 def test_slots_a_busy_server_takes_back_unheard_go_back_once(
     server: PrefectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_limit, "TIMEOUT", 1.0)
+    monkeypatch.setattr(shared_limit, "PREFECT_TIMEOUT_S", 1.0)
     send, busy = httpx.AsyncHTTPTransport.handle_async_request, list[threading.Timer]()
     database = sqlite3.connect(server.home / "prefect.db", isolation_level=None, check_same_thread=False)
 
@@ -352,7 +356,7 @@ def test_slots_a_busy_server_takes_back_unheard_go_back_once(
 def test_slots_of_a_killed_process_come_back(server: PrefectServer) -> None:
     script = """
 async def hold():
-    async with shared(name):
+    async with shared_slot(name):
         print("in", flush=True)
         await asyncio.sleep(600)
 event_loop.run(hold())
