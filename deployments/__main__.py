@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from deployments.errors import Refused
+from deployments.errors import ConfigurationError
 from deployments.local import serve, worker
 from deployments.reconcile.api import connected
 from deployments.reconcile.apply import apply
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         with connected() as api:
             differing = apply(api, folder, check=given.check)
         return 1 if given.check and differing else 0
-    except Refused as error:
+    except ConfigurationError as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(Text.assemble(("error: ", "bold red"), str(error)))
         return 2
 

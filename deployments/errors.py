@@ -1,5 +1,5 @@
 """What a person can mend, told as a sentence."""
 
 
-class Refused(Exception):
+class ConfigurationError(Exception):
     """Something in a file, or about Prefect's API, cannot work as it is."""

@@ -10,7 +10,7 @@ from flows.pipeline.pipeline import Pipeline
 from flows.settings.run_settings import OutputFormat
 from flows.settings.step_parameters import StepParameters
 from llms import AnyLLM, LlamaServerLLM
-from tasks import GenerateEmbeddings, Source, load
+from tasks import GenerateEmbeddings, Source, load_data
 
 TEXTS = [
     {"text": f"{animal} {verb}."}
@@ -51,7 +51,7 @@ def embeddings(
     """
     with Pipeline(name="embeddings") as pipeline:
         mappings = {} if column == "text" else {"text": column}
-        load(data or TEXTS) >> GenerateEmbeddings(llm=llm, pooling=pooling, input_mappings=mappings)
+        load_data(data or TEXTS) >> GenerateEmbeddings(llm=llm, pooling=pooling, input_mappings=mappings)
     return pipeline.run(
         parameters,
         output=output,

@@ -19,7 +19,7 @@ from tasks import (
     Source,
     TextGeneration,
     UltraFeedback,
-    load,
+    load_data,
 )
 
 COLUMNS = [
@@ -88,7 +88,7 @@ def preference_dataset(
         parameters: Runtime parameters by step, such as `judge.llm.generation_kwargs.temperature`.
     """
     with Pipeline(name="preference-dataset") as pipeline:
-        instructions = load(data or INSTRUCTIONS)
+        instructions = load_data(data or INSTRUCTIONS)
         answers = [TextGeneration(name="first", llm=llm), TextGeneration(name="second", llm=other_llm)]
         answers += [TextGeneration(name=f"model_{number}", llm=more) for number, more in enumerate(more_llms, 3)]
         pairs = GroupColumns(columns=["generation", "model_name"], output_columns=["generations", "generation_models"])

@@ -10,7 +10,7 @@ from flows.pipeline.pipeline import Pipeline
 from flows.settings.run_settings import OutputFormat
 from flows.settings.step_parameters import StepParameters
 from llms import AnyLLM, LlamaServerLLM
-from tasks import Source, StructuredGeneration, load
+from tasks import Source, StructuredGeneration, load_data
 
 CHARACTERS = [
     {"instruction": f"Create a role-playing character: a {kind} from {place}."}
@@ -79,7 +79,7 @@ def structured_generation(
     if isinstance(shape, str) and shape.endswith(".json"):
         shape = Path(shape).read_text()
     with Pipeline(name="structured-generation") as pipeline:
-        instructions = load(data or CHARACTERS)
+        instructions = load_data(data or CHARACTERS)
         answers = StructuredGeneration(
             llm=llm.held_to({"schema": shape or CHARACTER}),
             num_generations=num_generations,

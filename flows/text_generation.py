@@ -10,7 +10,7 @@ from flows.pipeline.pipeline import Pipeline
 from flows.settings.run_settings import OutputFormat
 from flows.settings.step_parameters import StepParameters
 from llms import AnyLLM, LlamaServerLLM
-from tasks import Source, TextGeneration, load
+from tasks import Source, TextGeneration, load_data
 
 INSTRUCTIONS = Path(__file__).parent / "data" / "instructions.jsonl"
 """Some hundreds of instructions the demo model has an answer to."""
@@ -54,7 +54,7 @@ def text_generation(
         parameters: Runtime parameters by step, such as `text_generation.llm.generation_kwargs.temperature`.
     """
     with Pipeline(name="text-generation") as pipeline:
-        instructions = load(data or INSTRUCTIONS)
+        instructions = load_data(data or INSTRUCTIONS)
         answers = TextGeneration(
             llm=llm, num_generations=num_generations, system_prompt=system_prompt, template=template
         )

@@ -22,7 +22,7 @@ from tasks.routing import route, sample_n_steps
 from tasks.sources.load_data_from_dicts import LoadDataFromDicts
 from tasks.sources.load_data_from_files import LoadDataFromFiles
 from tasks.sources.load_data_from_hub import LoadDataFromHub
-from tasks.sources.source import Source, load
+from tasks.sources.source import Source, load_data
 from tasks.task import Task
 
 __all__ = [
@@ -50,7 +50,7 @@ __all__ = [
     "Task",
     "TextGeneration",
     "UltraFeedback",
-    "load",
+    "load_data",
     "route",
     "sample_n_steps",
     "step",

@@ -14,7 +14,7 @@ from pydantic import Field
 from llms import Fatal
 from llms.config.strict import Strict
 from tasks import dag
-from tasks.typing import Failure, Origin, Outcome, Row, RowsFailed
+from tasks.typing import BatchResult, Failure, PartialBatchError, Row, RowLineage
 
 S = TypeVar("S", bound="Step")
 
@@ -78,24 +78,24 @@ class Step(Strict, ABC):
     def process(self, inputs: list[Row]) -> Iterator[list[Row]]:
         """Turn a batch of rows into rows, yielded in one or several lists."""
 
-    def run(self, rows: list[Row]) -> Outcome:
+    def run(self, rows: list[Row]) -> BatchResult:
         """Process a batch so that one bad row costs one row.
 
         Raises:
             Fatal: If no row can work.
         """
-        started, outcome = time.perf_counter(), Outcome(rows_in=len(rows))
+        started, outcome = time.perf_counter(), BatchResult(rows_in=len(rows))
         size = self.input_batch_size or max(len(rows), 1)
         for start in range(0, len(rows), size):
             outcome.add(self._run([Row.of(row) for row in rows[start : start + size]]))
-        _tell_apart(outcome.rows)
+        _number_siblings(outcome.rows)
         outcome.seconds = time.perf_counter() - started
         return outcome
 
     def task(
-        self, work: "Callable[[Sequence[Outcome]], Outcome] | None" = None, **options: Any
-    ) -> "prefect.Task[..., Outcome]":
-        """This step as a Prefect task, `(*batches, number=0) -> Outcome`; the run is called `<name>-<number>`.
+        self, work: "Callable[[Sequence[BatchResult]], BatchResult] | None" = None, **options: Any
+    ) -> "prefect.Task[..., BatchResult]":
+        """This step as a Prefect task, `(*batches, number=0) -> BatchResult`; the run is called `<name>-<number>`.
 
         A batch is a list of rows, or what another step made.
 
@@ -104,8 +104,8 @@ class Step(Strict, ABC):
             options: What else `prefect.Task` takes, such as where results are kept; without, they are not.
         """
 
-        def process(*batches: Outcome | list[Row], number: int = 0) -> Outcome:
-            made = [each if isinstance(each, Outcome) else Outcome(each) for each in batches]
+        def process(*batches: BatchResult | list[Row], number: int = 0) -> BatchResult:
+            made = [each if isinstance(each, BatchResult) else BatchResult(each) for each in batches]
             return work(made) if work else self.run([row for each in made for row in each.rows])
 
         return prefect.Task(
@@ -141,23 +141,23 @@ class Step(Strict, ABC):
         for other in others:
             self._pipeline().connect(self, other)
 
-    def _pipeline(self) -> dag.Wiring:
+    def _pipeline(self) -> dag.DagBuilder:
         if pipeline := dag.current.get():
             return pipeline
         raise ValueError(f"`{self.name}`: steps are connected inside `with Pipeline() as pipeline:`.")
 
-    def _run(self, rows: list[Row]) -> Outcome:
+    def _run(self, rows: list[Row]) -> BatchResult:
         failures: list[Failure] = []
         try:
-            made = [row for chunk in self.process([self._view(row) for row in rows]) for row in chunk]
-        except RowsFailed as error:
+            made = [row for chunk in self.process([self._apply_input_mappings(row) for row in rows]) for row in chunk]
+        except PartialBatchError as error:
             made, failures = error.rows, error.failures
         except Fatal:
             raise
         except Exception as error:
             if len(rows) == 1 or isinstance(self, GlobalStep):  # one by one, they are not what it is for
-                return Outcome(failures=[self._failure(row, error) for row in rows])
-            outcome = Outcome()
+                return BatchResult(failures=[self._failure(row, error) for row in rows])
+            outcome = BatchResult()
             for row in rows:  # find the rows that did it: the others go on
                 outcome.add(self._run([row]))
             return outcome
@@ -169,18 +169,17 @@ class Step(Strict, ABC):
             row = Row.of(columns)
             guessed = rows[at] if same else alone
             source = guessed if row.origin is None else known.get(row.id or row.origin, guessed)
-            named.append(
-                self._named(self._returned(row, source), row.origin or (None if source is None else source.origin))
-            )
-        return Outcome(named, failures)
+            origin = row.origin or (None if source is None else source.origin)
+            named.append(self._apply_output_mappings(self._restore_shadowed(row, source), origin))
+        return BatchResult(named, failures)
 
-    def _returned(self, made: Mapping[str, Any], source: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _restore_shadowed(self, made: Mapping[str, Any], source: Mapping[str, Any] | None) -> dict[str, Any]:
         """What was made, without what `input_mappings` lent it: a column the row itself has of that name comes back."""
         lent = self.input_mappings.keys() - set(self.outputs)
         own = {} if source is None else {name: source[name] for name in lent if name in source}
         return {name: own.get(name, value) for name, value in made.items() if name not in lent or name in own}
 
-    def _view(self, row: Row) -> Row:
+    def _apply_input_mappings(self, row: Row) -> Row:
         """A copy of the row under the names this step knows, so that no other step sees what it does to it.
 
         Raises:
@@ -194,7 +193,7 @@ class Step(Strict, ABC):
             return Row(row, row.origin)
         return Row(row | {name: row[column] for name, column in self.input_mappings.items()}, row.origin)
 
-    def _named(self, row: Mapping[str, Any], origin: str | None) -> Row:
+    def _apply_output_mappings(self, row: Mapping[str, Any], origin: str | None) -> Row:
         """A row this step made, its columns called as `output_mappings` says."""
         return Row({self.output_mappings.get(name, name): value for name, value in row.items()}, origin)
 
@@ -229,7 +228,7 @@ class GeneratorStep(Step, ABC):
         number = offset
         for chunk in self.process(offset):
             for row in chunk:
-                yield self._named(row, Row.of(row).origin or f"{self.name}[{number}]")
+                yield self._apply_output_mappings(row, Row.of(row).origin or f"{self.name}[{number}]")
                 number += 1
 
     def check(self, columns: Sequence[str]) -> int | None:
@@ -251,11 +250,11 @@ class GeneratorStep(Step, ABC):
         return None
 
 
-def _tell_apart(rows: list[Row]) -> None:
+def _number_siblings(rows: list[Row]) -> None:
     """Number the rows that were made of one and the same."""
     count = Counter(row.id for row in rows)
     seen = Counter[tuple[int, ...]]()
     for row in rows:
         if row.id is not None and count[row.id] > 1:
             number, seen[row.id] = seen[row.id], seen[row.id] + 1
-            row.origin = Origin(f"{row.origin}", (*row.id, number))
+            row.origin = RowLineage(f"{row.origin}", (*row.id, number))

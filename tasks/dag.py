@@ -19,12 +19,12 @@ class Route:
         targets: The names of the steps it could go to.
     """
 
-    by: "Callable[[Row, Sequence[str]], Collection[str]]"
+    selector: "Callable[[Row, Sequence[str]], Collection[str]]"
     targets: tuple[str, ...]
 
 
 @dataclass
-class Wiring:
+class DagBuilder:
     """Steps in the order they were made, and the edges drawn between them."""
 
     steps: "list[Step]" = field(default_factory=list)
@@ -52,5 +52,5 @@ class Wiring:
             self.routes[source.name, target.name] = route
 
 
-current: ContextVar[Wiring | None] = ContextVar("current", default=None)
+current: ContextVar[DagBuilder | None] = ContextVar("current", default=None)
 """The wiring of the `with Pipeline()` we are in."""

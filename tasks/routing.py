@@ -22,11 +22,11 @@ class Router:
         by: Of a row and the names of the steps, the names of those it goes to.
     """
 
-    by: Callable[[Row, Sequence[str]], Collection[str]]
+    selector: Callable[[Row, Sequence[str]], Collection[str]]
     sources: "Sequence[Step]" = ()
 
     def __rrshift__(self, sources: "Step | Sequence[Step]") -> "Router":
-        return Router(self.by, sources if isinstance(sources, list | tuple) else [sources])  # type: ignore[list-item]
+        return Router(self.selector, sources if isinstance(sources, list | tuple) else [sources])  # type: ignore[list-item]
 
     @overload
     def __rshift__(self, targets: "S") -> "S": ...
@@ -41,7 +41,7 @@ class Router:
         names = tuple(each.name for each in several)
         for source in self.sources:
             for target in several:
-                source._pipeline().connect(source, target, Route(self.by, names))
+                source._pipeline().connect(source, target, Route(self.selector, names))
         return targets
 
 

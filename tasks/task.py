@@ -11,7 +11,7 @@ from pydantic import Field
 from llms import AnyLLM
 from llms.typing import ChatType, FormattedInput, GenerateOutput
 from tasks.base import Step
-from tasks.typing import Outcome, Row, RowsFailed, Spending
+from tasks.typing import BatchResult, ModelUsage, PartialBatchError, Row
 
 
 class Task(Step, ABC):
@@ -49,20 +49,20 @@ class Task(Step, ABC):
         """Answer a batch of rows, all at the same time.
 
         Raises:
-            RowsFailed: If some could not be answered; it holds those that were.
+            PartialBatchError: If some could not be answered; it holds those that were.
         """
         outcome = self.answer([Row.of(row) for row in inputs])
         if outcome.failures:
-            raise RowsFailed(outcome.rows, outcome.failures)
+            raise PartialBatchError(outcome.rows, outcome.failures)
         yield outcome.rows
 
     @final
-    def answer(self, rows: list[Row]) -> Outcome:
+    def answer(self, rows: list[Row]) -> BatchResult:
         """Ask the model about every row, and sort answers from failures."""
-        outcome, asked = Outcome(), list[tuple[Row, Row, FormattedInput]]()
+        outcome, asked = BatchResult(), list[tuple[Row, Row, FormattedInput]]()
         for row in rows:
             try:
-                view = self._view(row)
+                view = self._apply_input_mappings(row)
                 asked.append((row, view, self.format_input(view)))
             except Exception as error:
                 outcome.failures.append(self._failure(row, error, attempts=0))
@@ -73,13 +73,13 @@ class Task(Step, ABC):
                 self._sort(outcome, row, view, given[0] if isinstance(given, tuple) else given, output)
         return outcome
 
-    def _run(self, rows: list[Row]) -> Outcome:
+    def _run(self, rows: list[Row]) -> BatchResult:
         # A subclass may bring its own `process`; ours is a view of `answer` that cannot say what was spent.
         return self.answer(rows) if type(self).process is Task.process else super()._run(rows)
 
-    def _sort(self, outcome: Outcome, row: Row, view: Row, chat: ChatType, output: GenerateOutput) -> None:
-        spent = outcome.spending.setdefault(self.llm.model_name, Spending())
-        outcome.spending[self.llm.model_name] = spent + Spending.of(output)
+    def _sort(self, outcome: BatchResult, row: Row, view: Row, chat: ChatType, output: GenerateOutput) -> None:
+        spent = outcome.model_usage.setdefault(self.llm.model_name, ModelUsage())
+        outcome.model_usage[self.llm.model_name] = spent + ModelUsage.of(output)
         if output.error:
             outcome.failures.append(self._failure(row, output.error, attempts=output.attempts))
             return
@@ -92,7 +92,7 @@ class Task(Step, ABC):
                 continue
             columns["model_name"] = self.llm.model_name
             columns[f"{self.name}_metadata"] = self._metadata(chat, output, at)
-            made.append(self._named(columns, row.origin))
+            made.append(self._apply_output_mappings(columns, row.origin))
         if self.group_generations and made:
             made = [Row({name: [each[name] for each in made] for name in made[0]}, row.origin)]
         outcome.rows += [Row(row | columns, row.origin) for columns in made]

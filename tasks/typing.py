@@ -6,16 +6,26 @@ from typing import Any
 
 from llms.typing import ChatType, FormattedInput, GenerateOutput, Usage
 
-__all__ = ["ChatType", "Failure", "FormattedInput", "Origin", "Outcome", "Row", "RowsFailed", "Spending", "dollars"]
+__all__ = [
+    "BatchResult",
+    "ChatType",
+    "Failure",
+    "FormattedInput",
+    "ModelUsage",
+    "PartialBatchError",
+    "Row",
+    "RowLineage",
+    "add_costs",
+]
 
 
-Id = tuple[int, ...]
+RowId = tuple[int, ...]
 
-FRESH = -1
+UNKNOWN_PARENT = -1
 """In an id: the row does not say what it was made of, but that was in the batch that began with the row before this."""
 
 
-class Origin(str):
+class RowLineage(str):
     """Where a row came from, as an error names it, and which row it is.
 
     Attributes:
@@ -23,22 +33,22 @@ class Origin(str):
             end. In the order of the ids, rows are in the order they were loaded in.
     """
 
-    id: Id
+    id: RowId
 
-    def __new__(cls, place: str, id: Id) -> "Origin":
+    def __new__(cls, place: str, id: RowId) -> "RowLineage":
         origin = super().__new__(cls, place)
         origin.id = id
         return origin
 
     def __reduce__(self) -> Any:
-        return (Origin, (str(self), self.id))
+        return (RowLineage, (str(self), self.id))
 
 
 class Row(dict[str, Any]):
     """A row: a dictionary of columns that remembers where it came from, and so do its copies and `row | {…}`.
 
     Attributes:
-        origin: The file and line, or the position, it was loaded from; inside a pipeline an `Origin`.
+        origin: The file and line, or the position, it was loaded from; inside a pipeline an `RowLineage`.
     """
 
     __slots__ = ("origin",)
@@ -66,9 +76,9 @@ class Row(dict[str, Any]):
         return columns if isinstance(columns, cls) else cls(columns)
 
     @property
-    def id(self) -> Id | None:
+    def id(self) -> RowId | None:
         """Which row it is; `None` outside a pipeline."""
-        return self.origin.id if isinstance(self.origin, Origin) else None
+        return self.origin.id if isinstance(self.origin, RowLineage) else None
 
 
 @dataclass(slots=True)
@@ -98,7 +108,7 @@ class Failure:
 
 
 @dataclass(slots=True)
-class Spending:
+class ModelUsage:
     """What a model was asked for, and what it took.
 
     Attributes:
@@ -116,64 +126,64 @@ class Spending:
     seconds: float = 0.0
 
     @classmethod
-    def of(cls, output: GenerateOutput) -> "Spending":
+    def of(cls, output: GenerateOutput) -> "ModelUsage":
         """What one output took."""
         return cls(cached=1) if output.cached else cls(1, 0, output.usage, output.cost, output.seconds)
 
-    def __add__(self, other: "Spending") -> "Spending":
-        return Spending(
+    def __add__(self, other: "ModelUsage") -> "ModelUsage":
+        return ModelUsage(
             self.requests + other.requests,
             self.cached + other.cached,
             self.usage + other.usage,
-            dollars(self.cost, other.cost),
+            add_costs(self.cost, other.cost),
             self.seconds + other.seconds,
         )
 
 
-def dollars(one: float | None, other: float | None) -> float | None:
+def add_costs(one: float | None, other: float | None) -> float | None:
     """Two costs together: not known when one of them is not."""
     return None if one is None or other is None else one + other
 
 
-class Outcome:
+class BatchResult:
     """What a step made of a batch. No dataclass: Prefect would look for futures in each of its rows.
 
     Attributes:
         rows: The rows that go on, in order.
         failures: The rows that do not.
-        spending: What each model took, by its name.
+        model_usage: What each model took, by its name.
         seconds: How long the step worked.
         rows_in: How many rows it was given.
         digest: In a pipeline, a hash of the rows, by which what is made of them is known again.
     """
 
-    __slots__ = ("digest", "failures", "rows", "rows_in", "seconds", "spending")
+    __slots__ = ("digest", "failures", "rows", "rows_in", "seconds", "model_usage")
 
     def __init__(
         self,
         rows: list[Row] | None = None,
         failures: list[Failure] | None = None,
-        spending: dict[str, Spending] | None = None,
+        model_usage: dict[str, ModelUsage] | None = None,
         rows_in: int = 0,
         digest: str | None = None,
     ) -> None:
         self.rows = [] if rows is None else rows
         self.failures = [] if failures is None else failures
-        self.spending = {} if spending is None else spending
+        self.model_usage = {} if model_usage is None else model_usage
         self.seconds = 0.0
         self.rows_in = rows_in
         self.digest = digest
 
-    def add(self, other: "Outcome") -> None:
+    def add(self, other: "BatchResult") -> None:
         """Take over what another batch came to."""
         self.rows += other.rows
         self.failures += other.failures
-        for model, spending in other.spending.items():
-            self.spending[model] = self.spending.get(model, Spending()) + spending
+        for model, used in other.model_usage.items():
+            self.model_usage[model] = self.model_usage.get(model, ModelUsage()) + used
         self.seconds += other.seconds
 
 
-class RowsFailed(Exception):
+class PartialBatchError(Exception):
     """Some rows of a batch failed; those that did not are in `rows`.
 
     Attributes:

@@ -19,7 +19,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.__main__ import main
-from deployments.errors import Refused
+from deployments.errors import ConfigurationError
 from deployments.local import serve
 from deployments.local.processes import Processes
 from flows.runtime import server
@@ -218,5 +218,5 @@ def test_servers_are_for_this_machine_only() -> None:
     with tempfile.TemporaryFile() as log, Processes() as processes:
         serve.boot(processes, url, log)
         assert listening(int(url.removesuffix("/api").rpartition(":")[2])) == LOOPBACK
-        with pytest.raises(Refused, match="only this machine's"):
+        with pytest.raises(ConfigurationError, match="only this machine's"):
             serve.boot(processes, "http://192.0.2.1:4200/api", log)

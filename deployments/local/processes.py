@@ -10,7 +10,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import IO, Any, Self
 
-PATIENCE = 45.0
+SHUTDOWN_TIMEOUT_S = 45.0
 """Seconds a process has to end by itself, its runs included."""
 
 
@@ -31,7 +31,7 @@ class Processes:
 
     def __exit__(self, *_: object) -> None:
         for each in self._former:
-            signal.signal(each, self._hurry)
+            signal.signal(each, self._force)
         while self._running:
             self._end(self._running.pop()[1])
         for number, handler in self._former.items():
@@ -65,19 +65,19 @@ class Processes:
         runs = descendants(process.pid)
         for pid in runs:
             _send(pid, signal.SIGTERM)
-        self._until(lambda: not any(_alive(pid) for pid in runs))
+        self._wait_until(lambda: not any(_alive(pid) for pid in runs))
         process.terminate()
-        self._until(lambda: process.poll() is not None)
+        self._wait_until(lambda: process.poll() is not None)
         for pid in filter(_alive, [*runs, process.pid]):
             _send(pid, signal.SIGKILL)
         process.wait()
 
-    def _until(self, ended: Callable[[], bool]) -> None:
-        late = time.monotonic() + PATIENCE
+    def _wait_until(self, ended: Callable[[], bool]) -> None:
+        late = time.monotonic() + SHUTDOWN_TIMEOUT_S
         while not ended() and time.monotonic() < late and not self._impatient:
             time.sleep(0.1)
 
-    def _hurry(self, number: int, frame: FrameType | None) -> None:
+    def _force(self, number: int, frame: FrameType | None) -> None:
         self._impatient = True
 
 

@@ -12,17 +12,17 @@ from urllib.request import ProxyHandler, build_opener
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
-from deployments.errors import Refused
+from deployments.errors import ConfigurationError
 from deployments.local import worker
 from deployments.local.processes import Processes
 from deployments.reconcile.api import Api, connected
 from deployments.reconcile.apply import apply
 from deployments.reconcile.files import SHIPPED, Folder, entries
 
-BOOT = 180.0
+SERVER_START_TIMEOUT_S = 180.0
 """Seconds a server may take to answer: the first one makes its database."""
 
-SERVER = {
+SERVER_SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "100",
@@ -87,20 +87,22 @@ def boot(processes: Processes, url: str, log: IO[Any]) -> None:
     """Start a server at this address and wait until it answers.
 
     Raises:
-        Refused: If the address is another machine's, or the server does not start.
+        ConfigurationError: If the address is another machine's, or the server does not start.
     """
     address = urlsplit(url)
     if address.hostname not in ("127.0.0.1", "localhost", "::1"):
-        raise Refused(f"Prefect's API at `{url}` does not answer, and only this machine's could be started here.")
+        raise ConfigurationError(
+            f"Prefect's API at `{url}` does not answer, and only this machine's could be started here."
+        )
     words = ["--host", address.hostname, "--port", str(address.port or 4200)]
-    own = SERVER | {"PREFECT_UI_URL": url.removesuffix("/api")}  # in what automations say
+    own = SERVER_SETTINGS | {"PREFECT_UI_URL": url.removesuffix("/api")}  # in what automations say
     own |= {"PREFECT_SERVER_UI_API_URL": url}  # the UI would ask port 4200 whatever the server's is
     process = processes.prefect("server", "server", "start", *words, env=own, output=log)
-    late = time.monotonic() + BOOT
+    late = time.monotonic() + SERVER_START_TIMEOUT_S
     while not answers(url):
         if process.poll() is not None or time.monotonic() > late:
             log.seek(0)
-            raise Refused(f"The server did not start; it said:\n{log.read().decode()[-2000:].strip()}")
+            raise ConfigurationError(f"The server did not start; it said:\n{log.read().decode()[-2000:].strip()}")
         time.sleep(0.2)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from deployments.errors import Refused
+from deployments.errors import ConfigurationError
 from deployments.local.processes import Processes
 from deployments.reconcile.api import Api, connected
 
@@ -72,11 +72,13 @@ def workers_of(api: Api, pool: str, limit: int | None = None, gpus_per_run: int 
     that takes one run at a time; what it sees is handed down to its runs.
 
     Raises:
-        Refused: If there is no such pool, or it has more GPUs per run than this machine.
+        ConfigurationError: If there is no such pool, or it has more GPUs per run than this machine.
     """
     found = api.get("/work_pools/{name}", name=pool)
     if not found:
-        raise Refused(f"There is no work pool `{pool}`: `python -m deployments pools` makes those of `pools.yaml`.")
+        raise ConfigurationError(
+            f"There is no work pool `{pool}`: `python -m deployments pools` makes those of `pools.yaml`."
+        )
     host = socket.gethostname()
     devices = gpus() if pool.startswith("gpu") and found["type"] == "process" else []
     if not devices:
@@ -84,7 +86,7 @@ def workers_of(api: Api, pool: str, limit: int | None = None, gpus_per_run: int 
         return [Worker(pool, f"{host}-{pool}", limit or alone)]
     groups = [devices[at : at + gpus_per_run] for at in range(0, len(devices) - gpus_per_run + 1, gpus_per_run)]
     if not groups:
-        raise Refused(f"This machine has {len(devices)} GPUs, fewer than `--gpus-per-run {gpus_per_run}`.")
+        raise ConfigurationError(f"This machine has {len(devices)} GPUs, fewer than `--gpus-per-run {gpus_per_run}`.")
     return [
         Worker(
             pool,

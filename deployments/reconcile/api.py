@@ -9,7 +9,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 
-from deployments.errors import Refused
+from deployments.errors import ConfigurationError
 
 START = "Start one with `prefect server start`, or all of it with `python -m deployments serve`."
 
@@ -33,12 +33,12 @@ class Api:
         """Make it so; what the server answers.
 
         Raises:
-            Refused: With the server's reason.
+            ConfigurationError: With the server's reason.
         """
         try:
             reply = self.client.request(method, path, path_params=ids, json=body)
         except PrefectHTTPStatusError as error:
-            raise Refused(f"Prefect refuses it: {_reason(error.response)}") from None
+            raise ConfigurationError(f"Prefect refuses it: {_reason(error.response)}") from None
         return reply.json() if reply.content else None
 
 
@@ -47,11 +47,11 @@ def connected() -> Iterator[Api]:
     """The API in force.
 
     Raises:
-        Refused: If none is configured or it does not answer, saying what to type.
+        ConfigurationError: If none is configured or it does not answer, saying what to type.
     """
     url = PREFECT_API_URL.value()
     if not url:
-        raise Refused(
+        raise ConfigurationError(
             "No Prefect API is configured: `prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api` names one. "
             f"{START}"
         )
@@ -61,11 +61,13 @@ def connected() -> Iterator[Api]:
     except (httpx.TransportError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "reach API" not in str(error):
             raise
-        raise Refused(f"Prefect's API at `{_public(url)}` does not answer ({_cause(error)}). {START}") from None
+        raise ConfigurationError(
+            f"Prefect's API at `{_public(url)}` does not answer ({_cause(error)}). {START}"
+        ) from None
     except PrefectHTTPStatusError as error:
         if error.response.status_code not in (401, 403):
             raise
-        raise Refused(
+        raise ConfigurationError(
             f"Prefect's API at `{_public(url)}` wants to know who asks: `prefect config set PREFECT_API_AUTH_STRING=…` "
             "(user:password), or `PREFECT_API_KEY=…` for Prefect Cloud."
         ) from None

@@ -8,7 +8,7 @@ from rich.text import Text
 from deployments.reconcile import automations, blocks, flow_deployments, limits, pools
 from deployments.reconcile.api import Api
 from deployments.reconcile.files import Folder
-from deployments.reconcile.resource import Thing
+from deployments.reconcile.resource import Resource
 
 COLOURS = {"created": "green", "updated": "yellow", "unchanged": "dim"}
 
@@ -27,7 +27,7 @@ def apply(api: Api, folder: Folder, check: bool = False, out: Console | None = N
     """
     out = out or Console(soft_wrap=True, highlight=False)
     count = 0
-    for thing in things(api, folder):
+    for thing in resources(api, folder):
         state, differences = thing.state, thing.differences
         if state != "unchanged":
             count += 1
@@ -42,14 +42,14 @@ def apply(api: Api, folder: Folder, check: bool = False, out: Console | None = N
     return count
 
 
-def things(api: Api, folder: Folder) -> Iterator[Thing]:
+def resources(api: Api, folder: Folder) -> Iterator[Resource]:
     """All that the folder speaks of, each read just before its turn: pools come before what runs on them."""
     if folder.wants("blocks"):
-        yield from blocks.things(api)
+        yield from blocks.resources(api)
     if path := folder.file("pools"):
-        yield from pools.things(api, path)
+        yield from pools.resources(api, path)
     if path := folder.file("limits"):
-        yield from limits.things(api, path)
+        yield from limits.resources(api, path)
     for path in folder.deployments():
-        yield from flow_deployments.things(api, path)
-    yield from automations.things(api, folder.automations())
+        yield from flow_deployments.resources(api, path)
+    yield from automations.resources(api, folder.automations())

@@ -7,15 +7,15 @@ from typing import Any
 from prefect.events.schemas.automations import AutomationCore
 from pydantic import ValidationError
 
-from deployments.errors import Refused
+from deployments.errors import ConfigurationError
 from deployments.reconcile.api import Api
 from deployments.reconcile.files import read
-from deployments.reconcile.resource import Thing
+from deployments.reconcile.resource import Resource
 
 BLOCK = "/block_types/slug/{slug}/block_documents/name/{block_document_name}"
 
 
-def things(api: Api, paths: list[Path]) -> Iterator[Thing]:
+def resources(api: Api, paths: list[Path]) -> Iterator[Resource]:
     """An automation for each file."""
     for path in paths:
         said = read(path)
@@ -25,11 +25,11 @@ def things(api: Api, paths: list[Path]) -> Iterator[Thing]:
             wanted = AutomationCore.model_validate(said)
         except ValidationError as error:
             first = error.errors()[0]
-            raise Refused(f"`{path}`: `{'.'.join(map(str, first['loc']))}`: {first['msg']}") from None
+            raise ConfigurationError(f"`{path}`: `{'.'.join(map(str, first['loc']))}`: {first['msg']}") from None
         yield _automation(api, wanted, note)
 
 
-def _automation(api: Api, wanted: AutomationCore, note: str) -> Thing:
+def _automation(api: Api, wanted: AutomationCore, note: str) -> Resource:
     by_name = {"automations": {"name": {"any_": [wanted.name]}}}
     found = next(iter(api.send("POST", "/automations/filter", by_name)), None)
 
@@ -43,7 +43,7 @@ def _automation(api: Api, wanted: AutomationCore, note: str) -> Thing:
     fields = wanted.model_fields_set
     there = _plain(AutomationCore.model_validate(found)) if found else None
     plain = {key: value for key, value in _plain(wanted).items() if key in fields}
-    return Thing("automation", wanted.name, plain, there, save, note)
+    return Resource("automation", wanted.name, plain, there, save, note)
 
 
 def _with_blocks(api: Api, path: Path, actions: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
@@ -53,7 +53,7 @@ def _with_blocks(api: Api, path: Path, actions: list[dict[str, Any]]) -> tuple[l
         if "block_document" in action:
             slug, _, name = str(action["block_document"]).partition("/")
             if not name:
-                raise Refused(f"`{path}`: a block is named like `slack-webhook/alerts`, not `{slug}`.")
+                raise ConfigurationError(f"`{path}`: a block is named like `slack-webhook/alerts`, not `{slug}`.")
             found = api.get(BLOCK, slug=slug, block_document_name=name)
             rest = {key: value for key, value in action.items() if key != "block_document"}
             if found is None:

@@ -10,7 +10,7 @@ from prefect.plugins import load_prefect_collections
 from prefect.utilities.dispatch import get_registry_for_type
 
 from deployments.reconcile.api import Api
-from deployments.reconcile.resource import Thing
+from deployments.reconcile.resource import Resource
 
 MODELS = "llms"
 """The collection whose `LLM` all models are."""
@@ -26,14 +26,14 @@ def models() -> list[type[Block]]:
     )
 
 
-def things(api: Api) -> Iterator[Thing]:
+def resources(api: Api) -> Iterator[Resource]:
     """A block type for every model."""
     for cls in models():
         slug = str(cls.get_block_type_slug())
-        yield Thing("block type", slug, _wanted(cls), _found(api, cls, slug), lambda cls=cls: _register(cls))
+        yield Resource("block type", slug, _desired(cls), _actual(api, cls, slug), lambda cls=cls: _register(cls))
 
 
-def _wanted(cls: type[Block]) -> dict[str, Any]:
+def _desired(cls: type[Block]) -> dict[str, Any]:
     described = cls._to_block_type().model_dump(mode="json")
     shown = {key: described[key] for key in ("name", "logo_url", "documentation_url", "description", "code_example")}
     return {key: _text(value) for key, value in shown.items()} | {
@@ -42,7 +42,7 @@ def _wanted(cls: type[Block]) -> dict[str, Any]:
     }
 
 
-def _found(api: Api, cls: type[Block], slug: str) -> dict[str, Any] | None:
+def _actual(api: Api, cls: type[Block], slug: str) -> dict[str, Any] | None:
     found = api.get("/block_types/slug/{slug}", slug=slug)
     if found is None:
         return None

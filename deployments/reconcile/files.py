@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from deployments.errors import Refused
+from deployments.errors import ConfigurationError
 
 SHIPPED = Path(__file__).parents[1]
 """The folder of the shipped files."""
@@ -18,19 +18,19 @@ def read(path: Path) -> dict[str, Any]:
     """A YAML or JSON file that holds one mapping.
 
     Raises:
-        Refused: If it cannot be read, or would copy a block's secret to where everybody sees it.
+        ConfigurationError: If it cannot be read, or would copy a block's secret to where everybody sees it.
     """
     try:
         text = path.read_text()
         said = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except FileNotFoundError:
-        raise Refused(f"There is no file `{path}`.") from None
+        raise ConfigurationError(f"There is no file `{path}`.") from None
     except (ValueError, yaml.YAMLError) as error:
-        raise Refused(f"`{path}` cannot be read: {error}") from None
+        raise ConfigurationError(f"`{path}` cannot be read: {error}") from None
     if not isinstance(said, dict):
-        raise Refused(f"`{path}` should hold a mapping, such as `deployments: […]`.")
+        raise ConfigurationError(f"`{path}` should hold a mapping, such as `deployments: […]`.")
     if "prefect.blocks." in text:
-        raise Refused(
+        raise ConfigurationError(
             f"`{path}` takes a field out of a block, and Prefect would keep it in clear: name the block instead, "
             "`llm: openai-llm/prod`."
         )
@@ -41,25 +41,25 @@ def entries(path: Path, key: str) -> list[dict[str, Any]]:
     """The list of named things that a file holds under a key.
 
     Raises:
-        Refused: If it is something else.
+        ConfigurationError: If it is something else.
     """
     said = read(path).get(key)
     if not isinstance(said, list) or not all(isinstance(each, dict) and each.get("name") for each in said):
-        raise Refused(f"`{path}` should hold a list under `{key}`, and a `name` in each of it.")
+        raise ConfigurationError(f"`{path}` should hold a list under `{key}`, and a `name` in each of it.")
     return said
 
 
-def known(path: Path, said: Mapping[str, Any], fields: Iterable[str]) -> None:
+def reject_unknown_keys(path: Path, said: Mapping[str, Any], fields: Iterable[str]) -> None:
     """Refuse what nobody would heed.
 
     Raises:
-        Refused: Naming the first such field, and the one that was meant.
+        ConfigurationError: Naming the first such field, and the one that was meant.
     """
     for key in said:
         if key not in (fields := list(fields)):
             near = get_close_matches(str(key), fields, 1)
             cure = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(f'`{each}`' for each in fields)}."
-            raise Refused(f"`{path}`: `{said.get('name', '?')}` has no `{key}`: {cure}")
+            raise ConfigurationError(f"`{path}`: `{said.get('name', '?')}` has no `{key}`: {cure}")
 
 
 class Folder:
@@ -70,7 +70,7 @@ class Folder:
         names: Files to limit it to, by their names without the ending; all when empty.
 
     Raises:
-        Refused: If it holds nothing of such a name.
+        ConfigurationError: If it holds nothing of such a name.
     """
 
     def __init__(self, path: Path = SHIPPED, names: Iterable[str] = ()) -> None:
@@ -81,7 +81,7 @@ class Folder:
             if name not in there:
                 near = get_close_matches(name, there, 1)
                 cure = f"did you mean `{there[near[0]]}`?" if near else f"there are {', '.join(there.values())}."
-                raise Refused(f"`{path}` holds no `{name}`: {cure}")
+                raise ConfigurationError(f"`{path}` holds no `{name}`: {cure}")
 
     def wants(self, name: str) -> bool:
         """Whether it is to be applied."""

@@ -10,10 +10,10 @@ from prefect.exceptions import MissingFlowError, ParameterTypeError, ScriptError
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
-from deployments.errors import Refused
+from deployments.errors import ConfigurationError
 from deployments.reconcile.api import Api
-from deployments.reconcile.files import entries, known
-from deployments.reconcile.resource import Thing
+from deployments.reconcile.files import entries, reject_unknown_keys
+from deployments.reconcile.resource import Resource
 
 FIELDS = (
     "name",
@@ -34,22 +34,22 @@ POOL = ("name", "work_queue_name", "job_variables")
 DEPLOYMENT = "/deployments/name/{flow_name}/{deployment_name}"
 
 
-def things(api: Api, path: Path) -> Iterator[Thing]:
+def resources(api: Api, path: Path) -> Iterator[Resource]:
     """The deployments of a file."""
     for said in entries(path, "deployments"):
-        known(path, said, FIELDS)
+        reject_unknown_keys(path, said, FIELDS)
         flow = _flow(path, said)
         yield _deployment(api, path, _checked(path, said, flow), flow)
 
 
-def _deployment(api: Api, path: Path, said: dict[str, Any], flow: "Flow[..., Any]") -> Thing:
+def _deployment(api: Api, path: Path, said: dict[str, Any], flow: "Flow[..., Any]") -> Resource:
     found = api.get(DEPLOYMENT, flow_name=flow.name, deployment_name=said["name"])
-    wanted = _wanted(path, said, flow)
+    wanted = _desired(path, said, flow)
     theirs = [each for each in (found or {}).get("schedules", []) if not each["slug"]]  # made in the UI
 
     def save() -> None:
         if not api.get("/work_pools/{name}", name=wanted["work_pool_name"]):
-            raise Refused(
+            raise ConfigurationError(
                 f"`{path}` names the work pool `{wanted['work_pool_name']}`, which does not exist: "
                 "`python -m deployments pools` makes those of `pools.yaml`."
             )
@@ -57,13 +57,13 @@ def _deployment(api: Api, path: Path, said: dict[str, Any], flow: "Flow[..., Any
         kept = [{key: each[key] for key in ("slug", "schedule", "active", "parameters")} for each in theirs]
         api.send("POST", "/deployments/", wanted | {"flow_id": flow_id, "schedules": wanted["schedules"] + kept})
 
-    return Thing("deployment", f"{flow.name}/{said['name']}", wanted, _found(found, wanted), save)
+    return Resource("deployment", f"{flow.name}/{said['name']}", wanted, _actual(found, wanted), save)
 
 
-def _wanted(path: Path, said: dict[str, Any], flow: "Flow[..., Any]") -> dict[str, Any]:
+def _desired(path: Path, said: dict[str, Any], flow: "Flow[..., Any]") -> dict[str, Any]:
     """What Prefect should hold; a key that is not in the file and has no obvious default is not in it either."""
     pool = said.get("work_pool") or {}
-    known(path, pool | {"name": pool.get("name", "")}, POOL)
+    reject_unknown_keys(path, pool | {"name": pool.get("name", "")}, POOL)
     wanted = {
         "name": said["name"],
         "entrypoint": said["entrypoint"],
@@ -88,7 +88,7 @@ def _wanted(path: Path, said: dict[str, Any], flow: "Flow[..., Any]") -> dict[st
     return json.loads(json.dumps(wanted))
 
 
-def _found(found: dict[str, Any] | None, wanted: dict[str, Any]) -> dict[str, Any] | None:
+def _actual(found: dict[str, Any] | None, wanted: dict[str, Any]) -> dict[str, Any] | None:
     """What Prefect holds, under the same names; of a schedule, what the file speaks of, or that it does so no more."""
     if found is None:
         return None
@@ -113,9 +113,9 @@ def _found(found: dict[str, Any] | None, wanted: dict[str, Any]) -> dict[str, An
 
 
 def _schedule(path: Path, said: dict[str, Any]) -> dict[str, Any]:
-    known(path, {"name": "a schedule"} | said, ("name", *SCHEDULE))
+    reject_unknown_keys(path, {"name": "a schedule"} | said, ("name", *SCHEDULE))
     if not said.get("slug"):
-        raise Refused(f"`{path}`: every schedule has a `slug`, by which it is known when it changes.")
+        raise ConfigurationError(f"`{path}`: every schedule has a `slug`, by which it is known when it changes.")
     when = {key: said[key] for key in SCHEDULE[1:-2] if key in said}
     rest = {"active": said.get("active", True), "parameters": said.get("parameters") or {}}
     return {"slug": said["slug"], "schedule": when, **rest}
@@ -127,7 +127,7 @@ def _flow(path: Path, said: dict[str, Any]) -> "Flow[..., Any]":
         return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
     except (ImportError, MissingFlowError, ScriptError, ValueError) as error:
         reason = error.__cause__ or error
-        raise Refused(
+        raise ConfigurationError(
             f"`{path}`: the entrypoint `{entrypoint}` of `{said['name']}` is no flow, such as "
             f"`flows.text_generation.text_generation`: {reason}"
         ) from None
@@ -137,10 +137,10 @@ def _checked(path: Path, said: dict[str, Any], flow: "Flow[..., Any]") -> dict[s
     """What the file says, as the flow understands it: `limit: "5"` is a number, which Prefect would not take for one.
 
     Raises:
-        Refused: If the flow cannot be run with these parameters, or with those of a schedule.
+        ConfigurationError: If the flow cannot be run with these parameters, or with those of a schedule.
     """
     usual, schedules = said.get("parameters") or {}, said.get("schedules") or []
-    known(path, {"name": said["name"]} | usual, ["name", *flow.parameters.properties])
+    reject_unknown_keys(path, {"name": said["name"]} | usual, ["name", *flow.parameters.properties])
     if set(flow.parameters.required or []) - usual.keys():
         return said  # whoever starts a run says the rest, and the flow checks it then
 
@@ -148,7 +148,7 @@ def _checked(path: Path, said: dict[str, Any], flow: "Flow[..., Any]") -> dict[s
         try:
             checked = flow.validate_parameters(usual | given)
         except (ParameterTypeError, SignatureMismatchError, ValueError) as error:
-            raise Refused(f"`{path}`: `{said['name']}`: {error}") from None
+            raise ConfigurationError(f"`{path}`: `{said['name']}`: {error}") from None
         return {name: checked[name] if isinstance(checked[name], int | float) else given[name] for name in given}
 
     schedules = [each | {"parameters": coerced(each.get("parameters") or {})} for each in schedules]

@@ -4,20 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deployments.reconcile.api import Api
-from deployments.reconcile.files import entries, known
-from deployments.reconcile.resource import Thing
+from deployments.reconcile.files import entries, reject_unknown_keys
+from deployments.reconcile.resource import Resource
 
 LIMIT = "/v2/concurrency_limits/{id_or_name}"
 
 
-def things(api: Api, path: Path) -> Iterator[Thing]:
+def resources(api: Api, path: Path) -> Iterator[Resource]:
     """The limits of a file."""
     for wanted in entries(path, "limits"):
-        known(path, wanted, ("name", "limit", "slot_decay_per_second", "active"))
+        reject_unknown_keys(path, wanted, ("name", "limit", "slot_decay_per_second", "active"))
         yield _limit(api, wanted)
 
 
-def _limit(api: Api, wanted: dict) -> Thing:
+def _limit(api: Api, wanted: dict) -> Resource:
     name = wanted["name"]
     found = api.get(LIMIT, id_or_name=name)
 
@@ -27,4 +27,4 @@ def _limit(api: Api, wanted: dict) -> Thing:
         else:
             api.send("POST", "/v2/concurrency_limits/", wanted)
 
-    return Thing("limit", name, wanted, found, save)
+    return Resource("limit", name, wanted, found, save)

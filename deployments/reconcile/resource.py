@@ -6,35 +6,35 @@ from typing import Any
 
 
 @dataclass
-class Thing:
+class Resource:
     """A block type, pool, queue, limit, automation or deployment.
 
     Args:
         kind: What it is, in Prefect's words.
         name: Which one.
-        wanted: What the file says, field by field; what it does not say is left as people set it in the UI.
-        found: What Prefect has; nothing, if there is no such thing yet.
+        desired: What the file says, field by field; what it does not say is left as people set it in the UI.
+        actual: What Prefect has; nothing, if there is no such thing yet.
         save: Makes it so.
         note: What a person should know about it.
     """
 
     kind: str
     name: str
-    wanted: dict[str, Any]
-    found: dict[str, Any] | None
+    desired: dict[str, Any]
+    actual: dict[str, Any] | None
     save: Callable[[], object]
     note: str = ""
 
     @property
     def differences(self) -> list[str]:
         """Where Prefect has something else than the file says."""
-        found = self.found or {}
-        return [line for key, value in self.wanted.items() for line in _between(key, value, found.get(key))]
+        found = self.actual or {}
+        return [line for key, value in self.desired.items() for line in _between(key, value, found.get(key))]
 
     @property
     def state(self) -> str:
         """What would have to happen to it."""
-        return "created" if self.found is None else "updated" if self.differences else "unchanged"
+        return "created" if self.actual is None else "updated" if self.differences else "unchanged"
 
 
 def _between(path: str, wanted: Any, found: Any) -> Iterator[str]:

@@ -8,13 +8,13 @@ from typing import Any
 from flows.errors import ConfigurationError
 from llms.config.strict import nearest
 from tasks import Step, sample_n_steps
-from tasks.dag import Route, Wiring
+from tasks.dag import DagBuilder, Route
 from tasks.routing import Sample
 
 SAMPLE_PATTERN = re.compile(r"sample_n_steps\(\s*(?:n\s*=\s*)?(\d+)\s*(?:,\s*(?:seed\s*=\s*)?(-?\d+)\s*)?\)")
 
 
-def format_edges(wired: Wiring) -> list[str]:
+def format_edges(wired: DagBuilder) -> list[str]:
     """The edges in the order they were drawn; those that leave a step together are one text.
 
     Raises:
@@ -24,7 +24,7 @@ def format_edges(wired: Wiring) -> list[str]:
 
     def together(edge: tuple[Step, Step]) -> tuple[str, Any]:
         route = wired.routes.get((edge[0].name, edge[1].name))
-        return edge[0].name, route and (id(route.by), route.targets)
+        return edge[0].name, route and (id(route.selector), route.targets)
 
     for (source, routed), edges in groupby(wired.edges, together):
         targets = [target.name for _, target in edges]
@@ -49,7 +49,7 @@ def parse_edges(text: str, names: Collection[str]) -> Iterator[tuple[str, str, R
         if found := SAMPLE_PATTERN.fullmatch(part):
             if by or not 0 < at < len(parts) - 1:
                 raise ValueError("it stands between a step and several: `a >> sample_n_steps(1, seed=7) >> [b, c]`.")
-            by = sample_n_steps(int(found[1]), int(found[2] or 0)).by
+            by = sample_n_steps(int(found[1]), int(found[2] or 0)).selector
             continue
         targets = [name.strip() for name in part[1:-1].split(",")] if part[:1] == "[" and part[-1] == "]" else [part]
         for name in targets:
@@ -63,8 +63,8 @@ def parse_edges(text: str, names: Collection[str]) -> Iterator[tuple[str, str, R
 
 
 def _format_route(route: Route, source: str) -> str:
-    if isinstance(route.by, Sample):
-        return f"sample_n_steps({route.by.n}, seed={route.by.seed})"
+    if isinstance(route.selector, Sample):
+        return f"sample_n_steps({route.selector.n}, seed={route.selector.seed})"
     raise ConfigurationError(
         f"`{source} >> route(…) >> [{', '.join(route.targets)}]` sends rows where a function says, which no file can "
         "hold: begin each branch with a `Filter(column=…)` instead, or use `sample_n_steps`."

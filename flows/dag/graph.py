@@ -7,7 +7,7 @@ from functools import cached_property
 from flows.errors import ConfigurationError
 from llms.config.strict import nearest
 from tasks import CombineOutputs, GeneratorStep, GlobalStep, Join, Step, Task
-from tasks.columns.keep_columns import Narrowing
+from tasks.columns.keep_columns import DropsColumns
 from tasks.dag import Route
 from tasks.routing import Sample
 
@@ -139,10 +139,10 @@ class Graph:
             raise ConfigurationError(f"`{step.name}` needs all rows at once: leave out its `input_batch_size`.")
         for each in before:
             route = self.routes.get((each.name, step.name))
-            if route and isinstance(route.by, Sample) and route.by.n > len(route.targets):
+            if route and isinstance(route.selector, Sample) and route.selector.n > len(route.targets):
                 raise ConfigurationError(
-                    f"`{each.name} >> sample_n_steps({route.by.n})` stands before {len(route.targets)} steps: give it "
-                    "more of them, or a smaller `n`."
+                    f"`{each.name} >> sample_n_steps({route.selector.n})` stands before {len(route.targets)} steps: "
+                    "give it more of them, or a smaller `n`."
                 )
 
     def _check_mappings(self, step: Step) -> None:
@@ -184,7 +184,7 @@ class Graph:
             step = before[0]
         found: dict[str, Step] = {}
         for step in reversed(path):
-            if isinstance(step, Narrowing):
+            if isinstance(step, DropsColumns):
                 found = {column: by for column, by in found.items() if step.keeps(column)}
             for column in (step.output_mappings.get(name, name) for name in step.outputs):
                 found.pop(column, None)
@@ -217,7 +217,7 @@ class Graph:
         """The source that must bring a column for a step that reads it; `None` if it is made on the way."""
         if column in columns.made:
             return None
-        narrowed = [each for name in columns.narrowed if isinstance(each := self.by_name[name], Narrowing)]
+        narrowed = [each for name in columns.narrowed if isinstance(each := self.by_name[name], DropsColumns)]
         if dropped := next((each for each in narrowed if not each.keeps(column)), None):
             brought = {name for source in columns.sources for name in self._source_columns(source)}
             left = columns.made | {name for name in brought if all(each.keeps(name) for each in narrowed)}
@@ -270,7 +270,7 @@ def _columns_after(step: Step, columns: _Columns) -> _Columns:
     """What is known after one more step."""
     outputs = [] if isinstance(step, GeneratorStep) else [*step.outputs, *_added_columns(step)]
     made = frozenset(step.output_mappings.get(name, name) for name in outputs)
-    if not isinstance(step, Narrowing):
+    if not isinstance(step, DropsColumns):
         return replace(columns, made=columns.made | made)
     kept = frozenset(name for name in columns.made if step.keeps(name))
     return replace(columns, made=kept | made, narrowed=(*columns.narrowed, step.name))

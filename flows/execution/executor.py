@@ -17,7 +17,7 @@ from flows.dag.graph import Graph
 from flows.execution.step_task import Brake, Stopped, Work
 from llms import Drained, LLMError
 from tasks import GeneratorStep, Step, Task
-from tasks.typing import Origin, Outcome, Row, Spending
+from tasks.typing import BatchResult, ModelUsage, Row, RowLineage
 
 ROWS_IN_FLIGHT = 16_000
 """Rows that may be anywhere between a source and the disk, counted at every step that holds them: what memory follows.
@@ -41,7 +41,7 @@ of all, so that task runs stay hundreds."""
 class _Batch:
     """A batch on its way: what each step makes of it, how many rows that is, and the steps that are not done yet."""
 
-    made: dict[str, Outcome | PrefectFuture[Outcome]]
+    made: dict[str, BatchResult | PrefectFuture[BatchResult]]
     rows: dict[str, int]
     left: set[str]
 
@@ -61,7 +61,7 @@ class Executor:
     """
 
     def __init__(
-        self, graph: Graph, finished: Callable[[Step, Outcome], None], settled: Callable[[Step, Outcome], None]
+        self, graph: Graph, finished: Callable[[Step, BatchResult], None], settled: Callable[[Step, BatchResult], None]
     ) -> None:
         self._graph = graph
         self._finished = finished
@@ -70,9 +70,9 @@ class Executor:
         self._news = threading.Event()
         self._broken: BaseException | None = None
         self._in_flight: deque[_Batch] = deque()
-        self._tasks: dict[str, prefect.Task[..., Outcome]] = {}
-        self._gathered: dict[str, Outcome] = {}
-        self._paid: list[tuple[Step, Outcome]] = []  # by batches that broke, for answers that had come
+        self._tasks: dict[str, prefect.Task[..., BatchResult]] = {}
+        self._gathered: dict[str, BatchResult] = {}
+        self._paid: list[tuple[Step, BatchResult]] = []  # by batches that broke, for answers that had come
 
     def run(self, limit: int | None = None) -> None:
         """Bring the rows of every source, `limit` of each at most, through all the steps after it.
@@ -98,14 +98,16 @@ class Executor:
             following = isinstance(error, CancelledError | Drained)
             if following:
                 for batch in self._in_flight:  # they are ending: one of them may know why
-                    self._all_told(batch, {name for name, made in batch.made.items() if not isinstance(made, Outcome)})
+                    self._all_told(
+                        batch, {name for name, made in batch.made.items() if not isinstance(made, BatchResult)}
+                    )
             for step, outcome in self._paid:
                 self._settled(step, outcome)
             if following and self._broken:
                 raise self._broken from None
             raise
 
-    def _stream(self, first: Step, outcomes: Iterable[Outcome]) -> None:
+    def _stream(self, first: Step, outcomes: Iterable[BatchResult]) -> None:
         """Send what `first` made through the steps after it, up to those that wait for all rows."""
         path = self._graph.stream(first)
         in_flight = self._in_flight
@@ -113,10 +115,10 @@ class Executor:
 
         def settle() -> None:
             batch = in_flight[0]
-            outcomes: list[Outcome] = []
+            outcomes: list[BatchResult] = []
             for step in path:
                 made = batch.made[step.name]
-                outcome = made if isinstance(made, Outcome) else made.result()
+                outcome = made if isinstance(made, BatchResult) else made.result()
                 outcomes.append(outcome)
                 if step.name in kept:
                     self._gather(step, outcome)
@@ -156,8 +158,8 @@ class Executor:
             if batch.left & steps:
                 self._news.wait()
 
-    def _gather(self, step: Step, outcome: Outcome) -> None:
-        whole = self._gathered.setdefault(step.name, Outcome(digest=""))
+    def _gather(self, step: Step, outcome: BatchResult) -> None:
+        whole = self._gathered.setdefault(step.name, BatchResult(digest=""))
         whole.rows.extend(outcome.rows)
         whole.digest = results.joined(whole.digest, outcome.digest)
 
@@ -166,7 +168,7 @@ class Executor:
         before = {each.name for step in waiting for each in self._graph.predecessors[step.name]}
         return before | {fork.name for step in waiting if (fork := self._graph.fork(step))}
 
-    def _made_of_all(self, step: Step, waiting: list[Step]) -> Iterator[Outcome]:
+    def _made_of_all(self, step: Step, waiting: list[Step]) -> Iterator[BatchResult]:
         """What a step makes of all its rows, in batches; what only it needed is let go."""
         alone = _Batch(dict(self._gathered), {}, {step.name})
         self._submit(step, 0, alone)
@@ -179,13 +181,13 @@ class Executor:
         yield whole  # what failed and was spent is told once
         yield from map(_brought, others)
 
-    def _loaded(self, source: GeneratorStep, place: int, limit: int | None) -> Iterator[Outcome]:
+    def _loaded(self, source: GeneratorStep, place: int, limit: int | None) -> Iterator[BatchResult]:
         """A source's batches, each read inside a task run of its own."""
         numbered = enumerate(islice(source.rows(), limit))
         rows = batches((_identified(row, (place, number)) for number, row in numbered), source.batch_size)
         ahead = next(rows, None)  # so that no task run is spent on finding the end
 
-        def read(number: int) -> Outcome:
+        def read(number: int) -> BatchResult:
             nonlocal ahead
             now, ahead = ahead, next(rows, None)
             return _brought(now or [])
@@ -204,7 +206,7 @@ class Executor:
             yield outcome
             number += 1
 
-    def _task(self, step: Step, made: Collection[str]) -> tuple[prefect.Task[..., Outcome], list[str]]:
+    def _task(self, step: Step, made: Collection[str]) -> tuple[prefect.Task[..., BatchResult], list[str]]:
         """What works for a step on a batch that these steps have `made` something of, and whose of that it takes."""
         before = [each.name for each in self._graph.predecessors[step.name] if each.name in made]
         fork = self._graph.fork(step)
@@ -219,17 +221,17 @@ class Executor:
     def _submit(self, step: Step, number: int, batch: _Batch) -> None:
         task, taken = self._task(step, batch.made)
 
-        def tell(done: PrefectFuture[Outcome]) -> None:
+        def tell(done: PrefectFuture[BatchResult]) -> None:
             try:
                 outcome = done.result(raise_on_failure=False)
-                if isinstance(outcome, Outcome):
+                if isinstance(outcome, BatchResult):
                     batch.rows[step.name] = len(outcome.rows)
                     self._finished(step, outcome)
                 elif not isinstance(outcome, CancelledError | Stopped | PrefectException):  # those follow another's
                     self._broken = self._broken or outcome
                 if isinstance(outcome, LLMError) and isinstance(step, Task):
-                    spent = sum(map(Spending.of, outcome.spent), Spending())
-                    self._paid.append((step, Outcome(spending={step.llm.model_name: spent})))
+                    spent = sum(map(ModelUsage.of, outcome.spent), ModelUsage())
+                    self._paid.append((step, BatchResult(model_usage={step.llm.model_name: spent})))
             finally:
                 batch.left.discard(step.name)
                 self._news.set()
@@ -238,12 +240,12 @@ class Executor:
         future.add_done_callback(tell)
 
 
-def _brought(rows: list[Row]) -> Outcome:
-    return Outcome(rows, digest=results.digest_of(rows))
+def _brought(rows: list[Row]) -> BatchResult:
+    return BatchResult(rows, digest=results.digest_of(rows))
 
 
 def _identified(row: Row, id: tuple[int, ...]) -> Row:
-    row.origin = Origin(row.origin or "", id)
+    row.origin = RowLineage(row.origin or "", id)
     return row
 
 

@@ -30,7 +30,7 @@ from llms.clients import event_loop
 from llms.limits.budget import Budget
 from llms.typing import Usage
 from tasks import Step, Task
-from tasks.typing import Failure, Outcome, dollars
+from tasks.typing import BatchResult, Failure, add_costs
 
 ENOUGH_FAILURES = 10
 """Failures in a step before their share may end the run."""
@@ -130,7 +130,7 @@ class Run:
                 cancel()  # what is in flight would be waited for, and thrown away
                 raise
 
-    def _settled(self, step: Step, outcome: Outcome) -> None:
+    def _settled(self, step: Step, outcome: BatchResult) -> None:
         """Write a leaf's rows and every step's failures, and add up."""
         if self._watch:
             self._watch.record(step, outcome)
@@ -139,12 +139,12 @@ class Run:
         summary.rows += len(outcome.rows)
         summary.failures += len(outcome.failures)
         summary.seconds += outcome.seconds
-        for model, spending in outcome.spending.items():
-            summary.models.setdefault(model, ModelSummary()).add(spending)
+        for model, used in outcome.model_usage.items():
+            summary.models.setdefault(model, ModelSummary()).add(used)
             whole = self.summary
-            whole.input_tokens += spending.usage.input_tokens
-            whole.output_tokens += spending.usage.output_tokens
-            whole.cost = dollars(whole.cost, spending.cost)
+            whole.input_tokens += used.usage.input_tokens
+            whole.output_tokens += used.usage.output_tokens
+            whole.cost = add_costs(whole.cost, used.cost)
         self.summary.failures += len(outcome.failures)
         self._folder.fail(outcome.failures)
         if leaf := self._leaves.get(step.name):

@@ -13,8 +13,8 @@ from flows.errors import RunFailed
 from flows.settings.step_parameters import get_llm
 from tasks import Join, Step
 from tasks.dag import Route
-from tasks.join import groups, in_order
-from tasks.typing import FRESH, Failure, Origin, Outcome, Row
+from tasks.join import group_by_lineage, sort_by_lineage
+from tasks.typing import UNKNOWN_PARENT, BatchResult, Failure, Row, RowLineage
 
 
 class Stopped(Exception):
@@ -70,7 +70,7 @@ class Work:
     def _key(self, _: Any, parameters: Mapping[str, Any]) -> str | None:
         return results.key_of(self.step, f"{self.identity}", parameters["batches"])
 
-    def __call__(self, batches: Sequence[Outcome]) -> Outcome:
+    def __call__(self, batches: Sequence[BatchResult]) -> BatchResult:
         """Do it.
 
         Raises:
@@ -83,9 +83,9 @@ class Work:
         taken = [self._routed(name, batch.rows, failures) for name, batch in zip(self.before, batches, strict=False)]
         forked = batches[-1].rows if self.forked else None
         if isinstance(self.step, Join):
-            outcome = self.step.run_groups(groups(forked, taken))
+            outcome = self.step.run_groups(group_by_lineage(forked, taken))
         else:
-            outcome = self.step.run(rows := in_order(forked, taken))
+            outcome = self.step.run(rows := sort_by_lineage(forked, taken))
             _account_for(rows, self.step, outcome)
             _identify(outcome.rows, rows)
         outcome.failures += failures
@@ -103,8 +103,8 @@ class Work:
         taken: list[Row] = []
         for row in rows:
             try:
-                chosen = set(route.by(row, route.targets))
-                again = set(route.by(row, route.targets)) if first else chosen  # each target asks for itself
+                chosen = set(route.selector(row, route.targets))
+                again = set(route.selector(row, route.targets)) if first else chosen  # each target asks for itself
             except Exception as error:
                 if first:
                     failures.append(Failure(self.step.name, type(error).__name__, f"{error}", row, attempts=0))
@@ -124,7 +124,7 @@ def _names(steps: Collection[str]) -> str:
     return ", ".join(f"`{step}`" for step in sorted(steps)) or "none"
 
 
-def _account_for(rows: list[Row], step: Step, outcome: Outcome) -> None:
+def _account_for(rows: list[Row], step: Step, outcome: BatchResult) -> None:
     """Make sure that every row came out or failed, where a step keeps its rows.
 
     Raises:
@@ -153,4 +153,4 @@ def _identify(made: list[Row], batch: list[Row]) -> None:
     if nameless and (first := batch[0].id):
         place = f"{batch[0].origin}".partition("…")[0] + "…" + f"{batch[-1].origin}".rpartition("…")[2]
         for number, row in enumerate(nameless):
-            row.origin = Origin(row.origin or place, (*first, FRESH, number))
+            row.origin = RowLineage(row.origin or place, (*first, UNKNOWN_PARENT, number))

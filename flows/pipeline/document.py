@@ -37,7 +37,7 @@ from llms import LLM
 from llms.any_llm import model, models, secrets
 from llms.config.strict import explain, nearest
 from tasks import Step, dag
-from tasks.dag import Wiring
+from tasks.dag import DagBuilder
 
 FORMAT_VERSION = 1
 """How files are laid out; one that says more is of a newer distilflow."""
@@ -69,13 +69,13 @@ class Document:
             with self._error_location(f"step `{name}`"):
                 _step_class(fields)
 
-    def build(self) -> Wiring:
+    def build(self) -> DagBuilder:
         """The steps, made and connected.
 
         Raises:
             ConfigurationError: Naming the file, the step, and the nearest right class, field or name.
         """
-        wired = Wiring()
+        wired = DagBuilder()
         outer = dag.current.set(wired)
         try:
             for name, fields in self.steps.items():
@@ -100,7 +100,7 @@ class Document:
             raise ConfigurationError(f"`{self.file}`, {place}: {what}") from None
 
 
-def write(name: str | None, description: str | None, wired: Wiring) -> str:
+def write(name: str | None, description: str | None, wired: DagBuilder) -> str:
     """The text of a pipeline: the same for the same, whenever and wherever it is written.
 
     Raises:

@@ -23,7 +23,7 @@ from flows.runtime import server
 from flows.settings.run_settings import OutputFormat
 from flows.settings.step_parameters import parameters_model, to_json, validate_parameters, with_parameters
 from llms.config.strict import Strict, explain
-from tasks import GeneratorStep, Source, Step, dag, load
+from tasks import GeneratorStep, Source, Step, dag, load_data
 
 
 class Pipeline:
@@ -51,7 +51,7 @@ class Pipeline:
     def __init__(self, name: str | None = None, description: str | None = None) -> None:
         self._name = name
         self.description = description
-        self._wiring = dag.Wiring()
+        self._wiring = dag.DagBuilder()
 
     def __enter__(self) -> "Pipeline":
         self._outer = dag.current.set(self._wiring)
@@ -277,7 +277,7 @@ class Pipeline:
         if sources := [step.name for step in heads if isinstance(step, GeneratorStep)]:
             raise ConfigurationError(f"`dataset=` brings rows, and so does `{sources[0]}`: leave one of them out.")
         outer = dag.current.set(None)
-        loader = load(dataset)
+        loader = load_data(dataset)
         dag.current.reset(outer)
         for step in [loader, *self.steps]:
             fed._wiring.add(step)

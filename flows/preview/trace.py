@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from flows.dag.graph import Graph
 from llms.typing import Usage
 from tasks import GeneratorStep, Step, Task
-from tasks.typing import Failure, Outcome, Row
+from tasks.typing import BatchResult, Failure, Row
 
 Key = tuple[int, ...] | None
 """The place of a row's source among the sources, and its number there; `None` when it is not known which row it is."""
@@ -80,7 +80,7 @@ class TraceRecorder:
             if isinstance(step, Task):
                 step.add_raw_input = step.add_raw_output = True
 
-    def record(self, step: Step, outcome: Outcome) -> None:
+    def record(self, step: Step, outcome: BatchResult) -> None:
         """Take in what a step made of a batch."""
         if isinstance(step, GeneratorStep):
             self.rows |= {_row_key(row): RowTrace(origin=f"{row.origin}") for row in outcome.rows}
@@ -148,7 +148,7 @@ def _to_request(step: Task, told: Mapping[str, Any]) -> RequestTrace:
 
 def _rendered_prompt(step: Task, row: Row) -> list[dict[str, str]]:
     """What a request was that failed, of which no metadata tells."""
-    given = step.format_input(step._view(row))
+    given = step.format_input(step._apply_input_mappings(row))
     chat = given[0] if isinstance(given, tuple) else given
     texts = [content if isinstance(content := message["content"], str) else json.dumps(content) for message in chat]
     return [{"role": message["role"], "content": text} for message, text in zip(chat, texts, strict=True)]

@@ -15,7 +15,7 @@ from flows.dag.graph import Graph
 from flows.dataset.summary import Summary
 from flows.runtime.humanize import money
 from tasks import GeneratorStep, Join, Step, Task
-from tasks.typing import Outcome, dollars
+from tasks.typing import BatchResult, add_costs
 
 WINDOW = 30.0
 """Seconds that rates are taken over."""
@@ -154,17 +154,17 @@ class Progress:
         for counts in self._counts.values():
             counts.past.append((self.started, 0, 0))
 
-    def finished(self, step: Step, outcome: Outcome) -> None:
+    def finished(self, step: Step, outcome: BatchResult) -> None:
         """Count a batch."""
         with self._lock:
             counts = self._counts[step.name]
             counts.rows_in += outcome.rows_in
             counts.rows += len(outcome.rows)
             counts.failures += len(outcome.failures)
-            for spending in outcome.spending.values():
-                counts.input_tokens += spending.usage.input_tokens
-                counts.output_tokens += spending.usage.output_tokens
-                counts.cost = dollars(counts.cost, spending.cost)
+            for used in outcome.model_usage.values():
+                counts.input_tokens += used.usage.input_tokens
+                counts.output_tokens += used.usage.output_tokens
+                counts.cost = add_costs(counts.cost, used.cost)
             counts.past.append((time.monotonic(), counts.rows_in or counts.rows, counts.output_tokens))
 
     def now(self) -> Now:
@@ -183,7 +183,7 @@ class Progress:
                 done = counts.rows_in or counts.rows
                 left = None if expected is None else max(0.0, expected - done)
                 eta = None if left is None else left / rate if rate else None if left else 0.0
-                cost = dollars(cost, counts.cost)
+                cost = add_costs(cost, counts.cost)
                 steps[step.name] = StepNow(
                     counts.rows_in,
                     None if expected is None else max(round(expected), done),

@@ -23,7 +23,7 @@ Columns = Annotated[list[str], AfterValidator(distinct)]
 """The names of one column or several, each once."""
 
 
-class Narrowing(Step, ABC):
+class DropsColumns(Step, ABC):
     """A step after which columns are missing, so that none after it can count on them."""
 
     @abstractmethod
@@ -31,7 +31,7 @@ class Narrowing(Step, ABC):
         """Whether rows that had this column have it still; `outputs` they have in any case."""
 
 
-class KeepColumns(Narrowing):
+class KeepColumns(DropsColumns):
     """Keeps the columns named, in that order, and drops the others, metadata included.
 
     Input columns: those named.

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 
 from pydantic import Field
 
-from tasks.columns.keep_columns import Columns, Narrowing
+from tasks.columns.keep_columns import Columns, DropsColumns
 from tasks.typing import Row
 
 
-class MergeColumns(Narrowing):
+class MergeColumns(DropsColumns):
     """Puts the values of several columns into one list, in the order of the columns, and drops the columns.
 
     A column that holds a list gives its elements, any other its value. A `None` stays, so that the list has as many

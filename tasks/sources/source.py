@@ -64,7 +64,7 @@ Source = Annotated[
 ]
 
 
-def load(data: Source, **fields: Any) -> GeneratorStep:
+def load_data(data: Source, **fields: Any) -> GeneratorStep:
     """The step that brings rows from where `data` says.
 
     A text is a file, a folder or a glob if it exists or looks like one, so that a misspelt path is never looked up on

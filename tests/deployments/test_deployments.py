@@ -31,7 +31,7 @@ from prefect.utilities.templating import apply_values
 
 from deployments.__main__ import main
 from deployments.local import worker
-from deployments.local.processes import PATIENCE, descendants
+from deployments.local.processes import SHUTDOWN_TIMEOUT_S, descendants
 from deployments.reconcile import blocks
 from deployments.reconcile.files import SHIPPED
 from tests.support.files import replace_in_file
@@ -464,7 +464,7 @@ class at_work:
         started = descendants(self.process.pid)
         self.process.send_signal(signal.SIGINT)
         try:
-            status = self.process.wait(2 * PATIENCE + 30)
+            status = self.process.wait(2 * SHUTDOWN_TIMEOUT_S + 30)
         except subprocess.TimeoutExpired:
             for pid in [*started, self.process.pid]:
                 with suppress(ProcessLookupError):

@@ -16,7 +16,7 @@ import pytest
 from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from deployments.local.processes import PATIENCE
+from deployments.local.processes import SHUTDOWN_TIMEOUT_S
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def goes_up_and_down(process: "subprocess.Popen[bytes]", port: int, tmp_path: Pa
         run: Any = run_deployment("text-generation/hosted", parameters={"limit": 3}, timeout=200, poll_interval=0.2)
         assert run.state.is_completed(), log.read_text()  # and its process is about to end when the Ctrl-C comes
     process.send_signal(signal.SIGINT)
-    assert process.wait(4 * PATIENCE) == 0
+    assert process.wait(4 * SHUTDOWN_TIMEOUT_S) == 0
     assert not processes_of(home), log.read_text()
     assert pq.read_table(tmp_path / "outputs/hosted/text_generation/default").num_rows == 3
     states = sqlite3.connect(home / "prefect.db").execute("select state_name from flow_run").fetchall()

@@ -30,7 +30,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.__main__ import main
 from deployments.local import serve
-from deployments.local.processes import PATIENCE, descendants
+from deployments.local.processes import SHUTDOWN_TIMEOUT_S, descendants
 from deployments.reconcile.files import SHIPPED
 from flows import Pipeline
 from flows.preview.approval import SAMPLE_ROWS
@@ -83,7 +83,7 @@ class Worker:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
-                self.process.wait(2 * PATIENCE + 30)
+                self.process.wait(2 * SHUTDOWN_TIMEOUT_S + 30)
             except subprocess.TimeoutExpired:
                 self.kill()
 
@@ -284,7 +284,7 @@ class Parts:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGINT)
                 try:
-                    process.wait(2 * PATIENCE + 30)
+                    process.wait(2 * SHUTDOWN_TIMEOUT_S + 30)
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
@@ -367,7 +367,7 @@ def test_the_parts_of_the_compose_file_work_together(parts: Parts) -> None:
 
 
 def test_the_compose_file_and_the_laptops_server_agree() -> None:
-    assert serve.SERVER.items() <= COMPOSE["server"]["environment"].items()
+    assert serve.SERVER_SETTINGS.items() <= COMPOSE["server"]["environment"].items()
     shown = COMPOSE["server"]["environment"]["PREFECT_UI_URL"]
     assert COMPOSE["server"]["environment"]["PREFECT_SERVER_UI_API_URL"] == f"{shown}/api"
     assert COMPOSE["server"]["ports"] == ["${BIND:-127.0.0.1}:4200:4200"], "on this machine only, unless told otherwise"

@@ -13,7 +13,7 @@ import tasks
 from llms import LLM, Fatal, LlamaServerLLM, Rejected
 from llms.typing import GenerateOutput, Usage
 from tasks import ChatGeneration, GlobalStep, LoadDataFromDicts, Step, Task, TextGeneration
-from tasks.typing import Row, RowsFailed
+from tasks.typing import PartialBatchError, Row
 
 for module in pkgutil.iter_modules(tasks.__path__, "tasks."):
     import_module(module.name)
@@ -96,7 +96,7 @@ class TestEveryTask:
         assert made.keys() == {*row, *task.outputs, "model_name", f"{task.name}_metadata"}
 
     def test_names_the_column_a_row_lacks(self, cls):
-        with pytest.raises(RowsFailed, match=f"no column `{self.make(cls).inputs[0]}`: the row has `id`"):
+        with pytest.raises(PartialBatchError, match=f"no column `{self.make(cls).inputs[0]}`: the row has `id`"):
             next(self.make(cls).process(inputs=[{"id": 7}]))
 
     def test_takes_a_model_by_name(self, cls):
@@ -125,7 +125,7 @@ class TestRows:
         assert failure.row == {"instruction": "boom"}
 
     def test_standalone_the_good_rows_are_in_the_error(self):
-        with pytest.raises(RowsFailed, match="1 of 2 rows failed") as error:
+        with pytest.raises(PartialBatchError, match="1 of 2 rows failed") as error:
             next(TextGeneration(llm=Echo()).process(inputs=[{"instruction": "a"}, {"instruction": "boom"}]))
         assert [row["generation"] for row in error.value.rows] == ["a (0)"]
 
@@ -149,8 +149,8 @@ class TestRows:
     def test_several_generations_are_rows_of_their_own_and_tokens_count_once(self):
         outcome = TextGeneration(llm=Echo(), num_generations=3).run([{"instruction": "a"}, {"instruction": "b"}])
         assert [row["generation"] for row in outcome.rows] == [f"{x} ({n})" for x in "ab" for n in range(3)]
-        assert outcome.spending["echo"].requests == 2
-        assert outcome.spending["echo"].usage == Usage(input_tokens=6, output_tokens=12)
+        assert outcome.model_usage["echo"].requests == 2
+        assert outcome.model_usage["echo"].usage == Usage(input_tokens=6, output_tokens=12)
         counted = [row["text_generation_metadata"]["output_tokens"] for row in outcome.rows]
         assert counted == [6, None, None] * 2
 

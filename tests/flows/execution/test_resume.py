@@ -36,7 +36,7 @@ from tasks import (
     step,
 )
 from tasks.dag import Route
-from tasks.typing import Origin, Outcome, Row, Spending
+from tasks.typing import BatchResult, ModelUsage, Row, RowLineage
 from tests.support.waiting import wait_until
 
 ROWS = 20
@@ -533,14 +533,18 @@ class TestIdentity:
 
 
 class TestSerializer:
-    ROWS = [Row({"a": [1, None, {"b": "ü\n"}], "n": 0.1}, Origin("data[0]", (0, 1))), Row({}, "x:1"), Row({"a": True})]
+    ROWS = [
+        Row({"a": [1, None, {"b": "ü\n"}], "n": 0.1}, RowLineage("data[0]", (0, 1))),
+        Row({}, "x:1"),
+        Row({"a": True}),
+    ]
 
     def test_rows_come_back_with_what_they_are(self):
-        outcome = Outcome(self.ROWS, spending={"m": Spending(2, 3)}, rows_in=4, digest=digest_of(self.ROWS))
+        outcome = BatchResult(self.ROWS, model_usage={"m": ModelUsage(2, 3)}, rows_in=4, digest=digest_of(self.ROWS))
         back = OutcomeSerializer().loads(OutcomeSerializer().dumps(outcome))
         assert back.rows == self.ROWS and [row.origin for row in back.rows] == ["data[0]", "x:1", None]
         assert [row.id for row in back.rows] == [(0, 1), None, None]
-        assert (back.spending, back.rows_in, back.digest) == ({"m": Spending(cached=5)}, 4, outcome.digest)
+        assert (back.model_usage, back.rows_in, back.digest) == ({"m": ModelUsage(cached=5)}, 4, outcome.digest)
 
     @pytest.mark.parametrize(
         "value", [(1, 2), float("nan"), datetime(2026, 1, 1), b"x", {1: 2}, 2**70, {1, 2}, "\ud83d"]
@@ -550,7 +554,7 @@ class TestSerializer:
 
     def test_content_order_and_place_count(self):
         first, *_ = self.ROWS
-        others = [self.ROWS, self.ROWS[::-1], [Row(first, Origin("data[0]", (0, 2)))], [Row(first, first.origin)]]
+        others = [self.ROWS, self.ROWS[::-1], [Row(first, RowLineage("data[0]", (0, 2)))], [Row(first, first.origin)]]
         assert len({digest_of(each) for each in others}) == 4
 
 

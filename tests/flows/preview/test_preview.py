@@ -18,7 +18,7 @@ from llms.config.prices import Price
 from llms.local.base import LocalLLM
 from llms.typing import GenerateOutput, Usage
 from tasks import ExpandColumns, GeneratorStep, GlobalStep, KeepColumns, LoadDataFromDicts, Step, Task, TextGeneration
-from tasks.typing import Origin, Outcome, Row
+from tasks.typing import BatchResult, Row, RowLineage
 
 
 class Scribe(AsyncLLM):
@@ -95,8 +95,8 @@ def previewed(texts, count, *steps, limit=None, source=None):
     graph.check()
     recorder = TraceRecorder(graph)
     first, *others = graph.order
-    outcome = Outcome(
-        [Row(row, Origin(f"{row.origin}", (0, at))) for at, row in enumerate(islice(first.rows(), count))]
+    outcome = BatchResult(
+        [Row(row, RowLineage(f"{row.origin}", (0, at))) for at, row in enumerate(islice(first.rows(), count))]
     )
     recorder.record(first, outcome)
     for step in others:

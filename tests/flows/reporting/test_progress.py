@@ -22,7 +22,7 @@ from flows.reporting.progress import Now, Progress, StepNow, duration, told
 from llms import LlamaServerLLM
 from llms.typing import Usage
 from tasks import Filter, GroupColumns, LoadDataFromDicts, TextGeneration, sample_n_steps
-from tasks.typing import Failure, Outcome, Row, Spending
+from tasks.typing import BatchResult, Failure, ModelUsage, Row
 
 ROWS = [{"instruction": f"question {number}"} for number in range(100)]
 
@@ -57,9 +57,9 @@ def counted(made: Pipeline, limit: int | None = None) -> tuple[Progress, Any]:
     counts = Progress(graph, limit, Summary())
 
     def finished(name: str, rows_in: int, rows: int, failures: int = 0, cost: float | None = 0.0) -> None:
-        outcome = Outcome([Row()] * rows, [Failure(name, "E", "no", Row())] * failures, rows_in=rows_in)
+        outcome = BatchResult([Row()] * rows, [Failure(name, "E", "no", Row())] * failures, rows_in=rows_in)
         if name == "ask":
-            outcome.spending = {"m": Spending(rows_in, 0, Usage(10 * rows_in, 20 * rows), cost)}
+            outcome.model_usage = {"m": ModelUsage(rows_in, 0, Usage(10 * rows_in, 20 * rows), cost)}
         counts.finished(graph.by_name[name], outcome)
 
     return counts, finished

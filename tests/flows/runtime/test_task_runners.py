@@ -19,7 +19,7 @@ from flows.results import digest_of
 from llms import OpenAILLM
 from tasks import Filter, LoadDataFromDicts, TextGeneration, route
 from tasks.dag import Route
-from tasks.typing import Failure, Origin, Outcome, Row
+from tasks.typing import BatchResult, Failure, Row, RowLineage
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -98,15 +98,15 @@ def test_what_is_sent_is_small_and_comes_out_the_same():
     sent = cloudpickle.dumps(work.step.task(work, **work.options))
     assert len(sent) < 20_000
     task = pickle.loads(sent)
-    batch = Outcome([Row({"instruction": "a"}, Origin("data[0]", (0, 0)))], digest="x")
+    batch = BatchResult([Row({"instruction": "a"}, RowLineage("data[0]", (0, 0)))], digest="x")
     assert task.cache_key_fn(None, {"batches": (batch,)}) == work.options["cache_key_fn"](None, {"batches": (batch,)})
     there = pickle.loads(cloudpickle.dumps(work))
     assert not there.brake.is_set() and there.step == work.step and there.identity == work.identity
 
 
 def test_batches_survive_the_way():
-    rows = [Row({"a": 1}, Origin("data[0]", (0, 0))), Row({"b": [2]})]
-    outcome = Outcome(rows, [Failure("s", "E", "m", rows[0])], rows_in=3, digest=digest_of(rows))
+    rows = [Row({"a": 1}, RowLineage("data[0]", (0, 0))), Row({"b": [2]})]
+    outcome = BatchResult(rows, [Failure("s", "E", "m", rows[0])], rows_in=3, digest=digest_of(rows))
     back = pickle.loads(pickle.dumps(outcome))
     assert (back.rows, back.failures, back.rows_in, back.digest) == (rows, outcome.failures, 3, outcome.digest)
     assert [row.id for row in back.rows] == [(0, 0), None] and digest_of(back.rows) == outcome.digest
