@@ -15,7 +15,7 @@ from llms.typing import GenerateOutput, Usage
 from tasks import ChatGeneration, GlobalStep, LoadDataFromDicts, Step, Task, TextGeneration
 from tasks.typing import PartialBatchError, Row
 
-for module in pkgutil.iter_modules(tasks.__path__, "tasks."):
+for module in pkgutil.walk_packages(tasks.__path__, "tasks."):
     import_module(module.name)
 
 

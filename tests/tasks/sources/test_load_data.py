@@ -19,7 +19,7 @@ from tasks.base import GeneratorStep
 from tasks.sources.load_data_from_dicts import LoadDataFromDicts
 from tasks.sources.load_data_from_files import SCANNED, LoadDataFromFiles
 from tasks.sources.load_data_from_hub import LoadDataFromHub
-from tasks.sources.source import Source, load
+from tasks.sources.source import Source, load_data
 from tasks.typing import Row
 
 QUESTIONS = [{"id": at, "instruction": f"¿Cuánto es {at} más {at}?"} for at in range(250)]
@@ -569,37 +569,37 @@ def test_a_source_is_told_by_how_it_looks(data: Any, kind: type[GeneratorStep], 
     write("here/there/q.jsonl", jsonl(QUESTIONS))
     for name in ("dataset_info.json", "state.json"):
         write(f"saved/set/{name}", "{}")
-    for step in (load(data), load(TypeAdapter(Source).validate_python(data))):
+    for step in (load_data(data), load_data(TypeAdapter(Source).validate_python(data))):
         assert type(step) is kind
         names = {LoadDataFromFiles: "data_files", LoadDataFromHub: "repo_id", LoadDataFromDicts: "data"}
         assert getattr(step, names[kind]) == field
 
 
 def test_fields_reach_the_step() -> None:
-    assert load("q.csv", batch_size=5, name="questions") == LoadDataFromFiles(
+    assert load_data("q.csv", batch_size=5, name="questions") == LoadDataFromFiles(
         data_files="q.csv", batch_size=5, name="questions"
     )
-    assert load("org/name", split="test") == LoadDataFromHub(repo_id="org/name", split="test")
-    assert len(rows_of(load([{"a": 1}] * 5, num_examples=3))) == 3
-    assert len(rows_of(load([{"a": 1}] * 5, num_examples=None))) == 5
+    assert load_data("org/name", split="test") == LoadDataFromHub(repo_id="org/name", split="test")
+    assert len(rows_of(load_data([{"a": 1}] * 5, num_examples=3))) == 3
+    assert len(rows_of(load_data([{"a": 1}] * 5, num_examples=None))) == 5
 
 
 def test_a_misspelt_path_gets_the_error_of_a_file() -> None:
     write("data/questions.jsonl", jsonl(QUESTIONS))
     with pytest.raises(ValueError, match=r"did you mean `data/questions.jsonl`"):
-        load("data/question.jsonl").check([])
+        load_data("data/question.jsonl").check([])
 
 
 def test_what_is_no_source_is_refused() -> None:
     with pytest.raises(ValueError, match="is empty: give a file"):
-        load("  ")
+        load_data("  ")
     for text in ("instruction\nWhat is 2 plus 2?", "What is 2 plus 2? " * 20):
         with pytest.raises(ValueError, match="is a text, but no path: write rows as JSON"):
-            load(text)
+            load_data(text)
     with pytest.raises(
         ValueError, match=r"`hf://org/name/file.csv` names no dataset of the Hub: write `hf://org/name`"
     ):
-        load("hf://org/name/file.csv")
+        load_data("hf://org/name/file.csv")
     with pytest.raises(ValidationError, match=r"`data:1` is not JSON: Expecting ',' at column 11"):
         TypeAdapter(Source).validate_python('[{"a": 1} {"a": 2}]')
 
