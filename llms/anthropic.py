@@ -16,7 +16,7 @@ from llms.clients.images import parse_data_url
 from llms.config.extras import package
 from llms.config.strict import Strict
 from llms.errors import Transient
-from llms.options import StopTexts
+from llms.options import ExtraBody, MaxNewTokens, PositiveTopK, ReasoningEffort, StopList, Temperature, TopP
 from llms.remote import RemoteLLM, StructuredMode
 from llms.typing import ChatType, FinishReason, GenerateOutput, Usage
 
@@ -69,22 +69,20 @@ class AnthropicLLM(RemoteLLM):
     class Options(Strict):
         """Runtime parameters; what is unset is not sent."""
 
-        max_new_tokens: int | None = Field(
+        max_new_tokens: MaxNewTokens = Field(
             default=None,
-            gt=0,
             serialization_alias="max_tokens",
             description=f"Tokens to generate at most, thinking included; {DEFAULT_MAX_TOKENS} when empty.",
         )
-        temperature: float | None = Field(
+        temperature: Temperature = Field(
             default=None,
-            ge=0,
             description="How freely to sample; 0 is greedy. Like `top_p` and `top_k` it is sent under the API's old "
             "version, the only one that has it; the newest models refuse it.",
         )
-        top_p: float | None = Field(default=None, gt=0, le=1, description="Sample from this much probability mass.")
-        top_k: int | None = Field(default=None, gt=0, description="Sample from this many likeliest tokens.")
-        stop: StopTexts = Field(default=None, serialization_alias="stop_sequences")
-        reasoning_effort: str | None = Field(
+        top_p: TopP = None
+        top_k: PositiveTopK = None
+        stop: StopList = Field(default=None, serialization_alias="stop_sequences")
+        reasoning_effort: ReasoningEffort = Field(
             default=None,
             serialization_alias="effort",
             description="How much a model puts into its answer: `low`, `medium`, `high`, `xhigh`, `max`.",
@@ -103,7 +101,7 @@ class AnthropicLLM(RemoteLLM):
         speed: str | None = Field(default=None, description="`standard` or `fast`, for models that have both.")
         inference_geo: str | None = Field(default=None, description="Where in the world the model is to run.")
         metadata: dict[str, Any] | None = Field(default=None, description="`user_id`: an opaque name of the end user.")
-        extra_body: dict[str, Any] | None = Field(
+        extra_body: ExtraBody = Field(
             default=None, description="More members for the request's body, for what has no name here."
         )
         extra_headers: dict[str, str] | None = Field(

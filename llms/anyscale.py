@@ -4,7 +4,7 @@ from pydantic import HttpUrl
 
 from llms.errors import Fatal
 from llms.openai_compatible import ChatCompletionsLLM
-from llms.options import OpenModelOptions, TopLogprobs, WithLogprobs
+from llms.options import OpenModelOptions, ReturnLogprobs, TopLogprobs
 
 CLOSED_HINT = "Anyscale closed its public endpoints: the address is that of a service of your own."
 
@@ -35,7 +35,7 @@ class AnyscaleLLM(ChatCompletionsLLM):
     class Options(OpenModelOptions):
         """Runtime parameters."""
 
-        logprobs: WithLogprobs = None
+        logprobs: ReturnLogprobs = None
         top_logprobs: TopLogprobs = None
 
     def _url(self) -> str:

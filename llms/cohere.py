@@ -11,7 +11,19 @@ from llms.clients.errors import error_from_sdk, rate_limit_headers
 from llms.config.extras import package
 from llms.config.strict import Strict
 from llms.errors import Fatal, LLMError, Throttled, Transient
-from llms.options import ResponseFormat, StopTexts
+from llms.options import (
+    ExtraBody,
+    FrequencyPenalty,
+    MaxNewTokens,
+    PresencePenalty,
+    ResponseFormat,
+    ReturnLogprobs,
+    Seed,
+    StopList,
+    Temperature,
+    TopKOrAll,
+    TopP,
+)
 from llms.remote import RemoteLLM, StructuredMode
 from llms.structured.output import with_schema_prompt
 from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, Usage
@@ -60,35 +72,27 @@ class CohereLLM(RemoteLLM):
     class Options(Strict):
         """Runtime parameters; what is unset is not sent."""
 
-        max_new_tokens: int | None = Field(
-            default=None,
-            gt=0,
-            serialization_alias="max_tokens",
-            description="Tokens to generate at most, thinking included.",
+        max_new_tokens: MaxNewTokens = Field(
+            default=None, serialization_alias="max_tokens", description="Tokens to generate at most, thinking included."
         )
-        temperature: float | None = Field(default=None, ge=0, description="How freely to sample; 0 is greedy.")
-        top_p: float | None = Field(
-            default=None,
-            gt=0,
-            le=1,
-            serialization_alias="p",
-            description="Sample from this much probability mass; 0.99 at most.",
+        temperature: Temperature = None
+        top_p: TopP = Field(
+            default=None, serialization_alias="p", description="Sample from this much probability mass; 0.99 at most."
         )
-        top_k: int | None = Field(
+        top_k: TopKOrAll = Field(
             default=None,
-            ge=0,
             serialization_alias="k",
             description="Sample from this many likeliest tokens; from all when 0.",
         )
-        stop: StopTexts = Field(default=None, serialization_alias="stop_sequences")
-        seed: int | None = Field(default=None, description="Makes sampling repeatable, as far as the provider can.")
-        frequency_penalty: float | None = Field(default=None, description="Against words already used often.")
-        presence_penalty: float | None = Field(default=None, description="Against words already used at all.")
-        response_format: ResponseFormat | None = Field(
+        stop: StopList = Field(default=None, serialization_alias="stop_sequences")
+        seed: Seed = None
+        frequency_penalty: FrequencyPenalty = None
+        presence_penalty: PresencePenalty = None
+        response_format: ResponseFormat | None = Field(  # `| None` once more: so the schema of saved blocks has it
             default=None,
             description='`"json"` for any JSON object (say so in the prompt too), or the API\'s own dictionary.',
         )
-        logprobs: bool | None = Field(default=None, description="Whether to say how likely each token was.")
+        logprobs: ReturnLogprobs = None
         thinking: dict[str, Any] | None = Field(
             default=None,
             description='Whether a reasoning model thinks first: `{"type": "disabled"}`, or '
@@ -96,7 +100,7 @@ class CohereLLM(RemoteLLM):
         )
         safety_mode: str | None = Field(default=None, description="`CONTEXTUAL`, `STRICT` or `OFF`.")
         priority: int | None = Field(default=None, description="How early it is handled under load; 0 is earliest.")
-        extra_body: dict[str, Any] | None = Field(
+        extra_body: ExtraBody = Field(
             default=None, description="More members for the request's body, for what has no name here."
         )
         extra_headers: dict[str, str] | None = Field(

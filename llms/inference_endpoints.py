@@ -16,7 +16,7 @@ from llms.clients.errors import error_from_sdk
 from llms.config.strict import Strict, explain
 from llms.errors import Fatal, LLMError, Throttled, Transient
 from llms.openai_compatible import ChatCompletionsLLM
-from llms.options import ChatOptions, ExtraBody, MaxTokens, StopTexts, TopLogprobs, WithLogprobs
+from llms.options import ChatOptions, ExtraBody, MaxNewTokens, ReturnLogprobs, StopList, TopLogprobs
 from llms.remote import StructuredMode
 from llms.typing import ChatType, GenerateOutput
 
@@ -69,9 +69,9 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
     class Options(ChatOptions):
         """Runtime parameters of chats."""
 
-        max_new_tokens: MaxTokens = None
-        stop: StopTexts = None
-        logprobs: WithLogprobs = None
+        max_new_tokens: MaxNewTokens = Field(default=None, serialization_alias="max_tokens")
+        stop: StopList = None
+        logprobs: ReturnLogprobs = None
         top_logprobs: TopLogprobs = None
         extra_body: ExtraBody = None
 

@@ -14,7 +14,16 @@ from llms.config.extras import package
 from llms.config.prices import FEW, MILLION, Price
 from llms.config.strict import Strict
 from llms.errors import Fatal, LLMError, Transient
-from llms.options import ChatOptions
+from llms.options import (
+    ChatOptions,
+    ExtraBody,
+    LogitBias,
+    MaxNewTokens,
+    PositiveTopK,
+    ReasoningEffort,
+    ReturnLogprobs,
+    TopLogprobs,
+)
 from llms.remote import RemoteLLM
 from llms.structured.openai_strict import strict_schema
 from llms.typing import ChatType, GenerateOutput, Usage
@@ -60,23 +69,19 @@ class LiteLLM(RemoteLLM):
     class Options(ChatOptions):
         """Runtime parameters."""
 
-        max_new_tokens: int | None = Field(
-            default=None, gt=0, serialization_alias="max_tokens", description="Tokens to generate at most."
+        max_new_tokens: MaxNewTokens = Field(
+            default=None, serialization_alias="max_tokens", description="Tokens to generate at most."
         )
-        top_k: int | None = Field(default=None, gt=0, description="Sample from this many likeliest tokens.")
-        logprobs: bool | None = Field(default=None, description="Whether to say how likely each token was.")
-        top_logprobs: int | None = Field(
-            default=None, ge=0, le=20, description="How many likeliest tokens to name at each place; needs `logprobs`."
-        )
-        logit_bias: dict[str, float] | None = Field(default=None, description="For or against tokens, by their number.")
-        reasoning_effort: str | None = Field(
-            default=None, description="How much a reasoning model thinks first: `minimal`, `low`, `medium`, `high` …"
-        )
+        top_k: PositiveTopK = None
+        logprobs: ReturnLogprobs = None
+        top_logprobs: TopLogprobs = None
+        logit_bias: LogitBias = None
+        reasoning_effort: ReasoningEffort = None
         thinking: dict[str, Any] | None = Field(
             default=None, description="More on that, as Anthropic says it: `type` and `budget_tokens`."
         )
         service_tier: str | None = Field(default=None, description="`auto`, `default`, `flex`, `priority` …")
-        extra_body: dict[str, Any] | None = Field(default=None, description="More members for the request's body.")
+        extra_body: ExtraBody = Field(default=None, description="More members for the request's body.")
 
     def ready(self) -> None:
         """Check the package, the name of the provider, and its key where it has one.

@@ -23,7 +23,7 @@ from llms.config.extras import package
 from llms.config.strict import Strict
 from llms.errors import Fatal, Rejected
 from llms.local.base import LocalLLM
-from llms.options import ChatOptions
+from llms.options import ChatOptions, MaxNewTokens, MinP, TopKOrAll
 from llms.structured.gbnf import TokenPath, compile_grammar
 from llms.structured.validation import validation_error
 from llms.typing import ChatType, GenerateOutput, HiddenState
@@ -126,11 +126,11 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
     class Options(ChatOptions):
         """Runtime parameters."""
 
-        max_new_tokens: int | None = Field(
-            default=None, gt=0, serialization_alias="max_tokens", description="Tokens to generate at most."
+        max_new_tokens: MaxNewTokens = Field(
+            default=None, serialization_alias="max_tokens", description="Tokens to generate at most."
         )
-        top_k: int | None = Field(default=None, ge=0, description="Sample from this many tokens; 0 means all.")
-        min_p: float | None = Field(default=None, ge=0, le=1, description="Least probability beside the likeliest's.")
+        top_k: TopKOrAll = None
+        min_p: MinP = None
         repetition_penalty: float | None = Field(
             default=None, serialization_alias="repeat_penalty", description="Against repeating; 1 is none."
         )

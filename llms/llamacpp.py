@@ -20,6 +20,18 @@ from llms.local.base import LocalLLM, raise_if_rejected
 from llms.local.generation import PendingGenerations, generate_validated
 from llms.local.llama_cpp.engine import LlamaEngine, TokenSequence, set_verbose
 from llms.local.sampling import Sampler
+from llms.options import (
+    MaxNewTokens,
+    MinP,
+    RepetitionPenalty,
+    StopTexts,
+    Temperature,
+    TokenFrequencyPenalty,
+    TokenPresencePenalty,
+    TopKOrAll,
+    TopP,
+    UnsignedSeed,
+)
 from llms.typing import ChatType, GenerateOutput, HiddenState
 
 SPLIT_FILE_NAME = re.compile(r"(?P<name>.*)-00001-of-(?P<count>\d{5})\.gguf")
@@ -66,18 +78,18 @@ class LlamaCppLLM(LocalLLM):
     class Options(Strict):
         """Runtime parameters."""
 
-        max_new_tokens: int | None = Field(
-            default=None, gt=0, description="Tokens to generate at most; all that the context has room for when empty."
+        max_new_tokens: MaxNewTokens = Field(
+            default=None, description="Tokens to generate at most; all that the context has room for when empty."
         )
-        temperature: float | None = Field(default=None, ge=0, description="How freely to sample; 0 is greedy.")
-        top_k: int | None = Field(default=None, ge=0, description="Sample from this many tokens; 0 means all.")
-        top_p: float | None = Field(default=None, gt=0, le=1, description="Sample from this much probability mass.")
-        min_p: float | None = Field(default=None, ge=0, le=1, description="Least probability beside the likeliest's.")
-        stop: str | list[str] | None = Field(default=None, description="Texts at which generation ends.")
-        seed: int | None = Field(default=None, ge=0, description="Makes sampling repeatable.")
-        frequency_penalty: float | None = Field(default=None, description="Against tokens already used often.")
-        presence_penalty: float | None = Field(default=None, description="Against tokens already used at all.")
-        repetition_penalty: float | None = Field(default=None, gt=0, description="Against repeating; 1 is none.")
+        temperature: Temperature = None
+        top_k: TopKOrAll = None
+        top_p: TopP = None
+        min_p: MinP = None
+        stop: StopTexts = None
+        seed: UnsignedSeed = None
+        frequency_penalty: TokenFrequencyPenalty = None
+        presence_penalty: TokenPresencePenalty = None
+        repetition_penalty: RepetitionPenalty = None
 
     @model_validator(mode="after")
     def _is_in_one_place(self) -> Self:

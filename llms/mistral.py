@@ -6,12 +6,13 @@ from llms.openai_compatible import ChatCompletionsLLM
 from llms.options import (
     ChatOptions,
     ExtraBody,
-    MaxTokens,
+    MaxNewTokens,
     ReasoningEffort,
     RepetitionPenalty,
+    ReturnLogprobs,
     TopK,
     TopLogprobs,
-    WithLogprobs,
+    UnsignedSeed,
 )
 
 
@@ -39,16 +40,14 @@ class MistralLLM(ChatCompletionsLLM):
     class Options(ChatOptions):
         """Runtime parameters."""
 
-        max_new_tokens: MaxTokens = None
+        max_new_tokens: MaxNewTokens = Field(default=None, serialization_alias="max_tokens")
         min_new_tokens: int | None = Field(
             default=None, ge=0, serialization_alias="min_tokens", description="Tokens to generate at least."
         )
-        seed: int | None = Field(
-            default=None, ge=0, serialization_alias="random_seed", description="Makes sampling repeatable."
-        )
+        seed: UnsignedSeed = Field(default=None, serialization_alias="random_seed")
         top_k: TopK = None
         repetition_penalty: RepetitionPenalty = None
-        logprobs: WithLogprobs = None
+        logprobs: ReturnLogprobs = None
         top_logprobs: TopLogprobs = None
         reasoning_effort: ReasoningEffort = None
         prompt_mode: str | None = Field(

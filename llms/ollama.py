@@ -16,7 +16,7 @@ from llms.clients.images import parse_data_url
 from llms.config.extras import package
 from llms.config.strict import Strict
 from llms.errors import Fatal, Rejected, Transient
-from llms.options import ChatOptions
+from llms.options import ChatOptions, MaxNewTokens, MinP, ReturnLogprobs, TopKOrAll, TopLogprobs
 from llms.remote import RemoteLLM, StructuredMode
 from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, Message, Usage
 
@@ -54,13 +54,11 @@ class OllamaLLM(RemoteLLM):
     class Options(ChatOptions):
         """Runtime parameters."""
 
-        max_new_tokens: int | None = Field(
-            default=None, gt=0, serialization_alias="num_predict", description="Tokens to generate at most."
+        max_new_tokens: MaxNewTokens = Field(
+            default=None, serialization_alias="num_predict", description="Tokens to generate at most."
         )
-        top_k: int | None = Field(default=None, ge=0, description="Sample from this many likeliest tokens.")
-        min_p: float | None = Field(
-            default=None, ge=0, le=1, description="Sample from tokens at least this likely, beside the likeliest."
-        )
+        top_k: TopKOrAll = Field(default=None, description="Sample from this many likeliest tokens.")
+        min_p: MinP = Field(default=None, description="Sample from tokens at least this likely, beside the likeliest.")
         repeat_penalty: float | None = Field(default=None, description="Against repetition; 1 is none.")
         num_ctx: int | None = Field(
             default=None,
@@ -70,10 +68,8 @@ class OllamaLLM(RemoteLLM):
         options: dict[str, Any] | None = Field(
             default=None, description="More of the server's options, as it calls them: `mirostat`, `num_gpu` …"
         )
-        logprobs: bool | None = Field(default=None, description="Whether to say how likely each token was.")
-        top_logprobs: int | None = Field(
-            default=None, ge=0, le=20, description="How many likeliest tokens to name at each place; needs `logprobs`."
-        )
+        logprobs: ReturnLogprobs = None
+        top_logprobs: TopLogprobs = None
         think: bool | Literal["low", "medium", "high"] | None = Field(
             default=None, description="Whether a reasoning model thinks first, or how much."
         )

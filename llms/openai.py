@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, HttpUrl
 
 from llms.openai_compatible import ChatCompletionsLLM
-from llms.options import ChatOptions, ExtraBody, LogitBias, ReasoningEffort, TopLogprobs, WithLogprobs
+from llms.options import ChatOptions, ExtraBody, LogitBias, ReasoningEffort, ReturnLogprobs, TopLogprobs
 
 
 class OpenAILLM(ChatCompletionsLLM):
@@ -41,7 +41,7 @@ class OpenAILLM(ChatCompletionsLLM):
     class Options(ChatOptions):
         """Runtime parameters."""
 
-        logprobs: WithLogprobs = None
+        logprobs: ReturnLogprobs = None
         top_logprobs: TopLogprobs = None
         logit_bias: LogitBias = None
         reasoning_effort: ReasoningEffort = None

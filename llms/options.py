@@ -1,4 +1,9 @@
-"""Sampling options that several providers have in common."""
+"""Types of the sampling options that models have in common: each with its bounds and its description.
+
+A model whose API calls an option otherwise states the alias alone:
+
+    max_new_tokens: MaxNewTokens = Field(default=None, serialization_alias="max_tokens")
+"""
 
 from typing import Annotated, Any
 
@@ -7,56 +12,50 @@ from pydantic import BeforeValidator, Field
 from llms.config.strict import Strict
 
 
-def _spelled_out(value: Any) -> Any:
-    """`"json"` and `"text"` as the API wants them."""
+def _expand_response_format(value: Any) -> Any:
+    """Return the API's dictionary for `"json"` or `"text"`; any other value unchanged."""
     return {"type": {"json": "json_object"}.get(value, value)} if isinstance(value, str) else value
 
 
-ResponseFormat = Annotated[
-    dict[str, Any] | None,
-    BeforeValidator(_spelled_out),
-    Field(description='`"json"` for any JSON object (say so in the prompt too), or the API\'s own dictionary.'),
-]
-"""`"json"`, `"text"`, or the API's own dictionary."""
+# Length
+MaxNewTokens = Annotated[int | None, Field(gt=0, description="Tokens to generate at most, reasoning included.")]
+StopTexts = Annotated[str | list[str] | None, Field(description="Texts at which generation ends.")]
+StopList = Annotated[StopTexts, BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop)]
+"""`stop`, for an API that accepts only a list."""
 
-
-MaxTokens = Annotated[
-    int | None,
-    Field(gt=0, serialization_alias="max_tokens", description="Tokens to generate at most, reasoning included."),
-]
-"""`max_new_tokens`, for an API that has kept the older name."""
-
-
-StopTexts = Annotated[
-    str | list[str] | None,
-    BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop),
-    Field(description="Texts at which generation ends."),
-]
-"""`stop`, for an API that takes nothing but a list."""
-
-
+# Sampling
+Temperature = Annotated[float | None, Field(ge=0, description="How freely to sample; 0 is greedy.")]
+TopP = Annotated[float | None, Field(gt=0, le=1, description="Sample from this much probability mass.")]
 TopK = Annotated[int | None, Field(description="Sample from this many tokens.")]
+TopKOrAll = Annotated[int | None, Field(ge=0, description="Sample from this many tokens; 0 means all.")]
+PositiveTopK = Annotated[int | None, Field(gt=0, description="Sample from this many likeliest tokens.")]
+MinP = Annotated[float | None, Field(ge=0, le=1, description="Least probability beside the likeliest's.")]
+Seed = Annotated[int | None, Field(description="Makes sampling repeatable, as far as the provider can.")]
+UnsignedSeed = Annotated[int | None, Field(ge=0, description="Makes sampling repeatable.")]
 
-
+# Penalties
+FrequencyPenalty = Annotated[float | None, Field(description="Against words already used often.")]
+PresencePenalty = Annotated[float | None, Field(description="Against words already used at all.")]
+TokenFrequencyPenalty = Annotated[float | None, Field(description="Against tokens already used often.")]
+TokenPresencePenalty = Annotated[float | None, Field(description="Against tokens already used at all.")]
 RepetitionPenalty = Annotated[float | None, Field(gt=0, description="Against repeating; 1 is none.")]
-
-
 LogitBias = Annotated[dict[str, float] | None, Field(description="For or against tokens, by their number.")]
 
-
-WithLogprobs = Annotated[bool | None, Field(description="Whether to say how likely each token was.")]
-
-
+# Log probabilities
+ReturnLogprobs = Annotated[bool | None, Field(description="Whether to say how likely each token was.")]
 TopLogprobs = Annotated[
     int | None, Field(ge=0, le=20, description="How many likeliest tokens to name at each place; needs `logprobs`.")
 ]
 
-
+# The request
+ResponseFormat = Annotated[
+    dict[str, Any] | None,
+    BeforeValidator(_expand_response_format),
+    Field(description='`"json"` for any JSON object (say so in the prompt too), or the API\'s own dictionary.'),
+]
 ReasoningEffort = Annotated[
     str | None, Field(description="How much a reasoning model thinks first: `minimal`, `low`, `medium`, `high` …")
 ]
-
-
 ExtraBody = Annotated[
     dict[str, Any] | None,
     Field(description="More members for the request's body, for servers with options of their own."),
@@ -64,34 +63,29 @@ ExtraBody = Annotated[
 
 
 class CommonOptions(Strict):
-    """The sampling options that every API here has; what is unset is not sent."""
+    """Options of every API in the shape of OpenAI's; an option that is unset is not sent."""
 
-    max_new_tokens: int | None = Field(
-        default=None,
-        gt=0,
-        serialization_alias="max_completion_tokens",
-        description="Tokens to generate at most, reasoning included.",
-    )
-    temperature: float | None = Field(default=None, ge=0, description="How freely to sample; 0 is greedy.")
-    top_p: float | None = Field(default=None, gt=0, le=1, description="Sample from this much probability mass.")
-    stop: str | list[str] | None = Field(default=None, description="Texts at which generation ends.")
-    seed: int | None = Field(default=None, description="Makes sampling repeatable, as far as the provider can.")
+    max_new_tokens: MaxNewTokens = Field(default=None, serialization_alias="max_completion_tokens")
+    temperature: Temperature = None
+    top_p: TopP = None
+    stop: StopTexts = None
+    seed: Seed = None
 
 
 class ChatOptions(CommonOptions):
-    """The options of OpenAI's chat completions that most have taken over."""
+    """Options of OpenAI's chat completions that most APIs have adopted."""
 
-    frequency_penalty: float | None = Field(default=None, description="Against words already used often.")
-    presence_penalty: float | None = Field(default=None, description="Against words already used at all.")
+    frequency_penalty: FrequencyPenalty = None
+    presence_penalty: PresencePenalty = None
     response_format: ResponseFormat = None
 
 
 class OpenModelOptions(ChatOptions):
-    """What servers of open models, such as vLLM, take besides."""
+    """Options that servers of open models, such as vLLM, add to OpenAI's."""
 
-    max_new_tokens: MaxTokens = None
+    max_new_tokens: MaxNewTokens = Field(default=None, serialization_alias="max_tokens")
     top_k: TopK = None
-    min_p: float | None = Field(default=None, ge=0, le=1, description="Least probability beside the likeliest's.")
+    min_p: MinP = None
     repetition_penalty: RepetitionPenalty = None
     logit_bias: LogitBias = None
     reasoning_effort: ReasoningEffort = None

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, HttpUrl
 
 from llms.openai_compatible import ChatCompletionsLLM
-from llms.options import OpenModelOptions, StopTexts
+from llms.options import OpenModelOptions, StopList
 
 
 class TogetherLLM(ChatCompletionsLLM):
@@ -32,7 +32,7 @@ class TogetherLLM(ChatCompletionsLLM):
     class Options(OpenModelOptions):
         """Runtime parameters."""
 
-        stop: StopTexts = None
+        stop: StopList = None
         logprobs: int | None = Field(
             default=None, ge=0, le=20, description="How many tokens to tell the likelihood of at each place."
         )

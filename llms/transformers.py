@@ -19,6 +19,7 @@ from llms.local.generation import PendingGenerations, generate_validated
 from llms.local.transformers.batch import TokenSequence
 from llms.local.transformers.engine import TransformersEngine, empty_cache
 from llms.local.transformers.weights import load_model
+from llms.options import MaxNewTokens, MinP, RepetitionPenalty, StopTexts, Temperature, TopKOrAll, TopP, UnsignedSeed
 from llms.typing import ChatType, GenerateOutput, HiddenState
 
 ENGINE_FIELDS = {
@@ -95,22 +96,22 @@ class TransformersLLM(LocalLLM):
     class Options(Strict):
         """Runtime parameters. Those that are unset are as the model's own configuration has them."""
 
-        max_new_tokens: int | None = Field(
-            default=None, gt=0, description="Tokens to generate at most; 1024 when neither this nor the model says."
+        max_new_tokens: MaxNewTokens = Field(
+            default=None, description="Tokens to generate at most; 1024 when neither this nor the model says."
         )
         do_sample: bool | None = Field(
             default=None, description="Whether to sample; not where the `temperature` is 0, and yes at any other given."
         )
-        temperature: float | None = Field(default=None, ge=0, description="How freely to sample; 0 is greedy.")
-        top_k: int | None = Field(default=None, ge=0, description="Sample from this many tokens; 0 means all.")
-        top_p: float | None = Field(default=None, gt=0, le=1, description="Sample from this much probability mass.")
-        min_p: float | None = Field(default=None, ge=0, le=1, description="Least probability beside the likeliest's.")
+        temperature: Temperature = None
+        top_k: TopKOrAll = None
+        top_p: TopP = None
+        min_p: MinP = None
         typical_p: float | None = Field(
             default=None, gt=0, le=1, description="Sample from this much mass of what is about as likely as expected."
         )
-        repetition_penalty: float | None = Field(default=None, gt=0, description="Against repeating; 1 is none.")
-        stop: str | list[str] | None = Field(default=None, description="Texts at which generation ends.")
-        seed: int | None = Field(default=None, ge=0, description="Makes sampling repeatable.")
+        repetition_penalty: RepetitionPenalty = None
+        stop: StopTexts = None
+        seed: UnsignedSeed = None
 
     @property
     def model_name(self) -> str:

@@ -20,7 +20,15 @@ from llms.config.extras import package
 from llms.config.prices import listed
 from llms.config.strict import Strict
 from llms.errors import Fatal, Rejected, Transient
-from llms.options import ChatOptions
+from llms.options import (
+    ChatOptions,
+    ExtraBody,
+    MaxNewTokens,
+    PositiveTopK,
+    ReasoningEffort,
+    ReturnLogprobs,
+    TopLogprobs,
+)
 from llms.remote import RemoteLLM, StructuredMode
 from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, Usage
 
@@ -76,24 +84,17 @@ class VertexAILLM(RemoteLLM):
     class Options(ChatOptions):
         """Runtime parameters."""
 
-        max_new_tokens: int | None = Field(
+        max_new_tokens: MaxNewTokens = Field(
             default=None,
-            gt=0,
             serialization_alias="max_output_tokens",
             description="Tokens to generate at most, thoughts included.",
         )
-        top_k: int | None = Field(default=None, gt=0, description="Sample from this many likeliest tokens.")
-        logprobs: bool | None = Field(
+        top_k: PositiveTopK = None
+        logprobs: ReturnLogprobs = Field(
             default=None, serialization_alias="response_logprobs", description="Whether to say how likely tokens were."
         )
-        top_logprobs: int | None = Field(
-            default=None,
-            ge=0,
-            le=20,
-            serialization_alias="logprobs",
-            description="How many likeliest tokens to name at each place; needs `logprobs`.",
-        )
-        reasoning_effort: str | None = Field(
+        top_logprobs: TopLogprobs = Field(default=None, serialization_alias="logprobs")
+        reasoning_effort: ReasoningEffort = Field(
             default=None, description="How much Gemini 3 and later think first: `minimal`, `low`, `medium`, `high` …"
         )
         thinking: dict[str, Any] | None = Field(
@@ -104,7 +105,7 @@ class VertexAILLM(RemoteLLM):
         )
         labels: dict[str, str] | None = Field(default=None, description="What the bill names the request by.")
         service_tier: str | None = Field(default=None, description="`standard`, `flex` or `priority`.")
-        extra_body: dict[str, Any] | None = Field(default=None, description="More members for the request's body.")
+        extra_body: ExtraBody = Field(default=None, description="More members for the request's body.")
 
     def ready(self) -> None:
         """Check the packages, the credentials and the project.

@@ -16,6 +16,17 @@ from llms.local.base import LocalLLM, raise_if_rejected
 from llms.local.generation import PendingGenerations, generate_validated
 from llms.local.vllm.engine import HiddenStateEngine, TextEngine, TokenSequence
 from llms.local.vllm.launch import start_engine
+from llms.options import (
+    MaxNewTokens,
+    MinP,
+    RepetitionPenalty,
+    StopTexts,
+    Temperature,
+    TokenFrequencyPenalty,
+    TokenPresencePenalty,
+    TopP,
+    UnsignedSeed,
+)
 from llms.typing import ChatType, GenerateOutput, HiddenState
 
 ENGINE_FIELDS = {
@@ -100,23 +111,19 @@ class vLLM(LocalLLM):
     class Options(Strict):
         """Runtime parameters. Those that are unset are as the model's own configuration has them."""
 
-        max_new_tokens: int | None = Field(
-            default=None, gt=0, description="Tokens to generate at most; 1024 when neither this nor the model says."
+        max_new_tokens: MaxNewTokens = Field(
+            default=None, description="Tokens to generate at most; 1024 when neither this nor the model says."
         )
-        temperature: float | None = Field(default=None, ge=0, le=2, description="How freely to sample; 0 is greedy.")
+        temperature: Temperature = Field(default=None, le=2)
         top_k: int | None = Field(default=None, ge=-1, description="Sample from this many tokens; 0 means all.")
-        top_p: float | None = Field(default=None, gt=0, le=1, description="Sample from this much probability mass.")
-        min_p: float | None = Field(default=None, ge=0, le=1, description="Least probability beside the likeliest's.")
-        frequency_penalty: float | None = Field(
-            default=None, ge=-2, le=2, description="Against tokens already used often."
-        )
-        presence_penalty: float | None = Field(
-            default=None, ge=-2, le=2, description="Against tokens already used at all."
-        )
-        repetition_penalty: float | None = Field(default=None, gt=0, description="Against repeating; 1 is none.")
-        stop: str | list[str] | None = Field(default=None, description="Texts at which generation ends.")
+        top_p: TopP = None
+        min_p: MinP = None
+        frequency_penalty: TokenFrequencyPenalty = Field(default=None, ge=-2, le=2)
+        presence_penalty: TokenPresencePenalty = Field(default=None, ge=-2, le=2)
+        repetition_penalty: RepetitionPenalty = None
+        stop: StopTexts = None
         stop_token_ids: list[int] | None = Field(default=None, description="Tokens at which generation ends.")
-        seed: int | None = Field(default=None, ge=0, description="Makes sampling repeatable.")
+        seed: UnsignedSeed = None
         logprobs: int | None = Field(
             default=None, ge=0, description="How many likeliest tokens to name at each place, with the one chosen."
         )

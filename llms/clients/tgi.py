@@ -10,18 +10,18 @@ from pydantic import BaseModel, Field
 from llms.clients.chat_completions import FINISH_REASONS
 from llms.clients.errors import error_from_sdk
 from llms.errors import Fatal
-from llms.options import CommonOptions, RepetitionPenalty, StopTexts, TopK
+from llms.options import CommonOptions, FrequencyPenalty, RepetitionPenalty, StopList, TopK
 from llms.typing import GenerateOutput, Logprobs, StructuredOutputType, Usage
 
 
 class TextOptions(CommonOptions):
     """Runtime parameters of raw text generation, under the server's own names."""
 
-    stop: StopTexts = None
+    stop: StopList = None
     top_k: TopK = None
     typical_p: float | None = Field(default=None, gt=0, le=1, description="Mass of typical tokens to sample from.")
     repetition_penalty: RepetitionPenalty = None
-    frequency_penalty: float | None = Field(default=None, description="Against words already used often.")
+    frequency_penalty: FrequencyPenalty = None
     do_sample: bool | None = Field(default=None, description="Whether to sample at all.")
     truncate: int | None = Field(default=None, gt=0, description="Tokens of input to keep, the last ones.")
     watermark: bool | None = Field(default=None, description="Whether to mark the text as a model's.")
