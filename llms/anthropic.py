@@ -57,6 +57,7 @@ class AnthropicLLM(RemoteLLM):
     _block_type_name = "Anthropic LLM"
     _documentation_url = HttpUrl("https://platform.claude.com/docs/en/api/messages")
     _logo_url = HttpUrl("https://cdn.simpleicons.org/anthropic")
+    packages: ClassVar[tuple[str, ...]] = ("anthropic",)
     _provider: ClassVar[str | None] = "anthropic"
     _api_key_env: ClassVar[str] = "ANTHROPIC_API_KEY"
     _other_api_key_envs: ClassVar[tuple[str, ...]] = ("ANTHROPIC_AUTH_TOKEN",)

@@ -61,6 +61,9 @@ class LLM(Strict, Block, ABC):
 
     load: ClassVar[Any] = _Load()
 
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Distributions that answers come from or through; `run.json` records their versions."""
+
     Options: ClassVar[type[Strict]] = Strict
     """Runtime parameters of `generate`, a nested model; a serialization alias is the provider's name on the wire."""
 

@@ -60,6 +60,7 @@ class CohereLLM(RemoteLLM):
     _block_type_name = "Cohere LLM"
     _documentation_url = HttpUrl("https://docs.cohere.com/v2/reference/chat")
     _logo_url = HttpUrl("https://cdn.simpleicons.org/cohere")
+    packages: ClassVar[tuple[str, ...]] = ("cohere",)
     _provider: ClassVar[str | None] = "cohere"
     _api_key_env: ClassVar[str] = "CO_API_KEY"
     _other_api_key_envs: ClassVar[tuple[str, ...]] = ("COHERE_API_KEY",)

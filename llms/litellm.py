@@ -57,6 +57,7 @@ class LiteLLM(RemoteLLM):
     _block_type_name = "LiteLLM"
     _documentation_url = HttpUrl("https://docs.litellm.ai/docs/providers")
     _logo_url = HttpUrl("https://avatars.githubusercontent.com/u/121462774")
+    packages: ClassVar[tuple[str, ...]] = ("litellm",)
     _default_base_url: ClassVar[str | None] = None
     generations_at_once: ClassVar[int | None] = 1
 

@@ -121,6 +121,7 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
     )
     timeout: float = Field(default=600.0, gt=0, description="Seconds to wait for one answer, its turn included.")  # type: ignore[override]
 
+    packages: ClassVar[tuple[str, ...]] = ("xllamacpp",)
     generations_at_once: ClassVar[int | None] = 1
 
     class Options(ChatOptions):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, HttpUrl, model_validator
 
@@ -52,6 +52,8 @@ class LlamaCppLLM(LocalLLM):
         llm.generate([[{"role": "user", "content": "What's the capital of Spain?"}]])
         ```
     """
+
+    packages: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)
 
     _block_type_name = "Llama Cpp LLM"
     _documentation_url = HttpUrl("https://llama-cpp-python.readthedocs.io")

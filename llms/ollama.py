@@ -45,6 +45,7 @@ class OllamaLLM(RemoteLLM):
     _block_type_name = "Ollama LLM"
     _documentation_url = HttpUrl("https://docs.ollama.com/api/chat")
     _logo_url = HttpUrl("https://cdn.simpleicons.org/ollama")
+    packages: ClassVar[tuple[str, ...]] = ("ollama",)
     _api_key_env: ClassVar[str] = "OLLAMA_API_KEY"
     _base_url_env: ClassVar[str | None] = "OLLAMA_HOST"
     _default_base_url: ClassVar[str | None] = f"http://127.0.0.1:{DEFAULT_PORT}"

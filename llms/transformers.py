@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, HttpUrl, SecretStr
 
@@ -54,6 +54,8 @@ class TransformersLLM(LocalLLM):
         llm.generate([[{"role": "user", "content": "What's the capital of Spain?"}]])
         ```
     """
+
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
 
     _block_type_name = "Transformers LLM"
     _documentation_url = HttpUrl("https://huggingface.co/docs/transformers/main_classes/text_generation")

@@ -63,6 +63,7 @@ class VertexAILLM(RemoteLLM):
     _block_type_name = "Vertex AI LLM"
     _documentation_url = HttpUrl("https://docs.cloud.google.com/vertex-ai/generative-ai/docs/model-reference/inference")
     _logo_url = HttpUrl("https://cdn.simpleicons.org/googlecloud")
+    packages: ClassVar[tuple[str, ...]] = ("google-genai",)
     _provider: ClassVar[str | None] = "google"
     _api_key_env: ClassVar[str] = "GOOGLE_API_KEY"
     _base_url_env: ClassVar[str | None] = "GOOGLE_VERTEX_BASE_URL"

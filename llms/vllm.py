@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, HttpUrl, SecretStr
 
@@ -65,6 +65,8 @@ class vLLM(LocalLLM):
         llm.generate([[{"role": "user", "content": "What's the capital of Spain?"}]])
         ```
     """
+
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", "vllm")
 
     _block_type_name = "vLLM"
     _documentation_url = HttpUrl("https://docs.vllm.ai")

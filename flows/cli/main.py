@@ -35,8 +35,8 @@ def main(flow: "Flow[..., Distiset]", arguments: list[str] | None = None) -> Non
     (`completed`, `failed`, `drained`, `interrupted` or `refused`), the `folder`, and the `error` if there is one.
     """
     given = parse_arguments(build_parser(flow), arguments)
-    view = terminal.View(given.pop(OUTPUT_OPTION, "live"))
-    shown = terminal.view.set(view)
+    view = terminal.OutputMode(given.pop(OUTPUT_OPTION, "live"))
+    shown = terminal.output_mode.set(view)
     _silence_prefect_logs()
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     interrupted = _record_interrupts()
@@ -47,7 +47,7 @@ def main(flow: "Flow[..., Distiset]", arguments: list[str] | None = None) -> Non
     except BaseException as error:
         if view.kind == "json":
             usual = "interrupted" if interrupted else "refused" if _exit_status(error) == 2 else "failed"
-            terminal.line(**{"event": "summary", "state": usual} | view.ended, error=_message(error))
+            terminal.write_json_line(**{"event": "summary", "state": usual} | view.result, error=_message(error))
         if interrupted:  # whatever Prefect made of it
             errors.print("interrupted")
             sys.exit(130)
@@ -58,10 +58,10 @@ def main(flow: "Flow[..., Distiset]", arguments: list[str] | None = None) -> Non
             errors.print(Text(note))
         sys.exit(_exit_status(error))
     finally:
-        terminal.view.reset(shown)
+        terminal.output_mode.reset(shown)
     if view.kind == "json":
         told = {"estimate": dataset.estimate.model_dump()} if dataset.estimate else {}
-        terminal.line(**{"event": "summary", "state": "completed"} | view.ended | told)
+        terminal.write_json_line(**{"event": "summary", "state": "completed"} | view.result | told)
     elif dataset.estimate:
         print_preview(dataset, dataset.estimate)
         sys.exit(1 if dataset.summary.failures and not dataset.summary.rows else 0)

@@ -1,13 +1,13 @@
 """Output of the command line: a finished dataset, a dry run."""
 
-from typing import Any
-
 from rich.console import Console
 from rich.text import Text
 
 from flows.dataset.distiset import Distiset
 from flows.preview.estimate import Estimate
-from flows.runtime.humanize import pluralize
+from flows.runtime.humanize import money, pluralize, truncate
+
+MAX_VALUE_CHARS = 400
 
 
 def print_dataset(dataset: Distiset, brief: bool = False) -> None:
@@ -22,14 +22,14 @@ def print_dataset(dataset: Distiset, brief: bool = False) -> None:
                 f"{pluralize(spent.requests, 'request')}, {spent.input_tokens:,} tokens in, {spent.output_tokens:,} out"
             )
             cached = f", {spent.cached:,} from the store" if spent.cached else ""
-            cost = f", ${spent.cost:,.4f}" if spent.cost else ""
+            cost = f", {money(spent.cost, decimals=4)}" if spent.cost else ""
             out.print(f"{model}: {known}{cached}{cost}")
     for leaf in () if brief else dataset:
         for row in dataset.head(leaf):
             out.print()
             for column, value in row.items():
                 if not column.endswith("_metadata") and column != "model_name":
-                    out.print(Text.assemble((f"{column}: ", "cyan"), _truncate(value)))
+                    out.print(Text.assemble((f"{column}: ", "cyan"), truncate(str(value), MAX_VALUE_CHARS)))
     if not brief:
         out.print()
     for leaf in dataset:
@@ -47,15 +47,10 @@ def print_preview(dataset: Distiset, estimate: Estimate) -> None:
         for made in dataset.head(leaf, 1):
             out.print(Text(f"## a row of {leaf}\n"))
             for column in (each for each in made if not each.endswith("_metadata")):
-                out.print(Text.assemble((f"{column}: ", "cyan"), _truncate(made[column])))
+                out.print(Text.assemble((f"{column}: ", "cyan"), truncate(str(made[column]), MAX_VALUE_CHARS)))
             out.print()
     out.print(Text(estimate.markdown()))
 
 
 def _failures(count: int) -> str:
     return f"[red]{pluralize(count, 'failure')}[/]" if count else "no failures"
-
-
-def _truncate(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 400 else f"{text[:400]}…"

@@ -9,6 +9,7 @@ from pathlib import Path
 from flows.dag.diagram_layout import Box, compute_layout
 from flows.dag.graph import Graph
 from flows.errors import ConfigurationError
+from flows.runtime.humanize import truncate
 from llms import LLM
 from tasks import GeneratorStep, Step
 from tasks.routing import Sample
@@ -119,7 +120,7 @@ viewBox="{left - MARGIN_PX:.1f} {-MARGIN_PX:.1f} {width:.1f} {height:.1f}">''',
 def _box_label(step: Step) -> list[str]:
     """What stands in a step's box: its name, its class, the models it asks."""
     models = [llm.model_name for name in type(step).model_fields if isinstance(llm := getattr(step, name), LLM)]
-    return [_truncate(line) for line in (step.name, type(step).__name__, *models)]
+    return [truncate(line, MAX_LABEL_CHARS) for line in (step.name, type(step).__name__, *models)]
 
 
 def _edge_label(graph: Graph, a: str, b: str) -> tuple[str, bool]:
@@ -127,22 +128,14 @@ def _edge_label(graph: Graph, a: str, b: str) -> tuple[str, bool]:
     step = graph.by_name[b]
     columns = [step.input_mappings.get(name, name) for name in step.inputs]
     if not (route := graph.routes.get((a, b))):
-        return _truncate(", ".join(columns)), False
-    drawn = (
-        f"{route.selector.n} of {len(route.targets)}, at random"
-        if isinstance(route.selector, Sample)
-        else "rows sent here"
-    )
+        return truncate(", ".join(columns), MAX_LABEL_CHARS), False
+    drawn = f"{route.by.n} of {len(route.targets)}, at random" if isinstance(route.by, Sample) else "rows sent here"
     return drawn, True
 
 
 def _escape_mermaid(text: str) -> str:
     """A text that Mermaid takes as it is."""
     return re.sub(r"""[^\w\s.,:/+…-]""", lambda found: f"#{ord(found[0])};", text)
-
-
-def _truncate(text: str) -> str:
-    return text if len(text) <= MAX_LABEL_CHARS else f"{text[: MAX_LABEL_CHARS - 1]}…"
 
 
 def _text_width(text: str) -> float:

@@ -1,11 +1,10 @@
-"""What a dataset was made of: steps with their prompts, the versions in use, and the licences there are to keep to."""
+"""Provenance of a dataset: its steps with their prompts, package versions, licences."""
 
 import logging
 import platform
 import re
-import sys
 from collections.abc import Iterable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,13 @@ from tasks import LoadDataFromHub, Step
 
 logger = logging.getLogger(__name__)
 
-ENGINES = {
-    "anthropic": "anthropic",
-    "cohere": "cohere",
-    "google.genai": "google-genai",
-    "litellm": "litellm",
-    "llama_cpp": "llama-cpp-python",
-    "ollama": "ollama",
-    "torch": "torch",
-    "transformers": "transformers",
-    "vllm": "vllm",
-    "xllamacpp": "xllamacpp",
-}
-"""Modules that answers come from or through, and what they are installed as."""
-
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-PATIENCE = 5.0
-"""Seconds the Hub has to say what a licence is."""
+HUB_TIMEOUT_S = 5.0
 
 
-def described(step: Step) -> dict[str, Any]:
-    """A step as plain data: its class and fields, every prompt among them, and its model's, without secrets."""
+def describe_step(step: Step) -> dict[str, Any]:
+    """Return a step's class and fields, and its model's, without secrets; prompts even where they are the default."""
     fields = step.model_dump(mode="json", exclude={"llm"}, exclude_defaults=True)
     prompts = {name for name in type(step).model_fields if name.endswith(("prompt", "template"))}
     fields |= step.model_dump(mode="json", include=prompts, exclude_none=True)
@@ -48,41 +32,46 @@ def described(step: Step) -> dict[str, Any]:
     return {"class": type(step).__name__, **fields}
 
 
-def versions() -> dict[str, str]:
-    """Of Python, of what always takes part, and of the engines and SDKs in use."""
-    used = ["distilflow", "prefect", *(name for module, name in ENGINES.items() if module in sys.modules)]
-    return {"python": platform.python_version(), **{name: version(name) for name in used}}
+def package_versions(steps: Iterable[Step]) -> dict[str, str]:
+    """Return the versions of Python, distilflow, Prefect, and of the packages the steps' models use."""
+    versions = {"python": platform.python_version(), "distilflow": version("distilflow"), "prefect": version("prefect")}
+    for name in sorted({name for step in steps if (llm := get_llm(step)) for name in llm.packages}):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            logger.debug("`%s` is not installed: its version is not recorded.", name)
+    return versions
 
 
-def licences(steps: Iterable[Step]) -> dict[str, str | None]:
-    """Of the datasets and the models of the Hub that took part, and of the demo model; `None` where none is told."""
-    found: dict[str, str | None] = {}
+def find_licences(steps: Iterable[Step]) -> dict[str, str | None]:
+    """Return the licences of the Hub's datasets and models that were used, and of the demo model; `None` if unknown."""
+    licences: dict[str, str | None] = {}
     for step in steps:
         if isinstance(step, LoadDataFromHub) and not Path(step.repo_id).exists():
-            found[f"datasets/{step.repo_id}"] = _on_hub("dataset", step.repo_id, step.revision)
+            licences[f"datasets/{step.repo_id}"] = _hub_licence("dataset", step.repo_id, step.revision)
         if (llm := get_llm(step)) and llm.model_name == demo.NAME:
-            found[demo.NAME] = "apache-2.0"
-        elif llm and (repo_id := _repository(llm)):
-            found[repo_id] = found.get(repo_id) or _on_hub("model", repo_id, getattr(llm, "revision", None))
-    return found
+            licences[demo.NAME] = "apache-2.0"
+        elif llm and (repo_id := _hub_repo_id(llm)):
+            licences[repo_id] = licences.get(repo_id) or _hub_licence("model", repo_id, getattr(llm, "revision", None))
+    return licences
 
 
-def _repository(llm: LLM) -> str | None:
-    """The repository of the Hub the weights of a model in this process come from."""
+def _hub_repo_id(llm: LLM) -> str | None:
+    """Return the Hub repository of a local model's weights."""
     name = getattr(llm, "model", None)
     on_hub = isinstance(llm, LocalLLM) and isinstance(name, str) and HUB_ID.fullmatch(name)
     return name if on_hub and not Path(f"{name}").exists() else None
 
 
-def _on_hub(kind: str, repo_id: str, revision: str | None) -> str | None:
+def _hub_licence(kind: str, repo_id: str, revision: str | None) -> str | None:
     from huggingface_hub import HfApi
 
     api = HfApi()
-    ask = api.dataset_info if kind == "dataset" else api.model_info
+    info = api.dataset_info if kind == "dataset" else api.model_info
     try:
-        card = ask(repo_id, revision=revision, timeout=PATIENCE).card_data
-    except Exception as error:  # offline, private, gone: a dataset that is made is not lost over that
+        card = info(repo_id, revision=revision, timeout=HUB_TIMEOUT_S).card_data
+    except Exception as error:  # offline, private, deleted: no reason to lose a finished dataset
         logger.info("The Hub does not tell the licence of `%s`: %s", repo_id, error)
         return None
-    known = card.get("license") if card else None
-    return ", ".join(known) if isinstance(known, list) else known
+    licence = card.get("license") if card else None
+    return ", ".join(licence) if isinstance(licence, list) else licence

@@ -1,29 +1,57 @@
-"""A dataset in another place: a folder of its own, or the Hugging Face Hub."""
+"""Copies of a dataset: in another folder, or on the Hugging Face Hub."""
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import Any, Protocol, TypedDict, get_args
 
-from flows.dataset.distiset import Distiset
-from flows.dataset.run_folder import check as check_place
-from flows.dataset.writer import GROUP, PART, writer
+from flows.dataset.formats import ROW_GROUP_SIZE, ROWS_PER_SHARD, open_writer
+from flows.dataset.output_folder import check_output
 from flows.errors import ConfigurationError
 from flows.settings.run_settings import OutputFormat
 
 
-def save(dataset: Distiset, folder: Path) -> None:
-    """Copy a dataset's files; one that was split is written split, a part at a time.
+class Split(TypedDict):
+    """Arguments of a split into `train` and `test`."""
+
+    train_size: float
+    shuffle: bool
+    seed: int
+
+
+class SplittableDataset(Protocol):
+    """A dataset in a folder, with a split that its files may not have yet."""
+
+    folder: Path
+    split: Split | None
+
+    @property
+    def output_format(self) -> OutputFormat:
+        """File format of the leaves."""
+        ...
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of the leaves."""
+        ...
+
+    def __getitem__(self, leaf: str, /) -> Any:
+        """Return a leaf's rows by split."""
+        ...
+
+
+def save(dataset: SplittableDataset, folder: Path) -> None:
+    """Copy a dataset's files; with a split they are rewritten, a shard at a time.
 
     Raises:
         ConfigurationError: If the folder holds something else.
     """
     if folder.absolute() == dataset.folder.absolute():
         raise ConfigurationError(f"`{folder}` is where the dataset is: choose another folder.")
-    check_place(folder)
-    partial, former = (folder.with_name(f"{folder.name}.{ending}") for ending in ("partial", "former"))
-    for each in (partial, former):
+    check_output(folder)
+    partial, previous = (folder.with_name(f"{folder.name}.{suffix}") for suffix in ("partial", "former"))
+    for each in (partial, previous):
         shutil.rmtree(each, ignore_errors=True)
     if dataset.split:
         partial.mkdir(parents=True)
@@ -31,20 +59,20 @@ def save(dataset: Distiset, folder: Path) -> None:
     else:
         shutil.copytree(dataset.folder, partial)
     if folder.exists():
-        folder.rename(former)
+        folder.rename(previous)
     partial.rename(folder)
-    shutil.rmtree(former, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def push(
-    dataset: Distiset,
+    dataset: SplittableDataset,
     repo_id: str,
     private: bool | None,
     token: str | None,
     revision: str | None,
     commit_message: str | None,
 ) -> str:
-    """Upload a dataset's files as they are, in one commit; see `Distiset.push_to_hub`."""
+    """Upload a dataset's files in one commit; see `Distiset.push_to_hub`."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -64,7 +92,7 @@ def push(
                 revision=revision,
                 commit_message=commit_message or f"{dataset!r}".partition(";")[0].removeprefix("Distiset("),
                 delete_patterns=[
-                    *(f"{leaf}/*.{ending}" for leaf in dataset for ending in get_args(OutputFormat)),
+                    *(f"{leaf}/*.{suffix}" for leaf in dataset for suffix in get_args(OutputFormat)),
                     "errors.parquet",
                 ],  # of an earlier push
             )
@@ -81,21 +109,21 @@ def push(
     return str(url)
 
 
-def _write_split(dataset: Distiset, folder: Path) -> None:
+def _write_split(dataset: SplittableDataset, folder: Path) -> None:
     run: dict[str, Any] = json.loads((dataset.folder / "run.json").read_text(encoding="utf-8"))
     card = (dataset.folder / "README.md").read_text(encoding="utf-8")
     for leaf in dataset:
         (folder / leaf).mkdir()
         for name, rows in dataset[leaf].items():
-            for part, start in enumerate(range(0, max(len(rows), 1), PART)):
-                file = folder / leaf / f"{name}-{part:05d}.{dataset.output_format}"
-                with writer(file, rows.features.arrow_schema) as writing:
-                    piece = rows.select(range(start, min(start + PART, len(rows)))).with_format("arrow")
-                    for table in piece.iter(GROUP):
-                        writing.write_table(table)
-        whole = f"  - split: train\n    path: {leaf}/*.{dataset.output_format}"
+            for number, start in enumerate(range(0, max(len(rows), 1), ROWS_PER_SHARD)):
+                file = folder / leaf / f"{name}-{number:05d}.{dataset.output_format}"
+                with open_writer(file, rows.features.arrow_schema) as writer:
+                    shard = rows.select(range(start, min(start + ROWS_PER_SHARD, len(rows)))).with_format("arrow")
+                    for table in shard.iter(ROW_GROUP_SIZE):
+                        writer.write_table(table)
+        unsplit = f"  - split: train\n    path: {leaf}/*.{dataset.output_format}"
         splits = [f"  - split: {name}\n    path: {leaf}/{name}-*.{dataset.output_format}" for name in ("train", "test")]
-        card = card.replace(whole, "\n".join(splits))
+        card = card.replace(unsplit, "\n".join(splits))
     if (errors := dataset.folder / "errors.parquet").exists():
         shutil.copy(errors, folder)
     run["split"] = dataset.split

@@ -6,12 +6,12 @@ from dataclasses import asdict
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
-from flows.runtime.humanize import money
-from tasks.typing import ModelUsage, add_costs
+from flows.runtime.humanize import money, pluralize
+from tasks.typing import Spending, dollars
 
 
 class ModelSummary(BaseModel):
-    """What one model took in one step; tokens under OpenTelemetry's GenAI names."""
+    """Usage of one model in one step; tokens under OpenTelemetry's GenAI names."""
 
     requests: int = 0
     cached: int = Field(default=0, description="Answers that were in the store already, and cost nothing.")
@@ -23,18 +23,18 @@ class ModelSummary(BaseModel):
     cost: float | None = Field(default=0.0, description="Dollars; `None` when a price is not known.")
     seconds: float = Field(default=0.0, description="Seconds its requests took, added up.")
 
-    def add(self, used: ModelUsage) -> None:
-        """Count what a batch took."""
-        self.requests += used.requests
-        self.cached += used.cached
-        self.seconds += used.seconds
-        self.cost = add_costs(self.cost, used.cost)
-        for name, tokens in asdict(used.usage).items():
+    def add(self, spending: Spending) -> None:
+        """Add the usage of a batch."""
+        self.requests += spending.requests
+        self.cached += spending.cached
+        self.seconds += spending.seconds
+        self.cost = dollars(self.cost, spending.cost)
+        for name, tokens in asdict(spending.usage).items():
             setattr(self, name, getattr(self, name) + tokens)
 
 
 class StepSummary(BaseModel):
-    """What one step did."""
+    """Rows, failures and usage of one step."""
 
     rows_in: int = Field(default=0, description="Rows it was given; none, if it is a source.")
     rows: int = Field(default=0, description="Rows it passed on.")
@@ -45,7 +45,7 @@ class StepSummary(BaseModel):
 
 
 class Summary(BaseModel):
-    """What a run did: rows, failures, tokens and seconds, in all and by step and model."""
+    """Rows, failures, tokens and seconds of a run, in all and by step and model."""
 
     rows: int = Field(default=0, description="Rows in the datasets.")
     failures: int = Field(default=0, description="Rows that failed, in whatever step.")
@@ -61,12 +61,12 @@ class Summary(BaseModel):
         for step in self.steps.values():
             classes.update(step.errors)
         named = ", ".join(f"{count:,} {name}" for name, count in classes.most_common())
-        lost = f"{self.failures:,} failure{'s' * (self.failures != 1)} ({named})" if self.failures else "no failures"
+        lost = f"{pluralize(self.failures, 'failure')} ({named})" if self.failures else "no failures"
         cost = f", {money(self.cost)}" if self.cost else ""
-        return f"{self.rows:,} row{'s' * (self.rows != 1)}, {lost}{cost}"
+        return f"{pluralize(self.rows, 'row')}, {lost}{cost}"
 
 
-ERRORS = pa.schema(
+ERRORS_SCHEMA = pa.schema(
     [
         ("step", pa.string()),
         ("error", pa.string()),
@@ -77,4 +77,4 @@ ERRORS = pa.schema(
         ("raw_output", pa.string()),
     ]
 )
-"""The columns of `errors.parquet`; the row itself is JSON, so that rows of any shape fit."""
+"""Columns of `errors.parquet`; the row itself is JSON, so that rows of any shape fit."""

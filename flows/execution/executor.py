@@ -14,24 +14,24 @@ from prefect.futures import PrefectFuture
 
 from flows import results
 from flows.dag.graph import Graph
-from flows.execution.step_task import Brake, Stopped, Work
+from flows.execution.step_task import RunStopping, StepTask, StopEvent
 from llms import Drained, LLMError
 from tasks import GeneratorStep, Step, Task
 from tasks.typing import BatchResult, ModelUsage, Row, RowLineage
 
-ROWS_IN_FLIGHT = 16_000
+MAX_ROWS_IN_FLIGHT = 16_000
 """Rows that may be anywhere between a source and the disk, counted at every step that holds them: what memory follows.
 Many, because one that takes ten seconds holds back all behind it, which keep their order, and a provider answers
 thousands meanwhile."""
 
-BATCHES_IN_FLIGHT = 64
+MAX_BATCHES_IN_FLIGHT = 64
 """Batches that may be unfinished: each holds a thread per step."""
 
-ENOUGH, BREATH = 12, 0.03
+BUSY_BATCHES, SUBMIT_DELAY_S = 12, 0.03
 """Unfinished batches that keep a provider busy for now, and the seconds that then go by before the next one, or until
 one is done: a task run begun is work for this process, which has a thousand requests to send meanwhile."""
 
-SMALLEST, COMMON, LARGEST = 8, 100, 1_000
+MIN_BATCH_ROWS, DEFAULT_BATCH_ROWS, MAX_BATCH_ROWS = 8, 100, 1_000
 """Rows per batch when nobody says: few at first, so that rows show soon; then as many as all before them, so that a
 provider is busy after half a dozen; not more for a while, so that the next step is never far behind; then a twentieth
 of all, so that task runs stay hundreds."""
@@ -41,14 +41,14 @@ of all, so that task runs stay hundreds."""
 class _Batch:
     """A batch on its way: what each step makes of it, how many rows that is, and the steps that are not done yet."""
 
-    made: dict[str, BatchResult | PrefectFuture[BatchResult]]
-    rows: dict[str, int]
-    left: set[str]
+    results: dict[str, Outcome | PrefectFuture[Outcome]]
+    row_counts: dict[str, int]
+    pending: set[str]
 
     @property
-    def held(self) -> int:
+    def rows_in_flight(self) -> int:
         """Rows of all its steps."""
-        return sum(self.rows.values())
+        return sum(self.row_counts.values())
 
 
 class Executor:
@@ -61,18 +61,18 @@ class Executor:
     """
 
     def __init__(
-        self, graph: Graph, finished: Callable[[Step, BatchResult], None], settled: Callable[[Step, BatchResult], None]
+        self, graph: Graph, on_done: Callable[[Step, Outcome], None], on_commit: Callable[[Step, Outcome], None]
     ) -> None:
         self._graph = graph
-        self._finished = finished
-        self._settled = settled
-        self._brake = Brake()
-        self._news = threading.Event()
-        self._broken: BaseException | None = None
+        self._on_done = on_done
+        self._on_commit = on_commit
+        self._stop = StopEvent()
+        self._wakeup = threading.Event()
+        self._first_error: BaseException | None = None
         self._in_flight: deque[_Batch] = deque()
-        self._tasks: dict[str, prefect.Task[..., BatchResult]] = {}
-        self._gathered: dict[str, BatchResult] = {}
-        self._paid: list[tuple[Step, BatchResult]] = []  # by batches that broke, for answers that had come
+        self._tasks: dict[str, prefect.Task[..., Outcome]] = {}
+        self._accumulated: dict[str, Outcome] = {}
+        self._usage_of_failed: list[tuple[Step, Outcome]] = []  # by batches that broke, for answers that had come
 
     def run(self, limit: int | None = None) -> None:
         """Bring the rows of every source, `limit` of each at most, through all the steps after it.
@@ -85,45 +85,45 @@ class Executor:
         for first in [*self._graph.sources, *waiting]:  # now: what their code refers to may change as they work
             path = self._graph.stream(first)
             for step in path[1:]:
-                self._task(step, [each.name for each in path])
+                self._task_for(step, [each.name for each in path])
         for step in waiting:
-            self._task(step, self._needed([step]))
+            self._task_for(step, self._global_inputs([step]))
         try:
             for number, source in enumerate(self._graph.sources):
-                self._stream(source, self._loaded(source, number, limit))
+                self._stream(source, self._read_source(source, number, limit))
             while waiting:
-                self._stream(step := waiting.pop(0), self._made_of_all(step, waiting))
+                self._stream(step := waiting.pop(0), self._run_global_step(step, waiting))
         except BaseException as error:
-            self._brake.set()
+            self._stop.set()
             following = isinstance(error, CancelledError | Drained)
             if following:
                 for batch in self._in_flight:  # they are ending: one of them may know why
-                    self._all_told(
-                        batch, {name for name, made in batch.made.items() if not isinstance(made, BatchResult)}
+                    self._wait_notified(
+                        batch, {name for name, made in batch.results.items() if not isinstance(made, Outcome)}
                     )
-            for step, outcome in self._paid:
-                self._settled(step, outcome)
-            if following and self._broken:
-                raise self._broken from None
+            for step, outcome in self._usage_of_failed:
+                self._on_commit(step, outcome)
+            if following and self._first_error:
+                raise self._first_error from None
             raise
 
     def _stream(self, first: Step, outcomes: Iterable[BatchResult]) -> None:
         """Send what `first` made through the steps after it, up to those that wait for all rows."""
         path = self._graph.stream(first)
         in_flight = self._in_flight
-        kept = self._needed([step for step in self._graph.order if self._graph.is_barrier(step)])
+        kept = self._global_inputs([step for step in self._graph.order if self._graph.is_barrier(step)])
 
-        def settle() -> None:
+        def commit_oldest() -> None:
             batch = in_flight[0]
             outcomes: list[BatchResult] = []
             for step in path:
-                made = batch.made[step.name]
-                outcome = made if isinstance(made, BatchResult) else made.result()
+                made = batch.results[step.name]
+                outcome = made if isinstance(made, Outcome) else made.result()
                 outcomes.append(outcome)
                 if step.name in kept:
-                    self._gather(step, outcome)
-                self._settled(step, outcome)
-            self._all_told(batch, batch.left)  # it is made, but not everybody was told
+                    self._accumulate(step, outcome)
+                self._on_commit(step, outcome)
+            self._wait_notified(batch, batch.pending)  # it is made, but not everybody was told
             in_flight.popleft()
             for outcome in outcomes:  # now that no step needs them: Prefect's own objects hold on to them for a while
                 outcome.rows, outcome.failures = [], []
@@ -132,65 +132,68 @@ class Executor:
             rows = {step.name: len(outcome.rows) for step in path}  # what a step will make of it shows later
             batch = _Batch({first.name: outcome}, rows, {step.name for step in path[1:]})
             while in_flight:
-                self._news.clear()
-                if self._broken:
-                    while in_flight and not in_flight[0].left:
-                        settle()  # what is done is kept, up to the batch that broke, which raises
-                    raise self._broken
-                if not in_flight[0].left or sum(each.held for each in in_flight) + batch.held > ROWS_IN_FLIGHT:
-                    settle()
-                elif (unfinished := sum(bool(batch.left) for batch in in_flight)) >= BATCHES_IN_FLIGHT:
-                    self._news.wait()
+                self._wakeup.clear()
+                if self._first_error:
+                    while in_flight and not in_flight[0].pending:
+                        commit_oldest()  # what is done is kept, up to the batch that broke, which raises
+                    raise self._first_error
+                if (
+                    not in_flight[0].pending
+                    or sum(each.rows_in_flight for each in in_flight) + batch.rows_in_flight > MAX_ROWS_IN_FLIGHT
+                ):
+                    commit_oldest()
+                elif (unfinished := sum(bool(batch.pending) for batch in in_flight)) >= MAX_BATCHES_IN_FLIGHT:
+                    self._wakeup.wait()
                 else:
-                    if unfinished >= ENOUGH:
-                        self._news.wait(BREATH)
+                    if unfinished >= BUSY_BATCHES:
+                        self._wakeup.wait(SUBMIT_DELAY_S)
                     break
             in_flight.append(batch)
             for step in path[1:]:
                 self._submit(step, number, batch)
         while in_flight:
-            settle()
+            commit_oldest()
 
-    def _all_told(self, batch: _Batch, steps: Set[str]) -> None:
+    def _wait_notified(self, batch: _Batch, steps: Set[str]) -> None:
         """Wait until everybody was told what these steps made of a batch."""
-        while batch.left & steps:
-            self._news.clear()
-            if batch.left & steps:
-                self._news.wait()
+        while batch.pending & steps:
+            self._wakeup.clear()
+            if batch.pending & steps:
+                self._wakeup.wait()
 
-    def _gather(self, step: Step, outcome: BatchResult) -> None:
-        whole = self._gathered.setdefault(step.name, BatchResult(digest=""))
+    def _accumulate(self, step: Step, outcome: Outcome) -> None:
+        whole = self._accumulated.setdefault(step.name, Outcome(digest=""))
         whole.rows.extend(outcome.rows)
-        whole.digest = results.joined(whole.digest, outcome.digest)
+        whole.digest = results.combine_digests(whole.digest, outcome.digest)
 
-    def _needed(self, waiting: list[Step]) -> set[str]:
+    def _global_inputs(self, waiting: list[Step]) -> set[str]:
         """The steps whose rows are kept for others that wait for all of them."""
         before = {each.name for step in waiting for each in self._graph.predecessors[step.name]}
         return before | {fork.name for step in waiting if (fork := self._graph.fork(step))}
 
-    def _made_of_all(self, step: Step, waiting: list[Step]) -> Iterator[BatchResult]:
+    def _run_global_step(self, step: Step, waiting: list[Step]) -> Iterator[Outcome]:
         """What a step makes of all its rows, in batches; what only it needed is let go."""
-        alone = _Batch(dict(self._gathered), {}, {step.name})
+        alone = _Batch(dict(self._accumulated), {}, {step.name})
         self._submit(step, 0, alone)
-        whole = alone.made[step.name].result()  # type: ignore[union-attr]
+        whole = alone.results[step.name].result()  # type: ignore[union-attr]
         del alone
-        needed = self._needed(waiting)
-        self._gathered = {name: outcome for name, outcome in self._gathered.items() if name in needed}
-        first, *others = batches(iter(whole.rows)) if whole.rows else [[]]
-        whole.rows, whole.digest = first, results.digest_of(first)
+        needed = self._global_inputs(waiting)
+        self._accumulated = {name: outcome for name, outcome in self._accumulated.items() if name in needed}
+        first, *others = split_into_batches(iter(whole.rows)) if whole.rows else [[]]
+        whole.rows, whole.digest = first, results.digest_rows(first)
         yield whole  # what failed and was spent is told once
-        yield from map(_brought, others)
+        yield from map(_source_batch, others)
 
-    def _loaded(self, source: GeneratorStep, place: int, limit: int | None) -> Iterator[BatchResult]:
+    def _read_source(self, source: GeneratorStep, place: int, limit: int | None) -> Iterator[Outcome]:
         """A source's batches, each read inside a task run of its own."""
         numbered = enumerate(islice(source.rows(), limit))
-        rows = batches((_identified(row, (place, number)) for number, row in numbered), source.batch_size)
+        rows = split_into_batches((_with_id(row, (place, number)) for number, row in numbered), source.batch_size)
         ahead = next(rows, None)  # so that no task run is spent on finding the end
 
         def read(number: int) -> BatchResult:
             nonlocal ahead
             now, ahead = ahead, next(rows, None)
-            return _brought(now or [])
+            return _source_batch(now or [])
 
         task = prefect.Task(
             read,
@@ -202,11 +205,11 @@ class Executor:
         number = 0
         while ahead is not None:
             outcome = task(number)
-            self._finished(source, outcome)
+            self._on_done(source, outcome)
             yield outcome
             number += 1
 
-    def _task(self, step: Step, made: Collection[str]) -> tuple[prefect.Task[..., BatchResult], list[str]]:
+    def _task_for(self, step: Step, made: Collection[str]) -> tuple[prefect.Task[..., Outcome], list[str]]:
         """What works for a step on a batch that these steps have `made` something of, and whose of that it takes."""
         before = [each.name for each in self._graph.predecessors[step.name] if each.name in made]
         fork = self._graph.fork(step)
@@ -214,44 +217,46 @@ class Executor:
         key = " ".join([step.name, *before])  # a step after two sources has a task for each
         if key not in self._tasks:
             routes = {name: self._graph.routes.get((name, step.name)) for name in before}
-            work = Work(step, before, bool(forked), {n: each for n, each in routes.items() if each}, self._brake)
-            self._tasks[key] = step.task(work, **work.options)
+            work = StepTask(step, before, bool(forked), {n: each for n, each in routes.items() if each}, self._stop)
+            self._tasks[key] = step.task(work, **work.task_options)
         return self._tasks[key], [*before, *forked]
 
     def _submit(self, step: Step, number: int, batch: _Batch) -> None:
-        task, taken = self._task(step, batch.made)
+        task, taken = self._task_for(step, batch.results)
 
-        def tell(done: PrefectFuture[BatchResult]) -> None:
+        def on_done(done: PrefectFuture[Outcome]) -> None:
             try:
                 outcome = done.result(raise_on_failure=False)
-                if isinstance(outcome, BatchResult):
-                    batch.rows[step.name] = len(outcome.rows)
-                    self._finished(step, outcome)
-                elif not isinstance(outcome, CancelledError | Stopped | PrefectException):  # those follow another's
-                    self._broken = self._broken or outcome
+                if isinstance(outcome, Outcome):
+                    batch.row_counts[step.name] = len(outcome.rows)
+                    self._on_done(step, outcome)
+                elif not isinstance(outcome, CancelledError | RunStopping | PrefectException):  # those follow another's
+                    self._first_error = self._first_error or outcome
                 if isinstance(outcome, LLMError) and isinstance(step, Task):
-                    spent = sum(map(ModelUsage.of, outcome.spent), ModelUsage())
-                    self._paid.append((step, BatchResult(model_usage={step.llm.model_name: spent})))
+                    spent = sum(map(Spending.of, outcome.spent), Spending())
+                    self._usage_of_failed.append((step, Outcome(spending={step.llm.model_name: spent})))
             finally:
-                batch.left.discard(step.name)
-                self._news.set()
+                batch.pending.discard(step.name)
+                self._wakeup.set()
 
-        batch.made[step.name] = future = task.submit(*[batch.made[name] for name in taken], number=number)
-        future.add_done_callback(tell)
-
-
-def _brought(rows: list[Row]) -> BatchResult:
-    return BatchResult(rows, digest=results.digest_of(rows))
+        batch.results[step.name] = future = task.submit(*[batch.results[name] for name in taken], number=number)
+        future.add_done_callback(on_done)
 
 
-def _identified(row: Row, id: tuple[int, ...]) -> Row:
-    row.origin = RowLineage(row.origin or "", id)
+def _source_batch(rows: list[Row]) -> Outcome:
+    return Outcome(rows, digest=results.digest_rows(rows))
+
+
+def _with_id(row: Row, id: tuple[int, ...]) -> Row:
+    row.origin = Origin(row.origin or "", id)
     return row
 
 
-def batches(rows: Iterator[Row], size: int | None = None) -> Iterator[list[Row]]:
+def split_into_batches(rows: Iterator[Row], size: int | None = None) -> Iterator[list[Row]]:
     """Rows in batches of `size`, or of a size that grows with how many there are, so that task runs stay hundreds."""
     total = 0
-    while batch := list(islice(rows, size or min(max(SMALLEST, min(total, COMMON), total // 20), LARGEST))):
+    while batch := list(
+        islice(rows, size or min(max(MIN_BATCH_ROWS, min(total, DEFAULT_BATCH_ROWS), total // 20), MAX_BATCH_ROWS))
+    ):
         total += len(batch)
         yield batch

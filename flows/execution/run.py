@@ -14,16 +14,16 @@ from prefect.context import FlowRunContext
 from flows.dag.graph import Graph
 from flows.dataset import provenance
 from flows.dataset.distiset import Distiset
-from flows.dataset.run_folder import RunFolder
+from flows.dataset.output_folder import OutputFolder
 from flows.dataset.summary import ModelSummary, StepSummary, Summary
 from flows.errors import ConfigurationError, RunFailed
 from flows.execution.executor import Executor
 from flows.preview import estimate
 from flows.preview.trace import TraceRecorder, sent_prompt
 from flows.reporting import terminal
-from flows.reporting.report import Report
+from flows.reporting.report import PrefectReporter
 from flows.runtime import memory
-from flows.runtime.task_runners import light_batches, other_processes
+from flows.runtime.task_runners import distributed_runner, without_flow_payload
 from flows.settings.run_settings import OutputFormat
 from llms import AsyncLLM, Drained, Fatal
 from llms.clients import event_loop
@@ -32,7 +32,7 @@ from llms.typing import Usage
 from tasks import Step, Task
 from tasks.typing import BatchResult, Failure, add_costs
 
-ENOUGH_FAILURES = 10
+MIN_FAILURES_TO_ABORT = 10
 """Failures in a step before their share may end the run."""
 
 
@@ -80,32 +80,35 @@ class Run:
         started = time.perf_counter()
         temporary = None if self.output else Path(tempfile.mkdtemp(prefix="distilflow-"))
         place = self.output or temporary / "dataset"  # type: ignore[operator]
-        folder = RunFolder(place, self._leaves.values(), self.output_format)
+        folder = OutputFolder(place, self._leaves.values(), self.output_format)
         self._folder = folder
-        report = Report(self.name, self.graph, self.output)
+        report = PrefectReporter(self.name, self.graph, self.output)
         try:
-            with terminal.shown(self.graph, self._taken, self.summary, *report.watchers) as shown, memory.sparing():
-                self._stream(Executor(self.graph, shown.finished, self._settled))
-            self._judge(final=True)
+            with (
+                terminal.live_progress(self.graph, self._taken, self.summary, *report.listeners) as shown,
+                memory.reduced_gc(),
+            ):
+                self._stream(Executor(self.graph, shown.on_done, self._on_commit))
+            self._check_error_rate(final=True)
         except BaseException as error:
-            self._close("drained" if isinstance(error, Drained) else "failed", started, error)
+            self._write_summary("drained" if isinstance(error, Drained) else "failed", started, error)
             if not temporary and self.summary.rows:
                 error.add_note(f"{self.summary.rows:,} rows made before that are in `{folder.partial}`.")
-            report.ended(self.summary, folder.partial, error)
+            report.on_end(self.summary, folder.partial, error)
             if temporary:
                 rmtree(temporary, ignore_errors=True)
             raise
-        self._close("completed", started)
-        dataset = folder.promote()
-        report.ended(self.summary, dataset.folder)
+        self._write_summary("completed", started)
+        dataset = Distiset(folder.promote())
+        report.on_end(self.summary, dataset.folder)
         if temporary:
             weakref.finalize(dataset, rmtree, temporary, ignore_errors=True)
         get_run_logger().info("%r", dataset)
         return dataset
 
     def _load(self) -> None:
-        limits = [name for name, most in self.budget.limits.items() if most is not None]
-        if limits and (runner := other_processes()):
+        limits = [name for name, most in self.budget.most.items() if most is not None]
+        if limits and (runner := distributed_runner()):
             raise ConfigurationError(
                 f"`{limits[0]}` is counted in one process, and `{runner}` sends batches to others: leave one out."
             )
@@ -121,7 +124,7 @@ class Run:
                 )
 
     def _stream(self, executor: Executor) -> None:
-        with event_loop.cancel_scope() as cancel, self.budget.activate(), light_batches():
+        with event_loop.cancellable() as cancel, self.budget.enforced(), without_flow_payload():
             try:
                 executor.run(self._taken)
             except Drained:
@@ -130,7 +133,7 @@ class Run:
                 cancel()  # what is in flight would be waited for, and thrown away
                 raise
 
-    def _settled(self, step: Step, outcome: BatchResult) -> None:
+    def _on_commit(self, step: Step, outcome: Outcome) -> None:
         """Write a leaf's rows and every step's failures, and add up."""
         if self._watch:
             self._watch.record(step, outcome)
@@ -146,9 +149,9 @@ class Run:
             whole.output_tokens += used.usage.output_tokens
             whole.cost = add_costs(whole.cost, used.cost)
         self.summary.failures += len(outcome.failures)
-        self._folder.fail(outcome.failures)
+        self._folder.write_failures(outcome.failures)
         if leaf := self._leaves.get(step.name):
-            self._folder.write(leaf, outcome.rows)
+            self._folder.write_rows(leaf, outcome.rows)
             self.summary.rows += len(outcome.rows)
         if step.name not in self._prompts and isinstance(step, Task) and outcome.rows:
             self._prompts[step.name] = sent_prompt(step, outcome.rows[0])
@@ -156,13 +159,13 @@ class Run:
             summary.errors[failure.error] = summary.errors.get(failure.error, 0) + 1
         if outcome.failures:
             self._first_failures.setdefault(step.name, outcome.failures[0])
-            self._judge(final=False)
+            self._check_error_rate(final=False)
 
-    def _judge(self, final: bool) -> None:
+    def _check_error_rate(self, final: bool) -> None:
         """End the run when a step loses too many rows, or, at its end, has lost all."""
         for name, step in self.summary.steps.items():
             total = step.rows_in or step.rows + step.failures
-            too_many = step.failures >= ENOUGH_FAILURES and step.failures > self.max_error_rate * total
+            too_many = step.failures >= MIN_FAILURES_TO_ABORT and step.failures > self.max_error_rate * total
             lost_all = final and step.failures >= total > 0 and not step.rows and self.max_error_rate < 1
             if too_many or lost_all:
                 first = self._first_failures[name]
@@ -172,7 +175,7 @@ class Run:
                     f"{step.failures:,} of {total:,} rows failed in `{name}`{limit}. The first{where}: {first.message}"
                 )
 
-    def _close(self, state: str, started: float, error: BaseException | None = None) -> None:
+    def _write_summary(self, state: str, started: float, error: BaseException | None = None) -> None:
         self.summary.seconds = round(time.perf_counter() - started, 3)
         context = FlowRunContext.get()
         run = context.flow_run if context else None
@@ -182,10 +185,11 @@ class Run:
             **({"error": f"{type(error).__name__}: {error}"} if error else {}),
             "flow_run": {"id": str(run.id), "name": run.name} if run else None,
             "parameters": self.parameters,
-            "budget": {name: most for name, most in self.budget.limits.items() if most is not None},
-            "steps": {step.name: provenance.described(step) for step in self.graph.steps},
+            "budget": {name: most for name, most in self.budget.most.items() if most is not None},
+            "steps": {step.name: provenance.describe_step(step) for step in self.graph.steps},
             "prompts": self._prompts,
             "edges": self.graph.edges,
+            "versions": provenance.package_versions(self.graph.steps),
             "limits": {
                 step.name: step.llm.limits()
                 for step in self.graph.steps
@@ -196,5 +200,5 @@ class Run:
             facts["estimate"] = estimate.estimate(self.graph, self._watch.rows, self.limit).model_dump()
             facts["preview"] = [row.model_dump() for row in self._watch.rows.values()]
         if state == "completed" and not self._watch:
-            facts["licences"] = provenance.licences(self.graph.steps)
+            facts["licences"] = provenance.find_licences(self.graph.steps)
         self._folder.close(facts, self.summary)

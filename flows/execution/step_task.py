@@ -17,19 +17,19 @@ from tasks.join import group_by_lineage, sort_by_lineage
 from tasks.typing import UNKNOWN_PARENT, BatchResult, Failure, Row, RowLineage
 
 
-class Stopped(Exception):
+class RunStopping(Exception):
     """The run is ending: this batch is not begun."""
 
 
-class Brake(threading.Event):
+class StopEvent(threading.Event):
     """Set when a run is ending, for the batches that have not begun. In another process it is never set."""
 
     def __reduce__(self) -> Any:
-        return (Brake, ())
+        return (StopEvent, ())
 
 
 @dataclass
-class Work:
+class StepTask:
     """What a step makes of what the steps before it made; where rows part, of those that come its way.
 
     Attributes:
@@ -42,33 +42,33 @@ class Work:
     """
 
     step: Step
-    before: list[str]
-    forked: bool
+    upstream: list[str]
+    has_fork: bool
     routes: Mapping[str, Route]
-    brake: Brake
+    stop: StopEvent
 
     @cached_property
-    def identity(self) -> str | None:
+    def cache_identity(self) -> str | None:
         """What decides what it makes of its batches, as a hash; `None` if there is no telling."""
-        return results.identity_of(self.step, self.before, self.routes.values())
+        return results.step_identity(self.step, self.upstream, self.routes.values())
 
     @property
-    def options(self) -> dict[str, Any]:
+    def task_options(self) -> dict[str, Any]:
         """How its task keeps what it makes: among Prefect's results, under a key of all it was made of."""
-        if self.identity is None:
+        if self.cache_identity is None:
             return {}
         llm = get_llm(self.step)
         known = self.step.use_cache and (llm is None or llm.use_cache)
         return {
             "persist_result": True,
-            "cache_key_fn": self._key,
+            "cache_key_fn": self._cache_key,
             "refresh_cache": None if known else True,
-            "result_serializer": results.OutcomeSerializer(),
+            "result_serializer": results.BatchResultSerializer(),
             "cache_result_in_memory": False,  # Prefect's memory would hold on to the rows
         }
 
-    def _key(self, _: Any, parameters: Mapping[str, Any]) -> str | None:
-        return results.key_of(self.step, f"{self.identity}", parameters["batches"])
+    def _cache_key(self, _: Any, parameters: Mapping[str, Any]) -> str | None:
+        return results.result_key(self.step, f"{self.cache_identity}", parameters["batches"])
 
     def __call__(self, batches: Sequence[BatchResult]) -> BatchResult:
         """Do it.
@@ -77,25 +77,27 @@ class Work:
             RunFailed: If rows are lost, or a route does not know its own mind.
             Fatal: If no row can work.
         """
-        if self.brake.is_set():
-            raise Stopped("the run is ending")
+        if self.stop.is_set():
+            raise RunStopping("the run is ending")
         failures: list[Failure] = []
-        taken = [self._routed(name, batch.rows, failures) for name, batch in zip(self.before, batches, strict=False)]
-        forked = batches[-1].rows if self.forked else None
+        taken = [
+            self._apply_route(name, batch.rows, failures) for name, batch in zip(self.upstream, batches, strict=False)
+        ]
+        forked = batches[-1].rows if self.has_fork else None
         if isinstance(self.step, Join):
             outcome = self.step.run_groups(group_by_lineage(forked, taken))
         else:
-            outcome = self.step.run(rows := sort_by_lineage(forked, taken))
-            _account_for(rows, self.step, outcome)
-            _identify(outcome.rows, rows)
+            outcome = self.step.run(rows := in_order(forked, taken))
+            _check_no_rows_lost(rows, self.step, outcome)
+            _assign_ids(outcome.rows, rows)
         outcome.failures += failures
         outcome.rows_in += len(failures)
-        outcome.digest = results.digest_of(outcome.rows)
+        outcome.digest = results.digest_rows(outcome.rows)
         if (transaction := get_transaction()) and (outcome.failures or outcome.digest is None):
             transaction.write_on_commit = False  # to be made again: what failed may work then
         return outcome
 
-    def _routed(self, source: str, rows: list[Row], failures: list[Failure]) -> list[Row]:
+    def _apply_route(self, source: str, rows: list[Row], failures: list[Failure]) -> list[Row]:
         """The rows that come from a step to this; those for which that cannot be said fail in the first they could."""
         if (route := self.routes.get(source)) is None:
             return rows
@@ -111,20 +113,20 @@ class Work:
                 continue
             if chosen != again:
                 raise RunFailed(
-                    f"the route after `{source}` sends the same row ({row.origin}) to {_names(chosen)}, and when asked "
-                    f"again to {_names(again)}: rows would be lost. Let it decide by the row alone; to draw steps at "
-                    "random, use `sample_n_steps(…)`, which has a seed."
+                    f"the route after `{source}` sends the same row ({row.origin}) to {_quoted_names(chosen)}, and "
+                    f"when asked again to {_quoted_names(again)}: rows would be lost. Let it decide by the row alone; "
+                    "to draw steps at random, use `sample_n_steps(…)`, which has a seed."
                 )
             if self.step.name in chosen:
                 taken.append(row)
         return taken
 
 
-def _names(steps: Collection[str]) -> str:
+def _quoted_names(steps: Collection[str]) -> str:
     return ", ".join(f"`{step}`" for step in sorted(steps)) or "none"
 
 
-def _account_for(rows: list[Row], step: Step, outcome: BatchResult) -> None:
+def _check_no_rows_lost(rows: list[Row], step: Step, outcome: Outcome) -> None:
     """Make sure that every row came out or failed, where a step keeps its rows.
 
     Raises:
@@ -147,7 +149,7 @@ def _account_for(rows: list[Row], step: Step, outcome: BatchResult) -> None:
         )
 
 
-def _identify(made: list[Row], batch: list[Row]) -> None:
+def _assign_ids(made: list[Row], batch: list[Row]) -> None:
     """Tell rows apart that do not say which of a batch they were made of, so that what comes of each can be joined."""
     nameless = [row for row in made if row.id is None]
     if nameless and (first := batch[0].id):

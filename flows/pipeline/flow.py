@@ -8,7 +8,7 @@ from prefect import Flow
 
 from flows.dataset.distiset import Distiset
 from flows.errors import ConfigurationError
-from flows.reporting.states import reporting
+from flows.reporting.states import with_row_state
 from llms.any_llm import kept_in_clear, secret_in
 
 P = ParamSpec("P")
@@ -45,4 +45,4 @@ def flow(function: Callable[P, Distiset], **settings: Any) -> DatasetFlow[P]:
         function: Returns the dataset.
         **settings: Prefect's own, such as `name`.
     """
-    return DatasetFlow(reporting(function), persist_result=False, result_serializer="json", **settings)
+    return DatasetFlow(with_row_state(function), persist_result=False, result_serializer="json", **settings)

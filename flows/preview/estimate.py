@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from flows.dag.graph import Graph
 from flows.preview.trace import Key, RequestTrace, RowTrace
-from flows.runtime.humanize import duration, pluralize, rounded
+from flows.runtime.humanize import duration, money, pluralize, round_significant
 from llms import LLM, AsyncLLM
 from llms.local.base import LocalLLM
 from tasks import GlobalStep, Task
@@ -185,7 +185,7 @@ class _Estimator:
                 fast, careful = total[4] / most, total[4] / few
                 note = (
                     f"Time: with {most:,} requests to `{llm.model_name}` at once, what its limiter allows now. With "
-                    f"{few:,}, as for these rows, {duration(max(least, careful) - alone + longest)}."
+                    f"{few:,}, as for these rows, {duration(max(least, careful) - alone + longest, approximate=True)}."
                 )
             else:  # the slowest of each step is what these rows took
                 fast = careful = total[4] / here[4] * sum(self._max_latency(task) for task in its)
@@ -245,7 +245,7 @@ def _to_figures(amounts: Amounts, priced: bool, seconds: float | None) -> Figure
 
 def _table_row(name: str, figures: Figures, exact: bool) -> str:
     counts = [figures.requests, figures.input_tokens, figures.output_tokens]
-    cells = [f"{each if exact else rounded(each):,.0f}" for each in counts]
-    cost = "not known" if figures.cost is None else f"${rounded(figures.cost):,.10g}"
-    time = "not known" if figures.seconds is None else duration(figures.seconds)
+    cells = [f"{each if exact else round_significant(each):,.0f}" for each in counts]
+    cost = "not known" if figures.cost is None else money(figures.cost, approximate=True)
+    time = "not known" if figures.seconds is None else duration(figures.seconds, approximate=True)
     return f"| {' | '.join([name, *cells, cost, time])} |"

@@ -17,29 +17,29 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.objects import FlowRun
 
 from flows.dataset.distiset import Distiset
-from flows.reporting.progress import Now, StepNow, duration
-from flows.runtime.humanize import money
+from flows.reporting.progress import RunSnapshot, StepSnapshot
+from flows.runtime.humanize import duration, money, truncate
 
-SOONEST, LATEST = 2.0, 20.0
+MIN_INTERVAL_S, MAX_INTERVAL_S = 2.0, 20.0
 """Seconds between two looks at the steps, at least; and at most, if the run takes hardly any CPU itself."""
 
-SHARE = 0.005
+MAX_CPU_FRACTION = 0.005
 """What of the run's CPU its progress may take."""
 
-SAMPLES, FAILURES, OF_A_CLASS = 5, 30, 3
+MAX_SAMPLE_ROWS, MAX_FAILURES, MAX_FAILURES_PER_CLASS = 5, 30, 3
 """Rows that are shown: of each dataset; that failed, in all, and of each class of error in a step."""
 
-LONG = 400
+MAX_TEXT_CHARS = 400
 """Characters of a text that are shown."""
 
 
-def key(*names: str) -> str:
+def artifact_key(*names: str) -> str:
     """What an artifact is called: the same in every run of a flow, so that the UI shows one as versions of another."""
     words = re.sub(r"[^a-z0-9]+", "-", "-".join(dict.fromkeys(names)).lower())
     return words.strip("-") or "pipeline"
 
 
-class StepProgress:
+class StepProgressArtifacts:
     """A progress artifact per step, kept up to date at no more than a two-hundredth of the run's CPU."""
 
     def __init__(self, run: FlowRun, *names: str) -> None:
@@ -51,18 +51,18 @@ class StepProgress:
         self._cost = 0.0
         self._spent = self._at = 0.0
 
-    def look(self, now: Now) -> float:
+    def on_update(self, now: RunSnapshot) -> float:
         """Update the steps that have moved, if enough has happened since to pay for it."""
-        earned = (time.process_time() - self._spent) * SHARE >= self._cost
-        if earned or time.monotonic() - self._at >= LATEST:
+        earned = (time.process_time() - self._spent) * MAX_CPU_FRACTION >= self._cost
+        if earned or time.monotonic() - self._at >= MAX_INTERVAL_S:
             self._update(now)
-        return SOONEST
+        return MIN_INTERVAL_S
 
-    def end(self, now: Now) -> None:
+    def on_end(self, now: RunSnapshot) -> None:
         """Leave every step where it is."""
         self._update(now)
 
-    def _update(self, now: Now) -> None:
+    def _update(self, now: RunSnapshot) -> None:
         began = time.thread_time()
         for name, step in now.steps.items():
             if self._done.get(name) != step.done:
@@ -71,13 +71,15 @@ class StepProgress:
         self._cost = time.thread_time() - began
         self._spent, self._at = time.process_time(), time.monotonic()
 
-    def _write(self, name: str, step: StepNow) -> None:
+    def _write(self, name: str, step: StepSnapshot) -> None:
         client = self._client = self._client or get_client(sync_client=True)
-        share, said = 100 * (step.share or 0.0), f"`{name}`: {step}"
+        share, said = 100 * (step.fraction or 0.0), f"`{name}`: {step}"
         if id := self._ids.get(name):
             client.update_artifact(id, ArtifactUpdate(data=share, description=said))
         else:
-            artifact = ProgressArtifact(progress=share, key=key(*self._names, "progress", name), description=said)
+            artifact = ProgressArtifact(
+                progress=share, key=artifact_key(*self._names, "progress", name), description=said
+            )
             self._ids[name] = _create(client, self._run, artifact)
 
 
@@ -95,16 +97,16 @@ def publish(run: FlowRun, folder: Path, kept: bool, hide: Callable[[str], str], 
     failures = list(_failures(folder / "errors.parquet"))
     samples = list(_samples(Distiset(folder)))
     shown: list[Artifact] = [
-        MarkdownArtifact(markdown=_summary(facts, folder if kept else None), key=key(*names, "summary"))
+        MarkdownArtifact(markdown=_summary(facts, folder if kept else None), key=artifact_key(*names, "summary"))
     ]
     if samples:
-        shown.append(TableArtifact(table=samples, key=key(*names, "samples"), description="The first rows."))
+        shown.append(TableArtifact(table=samples, key=artifact_key(*names, "samples"), description="The first rows."))
     if failures:
-        said = f"The first {OF_A_CLASS} of each class of error in a step."
-        shown.append(TableArtifact(table=failures, key=key(*names, "failures"), description=said))
+        said = f"The first {MAX_FAILURES_PER_CLASS} of each class of error in a step."
+        shown.append(TableArtifact(table=failures, key=artifact_key(*names, "failures"), description=said))
     for file, called in ((folder, "files"), (folder / "errors.parquet", "failed-rows")):
         if kept and file.exists():
-            shown.append(MarkdownArtifact(markdown=_place(file.absolute()), key=key(*names, called)))
+            shown.append(MarkdownArtifact(markdown=_file_link(file.absolute()), key=artifact_key(*names, called)))
     for artifact in shown:
         _create(client, run, artifact, hide)
 
@@ -118,26 +120,26 @@ def _create(client: SyncPrefectClient, run: FlowRun, artifact: Artifact, hide: C
     return client.create_artifact(made).id
 
 
-def _place(path: Path) -> str:
+def _file_link(path: Path) -> str:
     """Where a file is, to copy: browsers follow no link to a file from a page that came over HTTP."""
     return f"```\n{path}\n```\n\n[{path.name}]({path.as_uri()}), for a browser that opens files."
 
 
 def _summary(facts: dict[str, Any], folder: Path | None) -> str:
     summary = facts["summary"]
-    lines = [f"# {facts['pipeline']}: {_ended(facts)}", ""]
-    lines += [f"**Why:** {_cell(facts['error'])}", ""] if "error" in facts else []
+    lines = [f"# {facts['pipeline']}: {_final_state(facts)}", ""]
+    lines += [f"**Why:** {_markdown_cell(facts['error'])}", ""] if "error" in facts else []
     lines += [f"{summary['rows']:,} rows and {summary['failures']:,} failures in {duration(summary['seconds'])}.", ""]
     steps = [
         [f"`{name}`", step["rows_in"] or "", step["rows"], step["failures"]] for name, step in summary["steps"].items()
     ]
-    lines += _table("Steps", ["step", "rows in", "rows out", "failed"], steps)
+    lines += _markdown_table("Steps", ["step", "rows in", "rows out", "failed"], steps)
     classes = [
         [f"`{name}`", error, count]
         for name, step in summary["steps"].items()
         for error, count in step["errors"].items()
     ]
-    lines += _table("Failures", ["step", "class", "rows"], classes)
+    lines += _markdown_table("Failures", ["step", "class", "rows"], classes)
     models = [
         [f"`{name}`", model, spent["requests"], spent["cached"], spent["input_tokens"], spent["output_tokens"]]
         + ["not known" if spent["cost"] is None else money(spent["cost"]) if spent["cost"] else "none"]
@@ -145,18 +147,18 @@ def _summary(facts: dict[str, Any], folder: Path | None) -> str:
         for model, spent in step["models"].items()
     ]
     heads = ["step", "model", "requests", "from the store", "tokens in", "tokens out", "cost"]
-    lines += _table("Models", heads, models)
+    lines += _markdown_table("Models", heads, models)
     limits = [
-        [f"`{name}`", limit["admitted"], limit["throttled"], limit["peak_in_flight"], _moves(limit["history"])]
+        [f"`{name}`", limit["admitted"], limit["throttled"], limit["peak_in_flight"], _limit_history(limit["history"])]
         for name, limit in facts.get("limits", {}).items()
     ]
-    lines += _table("Limits", ["step", "sent", "refused", "most in flight", "how the limit moved"], limits)
-    lines += ["## How to go on", "", _cure(facts, folder), ""]
+    lines += _markdown_table("Limits", ["step", "sent", "refused", "most in flight", "how the limit moved"], limits)
+    lines += ["## How to go on", "", _next_steps(facts, folder), ""]
     lines += ["## Files", "", f"`{folder.absolute()}`", ""] if folder else []
     return "\n".join(lines)
 
 
-def _ended(facts: dict[str, Any]) -> str:
+def _final_state(facts: dict[str, Any]) -> str:
     if "estimate" in facts:
         return "the first rows"
     said = {"completed": "completed", "drained": "its budget is spent", "failed": "failed"}
@@ -164,7 +166,7 @@ def _ended(facts: dict[str, Any]) -> str:
     return said.get(facts["state"], facts["state"]) + with_failures
 
 
-def _cure(facts: dict[str, Any], folder: Path | None) -> str:
+def _next_steps(facts: dict[str, Any], folder: Path | None) -> str:
     left = f"What was made until then is in `{folder.absolute()}`. " if folder and facts["state"] != "completed" else ""
     again = "every answer that came is in the store, and is not paid for again."
     if "estimate" in facts:
@@ -178,43 +180,43 @@ def _cure(facts: dict[str, Any], folder: Path | None) -> str:
     return f"{left}Mend what is said above and run it again, the same way, or *Retry* it: {again}"
 
 
-def _moves(history: list[dict[str, Any]], most: int = 8) -> str:
+def _limit_history(history: list[dict[str, Any]], most: int = 8) -> str:
     said = [f"{move['limit']} at {move['seconds']:.1f} s ({move['reason']})" for move in history]
     if len(said) > most:
         said = [*said[: most // 2], f"… {len(said) - most:,} more …", *said[-(most // 2) :]]
     return "; ".join(said)
 
 
-def _table(title: str, heads: list[str], rows: list[list[Any]]) -> list[str]:
+def _markdown_table(title: str, heads: list[str], rows: list[list[Any]]) -> list[str]:
     if not rows:
         return []
-    cells = [[f"{cell:,}" if isinstance(cell, int) else _cell(cell) for cell in row] for row in rows]
+    cells = [[f"{cell:,}" if isinstance(cell, int) else _markdown_cell(cell) for cell in row] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *cells]]
     return [f"## {title}", "", *lines, ""]
 
 
-def _cell(text: Any) -> str:
+def _markdown_cell(text: Any) -> str:
     """A text in one line of Markdown that means nothing but itself."""
-    return re.sub(r"([|<>\\*\[\]])", r"\\\1", _short(" ".join(str(text).split())))
+    return re.sub(r"([|<>\\*\[\]])", r"\\\1", truncate(" ".join(str(text).split()), MAX_TEXT_CHARS))
 
 
 def _samples(dataset: Distiset) -> Iterator[dict[str, Any]]:
     """Rows as people read them: the prompt and the answer of every step that asked, then the columns."""
     for leaf in dataset:
-        for row in dataset.head(leaf, SAMPLES)[:SAMPLES]:
+        for row in dataset.head(leaf, MAX_SAMPLE_ROWS)[:MAX_SAMPLE_ROWS]:
             said = {"dataset": leaf} if len(dataset) > 1 else {}
             for name, value in row.items():
                 if name.endswith("_metadata"):
                     first = value[0] if isinstance(value, list) and value else value
                     if isinstance(first, Mapping):
                         step = name.removesuffix("_metadata")
-                        said[f"{step}: prompt"] = _prompt(first.get("raw_input"))
-                        said[f"{step}: answer"] = _short(first.get("raw_output"))
-            yield said | {name: _short(value) for name, value in row.items() if not name.endswith("_metadata")}
+                        said[f"{step}: prompt"] = _chat_text(first.get("raw_input"))
+                        said[f"{step}: answer"] = _to_text(first.get("raw_output"))
+            yield said | {name: _to_text(value) for name, value in row.items() if not name.endswith("_metadata")}
 
 
-def _prompt(messages: Iterable[Mapping[str, Any]] | None) -> str:
-    return _short("\n".join(f"{each['role']}: {each['content']}" for each in messages or []))
+def _chat_text(messages: Iterable[Mapping[str, Any]] | None) -> str:
+    return _to_text("\n".join(f"{each['role']}: {each['content']}" for each in messages or []))
 
 
 def _failures(file: Path) -> Iterator[dict[str, Any]]:
@@ -227,14 +229,14 @@ def _failures(file: Path) -> Iterator[dict[str, Any]]:
             for row in batch.to_pylist():
                 kind = (row["step"], row["error"])
                 seen[kind] += 1
-                if seen[kind] <= OF_A_CLASS:
-                    yield {name: value if isinstance(value, int) else _short(value) for name, value in row.items()}
-                    if sum(min(count, OF_A_CLASS) for count in seen.values()) >= FAILURES:
+                if seen[kind] <= MAX_FAILURES_PER_CLASS:
+                    yield {name: value if isinstance(value, int) else _to_text(value) for name, value in row.items()}
+                    if sum(min(count, MAX_FAILURES_PER_CLASS) for count in seen.values()) >= MAX_FAILURES:
                         return
 
 
-def _short(value: Any) -> str:
-    text = (
-        "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    )
-    return text if len(text) <= LONG else f"{text[:LONG]}…"
+def _to_text(value: Any) -> str:
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return truncate(text, MAX_TEXT_CHARS)

@@ -17,14 +17,16 @@ from prefect.types.names import MAX_ASSET_KEY_LENGTH
 
 from flows.dataset.distiset import Distiset
 from flows.dataset.summary import Summary
-from flows.reporting.events import figures
+from flows.reporting.events import event_payload
 from tasks import GeneratorStep, LoadDataFromFiles, LoadDataFromHub
 
-MOST = 50
+MAX_UPSTREAM_ASSETS = 50
 """Assets a dataset is said to be made from; Prefect relates an event to a hundred things at most."""
 
 
-def materialize(output: Path, folder: Path, sources: Iterable[GeneratorStep], hide: Callable[[str], str]) -> None:
+def emit_materialization(
+    output: Path, folder: Path, sources: Iterable[GeneratorStep], hide: Callable[[str], str]
+) -> None:
     """Tell Prefect of the dataset a run has made, or failed to make, and of what it was made from.
 
     A context of Prefect's forms the events, as it does for a task under `@materialize`, without the task run:
@@ -44,23 +46,23 @@ def materialize(output: Path, folder: Path, sources: Iterable[GeneratorStep], hi
         "pipeline": facts["pipeline"],
         "state": facts["state"],
         "leaves": facts["leaves"],
-        **figures(summary),
+        **event_payload(summary),
         "models": models,
         **({"manifest": f"sha256:{sha256(manifest).hexdigest()}"} if completed else {"error": facts["error"]}),
     }
     made_with = f" with {', '.join(f'`{model}`' for model in models)}" if models else ""
     place = Path(hide(f"{output.resolve()}"))
     asset = Asset(
-        key=key(place.as_uri()),
+        key=asset_key(place.as_uri()),
         properties=AssetProperties(
             name=place.name,
             url=place.as_uri(),
             description=hide(f"Made by the pipeline `{facts['pipeline']}`{made_with}.")[:MAX_ASSET_DESCRIPTION_LENGTH],
         ),
     )
-    read = dict.fromkeys(key(uri) for step in sources for uri in _read(step, hide))
+    read = dict.fromkeys(asset_key(uri) for step in sources for uri in _source_uris(step, hide))
     context = AssetContext(
-        direct_asset_dependencies={Asset(key=each) for each in islice(read, MOST) if each != asset.key},
+        direct_asset_dependencies={Asset(key=each) for each in islice(read, MAX_UPSTREAM_ASSETS) if each != asset.key},
         downstream_assets={asset},
         materialized_by="distilflow",
         materialization_metadata={asset.key: json.loads(hide(json.dumps(told, ensure_ascii=False)))},
@@ -68,7 +70,7 @@ def materialize(output: Path, folder: Path, sources: Iterable[GeneratorStep], hi
     context.emit_events(Completed() if completed else Failed())
 
 
-def key(uri: str) -> str:
+def asset_key(uri: str) -> str:
     """A URI as the key of an asset, in which Prefect takes no `%`: `file:///my%20words` is `file:///my~20words`."""
     short = uri.replace("~", "~7E").replace("%", "~")
     if len(short) <= MAX_ASSET_KEY_LENGTH:
@@ -77,7 +79,7 @@ def key(uri: str) -> str:
     return short[: MAX_ASSET_KEY_LENGTH - len(digest)] + digest
 
 
-def _read(step: GeneratorStep, hide: Callable[[str], str]) -> Iterator[str]:
+def _source_uris(step: GeneratorStep, hide: Callable[[str], str]) -> Iterator[str]:
     """URIs of what a step reads; none of rows given in Python, and of sources that are not ours."""
     paths: Any = step.data_files if isinstance(step, LoadDataFromFiles) else []
     if isinstance(step, LoadDataFromHub):
@@ -86,17 +88,17 @@ def _read(step: GeneratorStep, hide: Callable[[str], str]) -> Iterator[str]:
             return
         paths = step.repo_id
     for path in paths if isinstance(paths, list) else [paths]:
-        yield Path(hide(f"{_whole(_place(Path(path).expanduser()))}")).as_uri()
+        yield Path(hide(f"{_enclosing_dataset(_resolved_path(Path(path).expanduser()))}")).as_uri()
 
 
-def _place(path: Path) -> Path:
+def _resolved_path(path: Path) -> Path:
     """A file or a folder, or the folder in which a glob looks."""
     if not path.exists():
         path = Path(*takewhile(lambda part: not has_magic(part), path.parts))
     return path.resolve()
 
 
-def _whole(path: Path) -> Path:
+def _enclosing_dataset(path: Path) -> Path:
     """The dataset of a run that a file or folder is a part of, as `outputs/x/default` is of `outputs/x`; or itself."""
     for folder in islice(path.parents, 2):
         try:

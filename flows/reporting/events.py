@@ -8,13 +8,13 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.events import emit_event
 
 from flows.dataset.summary import Summary
-from flows.reporting.progress import Now
+from flows.reporting.progress import RunSnapshot
 
-EVERY = 15.0
+PROGRESS_INTERVAL_S = 15.0
 """Seconds between two events that say how far a run is, while it moves."""
 
 
-class Events:
+class RunEvents:
     """Says with events of Prefect's how a run is doing; their resource is the flow run, their payload what is known.
 
     - `distilflow.run.started`
@@ -35,7 +35,7 @@ class Events:
         }
         # Prefect relates an event to the flow, the deployment and the pool by itself, not to the tags of its resource
         self._tags = [{"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in run.tags]
-        self._amounts = amounts()
+        self._amounts = spend_thresholds()
         self._next = next(self._amounts)
         self._done = -1
 
@@ -44,30 +44,30 @@ class Events:
         more = {f"distilflow.{name}": value for name, value in labels.items()}
         emit_event(f"distilflow.run.{what}", self._resource | more, related=self._tags, payload=payload)
 
-    def look(self, now: Now) -> float:
+    def on_update(self, now: RunSnapshot) -> float:
         """Say how far it is, if it moved."""
         if (done := sum(step.done for step in now.steps.values())) != self._done:
             self._done = done
-            self.emit("progress", figures(now))
+            self.emit("progress", event_payload(now))
         self._spent(now)
-        return EVERY
+        return PROGRESS_INTERVAL_S
 
-    def end(self, now: Now) -> None:
+    def on_end(self, now: RunSnapshot) -> None:
         """Say what was spent since."""
         self._spent(now)
 
-    def _spent(self, now: Now) -> None:
+    def _spent(self, now: RunSnapshot) -> None:
         while now.cost and now.cost >= self._next:
-            self.emit("spent", figures(now), dollars=f"{self._next:.2f}".rstrip("0").rstrip("."))
+            self.emit("spent", event_payload(now), dollars=f"{self._next:.2f}".rstrip("0").rstrip("."))
             self._next = next(self._amounts)
 
 
-def amounts() -> Iterator[float]:
+def spend_thresholds() -> Iterator[float]:
     """0.01, 0.02, 0.05, 0.1 … dollars."""
     return (step * 10**power for power in count(-2) for step in (1, 2, 5))
 
 
-def figures(now: Now | Summary) -> dict[str, Any]:
+def event_payload(now: RunSnapshot | Summary) -> dict[str, Any]:
     """Rows, failures, tokens, dollars and seconds, as the payload of an event."""
     names = ("rows", "failures", "input_tokens", "output_tokens", "cost", "seconds")
     return {name: getattr(now, name) for name in names}

@@ -13,19 +13,19 @@ from prefect.logging import get_logger
 
 from flows.dag.graph import Graph
 from flows.dataset.summary import Summary
-from flows.runtime.humanize import money
+from flows.runtime.humanize import duration, money
 from tasks import GeneratorStep, Join, Step, Task
 from tasks.typing import BatchResult, add_costs
 
-WINDOW = 30.0
+RATE_WINDOW_S = 30.0
 """Seconds that rates are taken over."""
 
-PATIENCE = 10.0
+SHUTDOWN_TIMEOUT_S = 10.0
 """Seconds a run that is over waits for those who watch it."""
 
 
 @dataclass(frozen=True)
-class StepNow:
+class StepSnapshot:
     """Where a step is; `None` is what cannot be known.
 
     Attributes:
@@ -60,7 +60,7 @@ class StepNow:
         return self.rows_in or self.rows
 
     @property
-    def share(self) -> float | None:
+    def fraction(self) -> float | None:
         """How much of its work is done, from 0 to 1."""
         return min(1.0, self.done / self.rows_expected) if self.rows_expected else None
 
@@ -78,7 +78,7 @@ class StepNow:
 
 
 @dataclass(frozen=True)
-class Now:
+class RunSnapshot:
     """Where a run is.
 
     Attributes:
@@ -99,23 +99,23 @@ class Now:
     output_tokens: int
     cost: float | None
     eta_seconds: float | None
-    steps: dict[str, StepNow]
+    steps: dict[str, StepSnapshot]
 
 
-class Watcher(Protocol):
+class ProgressListener(Protocol):
     """Somebody who is told where a run is, by a thread that does nothing else."""
 
-    def look(self, now: Now) -> float:
+    def on_update(self, now: RunSnapshot) -> float:
         """Take note, and say in how many seconds to be told again."""
         ...
 
-    def end(self, now: Now) -> None:
+    def on_end(self, now: RunSnapshot) -> None:
         """Take note for the last time."""
         ...
 
 
 @dataclass
-class _Counts:
+class _StepCounters:
     """What a step has done, and when it had done how much."""
 
     rows_in: int = 0
@@ -124,18 +124,18 @@ class _Counts:
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float | None = 0.0
-    past: deque[tuple[float, int, int]] = field(default_factory=deque)
+    history: deque[tuple[float, int, int]] = field(default_factory=deque)
 
     def rates(self, now: float) -> tuple[float, float]:
         """Rows and tokens per second, lately."""
-        while len(self.past) > 2 and self.past[1][0] < now - WINDOW:
-            self.past.popleft()
-        then, rows, tokens = self.past[0]
+        while len(self.history) > 2 and self.history[1][0] < now - RATE_WINDOW_S:
+            self.history.popleft()
+        then, rows, tokens = self.history[0]
         seconds = max(now - then, 0.001)
         return ((self.rows_in or self.rows) - rows) / seconds, (self.output_tokens - tokens) / seconds
 
 
-class Progress:
+class ProgressTracker:
     """Counts what every step does; `finished` costs microseconds, from any thread.
 
     Args:
@@ -150,30 +150,30 @@ class Progress:
         self.summary = summary
         self.started = time.monotonic()
         self._lock = threading.Lock()
-        self._counts = {step.name: _Counts() for step in graph.order}
-        for counts in self._counts.values():
-            counts.past.append((self.started, 0, 0))
+        self._counters = {step.name: _StepCounters() for step in graph.order}
+        for counts in self._counters.values():
+            counts.history.append((self.started, 0, 0))
 
-    def finished(self, step: Step, outcome: BatchResult) -> None:
+    def on_done(self, step: Step, outcome: Outcome) -> None:
         """Count a batch."""
         with self._lock:
-            counts = self._counts[step.name]
+            counts = self._counters[step.name]
             counts.rows_in += outcome.rows_in
             counts.rows += len(outcome.rows)
             counts.failures += len(outcome.failures)
-            for used in outcome.model_usage.values():
-                counts.input_tokens += used.usage.input_tokens
-                counts.output_tokens += used.usage.output_tokens
-                counts.cost = add_costs(counts.cost, used.cost)
-            counts.past.append((time.monotonic(), counts.rows_in or counts.rows, counts.output_tokens))
+            for spending in outcome.spending.values():
+                counts.input_tokens += spending.usage.input_tokens
+                counts.output_tokens += spending.usage.output_tokens
+                counts.cost = dollars(counts.cost, spending.cost)
+            counts.history.append((time.monotonic(), counts.rows_in or counts.rows, counts.output_tokens))
 
-    def now(self) -> Now:
+    def snapshot(self) -> RunSnapshot:
         """Where the run is."""
-        now, steps, cost = time.monotonic(), dict[str, StepNow](), 0.0
+        now, steps, cost = time.monotonic(), dict[str, StepSnapshot](), 0.0
         passed_on: dict[str, float | None] = {}
         with self._lock:
             for step in self.graph.order:
-                counts = self._counts[step.name]
+                counts = self._counters[step.name]
                 if on_disk := self.summary.steps.get(step.name):
                     counts.rows = max(counts.rows, on_disk.rows)
                     counts.failures = max(counts.failures, on_disk.failures)
@@ -183,8 +183,8 @@ class Progress:
                 done = counts.rows_in or counts.rows
                 left = None if expected is None else max(0.0, expected - done)
                 eta = None if left is None else left / rate if rate else None if left else 0.0
-                cost = add_costs(cost, counts.cost)
-                steps[step.name] = StepNow(
+                cost = dollars(cost, counts.cost)
+                steps[step.name] = StepSnapshot(
                     counts.rows_in,
                     None if expected is None else max(round(expected), done),
                     counts.rows,
@@ -198,7 +198,7 @@ class Progress:
                     None if eta is None else round(eta, 1),
                 )
         etas = [step.eta_seconds for step in steps.values()]
-        return Now(
+        return RunSnapshot(
             round(now - self.started, 3),
             sum(steps[leaf].rows for leaf in self.graph.leaves),
             sum(step.failures for step in steps.values()),
@@ -222,7 +222,7 @@ class Progress:
         ]
         return None if None in rows else sum(each for each in rows if each is not None)
 
-    def _ratio(self, step: Step, counts: _Counts) -> float:
+    def _ratio(self, step: Step, counts: _StepCounters) -> float:
         """Rows a step passes on for each that comes to it, as far as it has shown."""
         if counts.rows_in:
             return counts.rows / counts.rows_in
@@ -232,29 +232,29 @@ class Progress:
         before = self.graph.predecessors[step.name]
         if not before or isinstance(step, Join) or any(self._routed(each, step) for each in before):
             return None  # of what the steps before it made, some goes elsewhere or together
-        came = sum(self._counts[each.name].rows for each in before)
-        return max(0, came - self._counts[step.name].rows_in)
+        came = sum(self._counters[each.name].rows for each in before)
+        return max(0, came - self._counters[step.name].rows_in)
 
     def _routed(self, source: Step, step: Step) -> bool:
         return (source.name, step.name) in self.graph.routes
 
 
 @contextmanager
-def told(progress: Progress, watchers: list[Watcher]) -> Iterator[None]:
+def notify(progress: ProgressTracker, watchers: list[ProgressListener]) -> Iterator[None]:
     """Tell the watchers how the run is doing while it goes on, from a thread of its own."""
-    thread = _Thread(progress.now, watchers)
+    thread = _NotifierThread(progress.snapshot, watchers)
     thread.start()
     try:
         yield
     finally:
         thread.over.set()
-        thread.join(PATIENCE)
+        thread.join(SHUTDOWN_TIMEOUT_S)
 
 
-class _Thread(threading.Thread):
+class _NotifierThread(threading.Thread):
     """Tells the watchers where the run is, each as often as it wants; off the path of the rows."""
 
-    def __init__(self, now: Callable[[], Now], watchers: list[Watcher]) -> None:
+    def __init__(self, now: Callable[[], RunSnapshot], watchers: list[ProgressListener]) -> None:
         super().__init__(name="progress", daemon=True)
         self.over = threading.Event()
         self._now = now
@@ -270,27 +270,18 @@ class _Thread(threading.Thread):
         while not self.over.wait(min(due.values()) - time.monotonic() if due else None):
             now, late = self._now(), time.monotonic()
             for watcher in [each for each, at in due.items() if at <= late]:
-                if (wait := _told(watcher.look, now)) is None:
+                if (wait := _call(watcher.on_update, now)) is None:
                     del due[watcher]
                 else:
                     due[watcher] = time.monotonic() + wait
         for watcher in due:
-            _told(watcher.end, self._now())
+            _call(watcher.on_end, self._now())
 
 
-def _told(tell: Callable[[Now], float | None], now: Now) -> float | None:
+def _call(tell: Callable[[RunSnapshot], float | None], now: RunSnapshot) -> float | None:
     """What the watcher says; one that breaks is not told again, and never breaks the run."""
     try:
         return tell(now)
     except Exception as error:
         get_logger("distilflow").warning("Progress is not shown from here on: %s: %s", type(error).__name__, error)
         return None
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `7 s`, `3 min 5 s`, `2 h 4 min`."""
-    whole = round(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    if hours:
-        return f"{hours:,} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"

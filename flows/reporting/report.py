@@ -9,14 +9,14 @@ from prefect.context import FlowRunContext
 from flows.dag.graph import Graph
 from flows.dataset.summary import Summary
 from flows.reporting import artifacts, assets, states, terminal
-from flows.reporting.events import Events, figures
-from flows.reporting.progress import Watcher
+from flows.reporting.events import RunEvents, event_payload
+from flows.reporting.progress import ProgressListener
 from flows.settings.step_parameters import get_llm
 from llms import Drained
 from llms.config import redaction
 
 
-class Report:
+class PrefectReporter:
     """Artifacts, events, an asset and a state for one run of a pipeline, inside a flow run.
 
     Args:
@@ -29,31 +29,31 @@ class Report:
         self._graph = graph
         self._output = output
         self._secrets = set[str]().union(*map(redaction.of, filter(None, map(get_llm, graph.steps))))
-        self.watchers: list[Watcher] = []
+        self.listeners: list[ProgressListener] = []
         self._context = FlowRunContext.get()
         if self._context and (run := self._context.flow_run):
             flow = self._context.flow.name if self._context.flow else pipeline
-            self._names = (artifacts.key(flow), artifacts.key(pipeline))
-            self._events = Events(run, pipeline)
-            self.watchers = [artifacts.StepProgress(run, *self._names), self._events]
+            self._names = (artifacts.artifact_key(flow), artifacts.artifact_key(pipeline))
+            self._events = RunEvents(run, pipeline)
+            self.listeners = [artifacts.StepProgressArtifacts(run, *self._names), self._events]
             self._events.emit("started", {})
-            states.watch(self._context)
+            states.add_state_hooks(self._context)
 
-    def ended(self, summary: Summary, folder: Path, error: BaseException | None = None) -> None:
+    def on_end(self, summary: Summary, folder: Path, error: BaseException | None = None) -> None:
         """Tell how it ended; that something cannot be told does not change how it did."""
-        word = _word(error)
-        if view := terminal.view.get():
-            view.ended = {"state": word, "folder": str(folder) if self._output else None} | summary.model_dump()
+        word = _final_state(error)
+        if view := terminal.output_mode.get():
+            view.result = {"state": word, "folder": str(folder) if self._output else None} | summary.model_dump()
         if not self._context or not (run := self._context.flow_run):
             return
         if error is None and "estimate" in json.loads((folder / "run.json").read_text()):
             word = "previewed"  # whoever waits for the dataset must not go on
         elif error is None:
-            states.completed(self._context, summary)
+            states.record_failures(self._context, summary)
         try:
-            self._events.emit(word, figures(summary) | ({"error": self._hide(f"{error}")} if error else {}))
+            self._events.emit(word, event_payload(summary) | ({"error": self._hide(f"{error}")} if error else {}))
             if self._output and word != "interrupted":  # Prefect says nothing of an asset whose making was cancelled
-                assets.materialize(self._output, folder, self._graph.sources, self._hide)
+                assets.emit_materialization(self._output, folder, self._graph.sources, self._hide)
             artifacts.publish(run, folder, self._output is not None, self._hide, *self._names)
         except Exception as trouble:
             get_run_logger().warning("Prefect's UI does not show what came of the run: %s", trouble)
@@ -62,7 +62,7 @@ class Report:
         return redaction.hidden(text, self._secrets)
 
 
-def _word(error: BaseException | None) -> str:
+def _final_state(error: BaseException | None) -> str:
     """How a run ended; one that was cancelled, or whose process was told to end, was interrupted."""
     if error is None:
         return "completed"

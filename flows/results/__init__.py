@@ -12,19 +12,19 @@ import orjson
 from prefect.serializers import Serializer
 from pydantic import Field
 
-from flows.results.fingerprint import Unknown, fingerprint
+from flows.results.fingerprint import NotHashable, fingerprint
 from tasks import Step
 from tasks.dag import Route
 from tasks.typing import BatchResult, ModelUsage, Row, RowLineage
 
-PREFIX = "distilflow"
+KEY_PREFIX = "distilflow"
 """How every key begins: what tells them from other results in the same storage."""
 
 REVISION = 1
 """Part of every key: raise it when the framework makes something else of the same rows."""
 
 
-def identity_of(step: Step, before: Iterable[str], routes: Iterable[Route]) -> str | None:
+def step_identity(step: Step, before: Iterable[str], routes: Iterable[Route]) -> str | None:
     """A hash of what decides what a step makes of rows; `None` if that cannot be told.
 
     Args:
@@ -34,25 +34,25 @@ def identity_of(step: Step, before: Iterable[str], routes: Iterable[Route]) -> s
     """
     try:
         what = fingerprint(step, [list(before), list(routes)])
-    except Unknown:
+    except NotHashable:
         return None
     return _hash(repr([REVISION, version("distilflow"), what]).encode())
 
 
-def key_of(step: Step, identity: str, batches: Iterable[BatchResult]) -> str | None:
+def result_key(step: Step, identity: str, batches: Iterable[Outcome]) -> str | None:
     """Where the result of a step for these batches is kept, in Prefect's storage.
 
     `None` if it cannot be: the content of a batch is not known.
     """
     digests = [batch.digest for batch in batches]
-    return None if None in digests else f"{PREFIX}/{step.name}/{_hash(repr([identity, digests]).encode())}"
+    return None if None in digests else f"{KEY_PREFIX}/{step.name}/{_hash(repr([identity, digests]).encode())}"
 
 
-def digest_of(rows: list[Row]) -> str | None:
+def digest_rows(rows: list[Row]) -> str | None:
     """A hash of rows and of which rows they are; `None` if JSON would not bring them back as they are."""
     digest = blake2b(digest_size=16)
     try:
-        for plain in _plain(rows):  # one by one: all at once would be in memory three times
+        for plain in _encode_rows(rows):  # one by one: all at once would be in memory three times
             if orjson.loads(text := orjson.dumps(plain)) != plain:
                 return None
             digest.update(text + b"\n")
@@ -61,39 +61,39 @@ def digest_of(rows: list[Row]) -> str | None:
     return digest.hexdigest()
 
 
-def joined(one: str | None, other: str | None) -> str | None:
+def combine_digests(one: str | None, other: str | None) -> str | None:
     """The digest of the rows of two batches."""
     return None if one is None or other is None else _hash(f"{one} {other}".encode())
 
 
-class OutcomeSerializer(Serializer):
-    """A `BatchResult` without failures as JSON. It comes back as one for which no model was asked anything."""
+class BatchResultSerializer(Serializer):
+    """An `Outcome` without failures as JSON. It comes back as one for which no model was asked anything."""
 
     type: str = Field(default="distilflow", frozen=True)
 
     def dumps(self, obj: BatchResult) -> bytes:
         """The rows, which they are and where they come from, and how many answers are in them."""
-        answers = {model: spent.requests + spent.cached for model, spent in obj.model_usage.items()}
-        kept = {"rows_in": obj.rows_in, "digest": obj.digest, "answers": answers, "rows": list(_plain(obj.rows))}
+        answers = {model: spent.requests + spent.cached for model, spent in obj.spending.items()}
+        kept = {"rows_in": obj.rows_in, "digest": obj.digest, "answers": answers, "rows": list(_encode_rows(obj.rows))}
         return orjson.dumps(kept)
 
     def loads(self, blob: bytes) -> BatchResult:
         """The same."""
         kept = orjson.loads(blob)
-        return BatchResult(
-            rows=[Row(row, _origin(place, id)) for place, id, row in kept["rows"]],
-            model_usage={model: ModelUsage(cached=answers) for model, answers in kept["answers"].items()},
+        return Outcome(
+            rows=[Row(row, _decode_lineage(place, id)) for place, id, row in kept["rows"]],
+            spending={model: Spending(cached=answers) for model, answers in kept["answers"].items()},
             rows_in=kept["rows_in"],
             digest=kept["digest"],
         )
 
 
-def _plain(rows: Iterable[Row]) -> Iterator[list[Any]]:
+def _encode_rows(rows: Iterable[Row]) -> Iterator[list[Any]]:
     return ([row.origin, None if row.id is None else list(row.id), row] for row in rows)
 
 
-def _origin(place: str | None, id: list[int] | None) -> str | None:
-    return place if place is None or id is None else RowLineage(place, tuple(id))
+def _decode_lineage(place: str | None, id: list[int] | None) -> str | None:
+    return place if place is None or id is None else Origin(place, tuple(id))
 
 
 def _hash(text: bytes) -> str:

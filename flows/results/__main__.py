@@ -14,22 +14,22 @@ from typing import Any
 from prefect.filesystems import LocalFileSystem
 from prefect.results import get_default_result_storage, resolve_result_storage
 
-from flows.results import PREFIX, OutcomeSerializer
+from flows.results import KEY_PREFIX, BatchResultSerializer
 from flows.runtime import server
 from llms.store.cli import day, parser_of, show_table
 
-NAME = re.compile("[0-9a-f]{32}")
+RESULT_FILE_NAME = re.compile("[0-9a-f]{32}")
 """What the file of a result is called."""
 
-MARK = f'"serializer":{{"type":"{OutcomeSerializer().type}"'.encode()
+SERIALIZER_MARK = f'"serializer":{{"type":"{BatchResultSerializer().type}"'.encode()
 """What stands near the beginning of the file of a result, and of nobody else's: inside a text quotes are escaped."""
 
-BEGINNING = 32_768
+HEADER_BYTES = 32_768
 """Bytes within which it stands: before it comes only the path, of 4,096 bytes at most, each up to six in JSON."""
 
 
 @dataclass
-class Kept:
+class StoredResult:
     """A result.
 
     Attributes:
@@ -58,7 +58,7 @@ def main() -> None:
         help="the `result_storage` of your runs: a folder, or a saved block; where Prefect's settings say when empty",
     )
     given = parser.parse_args()
-    folder = _folder(_storage(given.storage))
+    folder = _results_folder(_storage(given.storage))
     try:
         match given.command:
             case "prune":
@@ -87,37 +87,37 @@ def _storage(named: str | None) -> Any:
             raise SystemExit(f"`{named}` is no folder, and no saved block: {error}") from None
 
 
-def _folder(storage: Any) -> Path:
+def _results_folder(storage: Any) -> Path:
     """The folder of our results on a disk of this machine.
 
     Raises:
         SystemExit: If they are elsewhere.
     """
     if isinstance(storage, LocalFileSystem):
-        return Path(storage.basepath or ".").expanduser().resolve() / PREFIX
-    place = storage._resolve_path(PREFIX) if hasattr(storage, "_resolve_path") else PREFIX
+        return Path(storage.basepath or ".").expanduser().resolve() / KEY_PREFIX
+    place = storage._resolve_path(KEY_PREFIX) if hasattr(storage, "_resolve_path") else KEY_PREFIX
     raise SystemExit(
         f"Results are kept by a block `{storage._block_type_name}`, not on a disk of this machine: have the rules of "
         f"that storage delete them, such as a lifecycle rule of the bucket. All their names begin with `{place}/`."
     )
 
 
-def _kept(folder: Path) -> Iterator[Kept]:
+def _stored_results(folder: Path) -> Iterator[StoredResult]:
     """The results that are there, each looked at when it is asked for. Other files are passed over."""
     for file in sorted(folder.glob("*/*")):
         with suppress(FileNotFoundError):  # another process deletes, too
-            if NAME.fullmatch(file.name) and file.is_file() and MARK in _beginning(file):
+            if RESULT_FILE_NAME.fullmatch(file.name) and file.is_file() and SERIALIZER_MARK in _read_header(file):
                 facts = file.stat()
-                yield Kept(file.parent.name, file, facts.st_size, facts.st_mtime)
+                yield StoredResult(file.parent.name, file, facts.st_size, facts.st_mtime)
 
 
-def _beginning(file: Path) -> bytes:
+def _read_header(file: Path) -> bytes:
     with file.open("rb") as opened:
-        return opened.read(BEGINNING)
+        return opened.read(HEADER_BYTES)
 
 
 def _show(folder: Path) -> None:
-    kept = list(_kept(folder))
+    kept = list(_stored_results(folder))
     print(f"{folder}: {len(kept):,} results, {sum(each.size for each in kept) / 1e6:,.1f} MB")
     rows: list[tuple[str, ...]] = []
     for step, group in groupby(kept, attrgetter("step")):
@@ -136,7 +136,7 @@ def _delete(folder: Path, seconds: float, step: str | None) -> None:
     """
     gone = freed = 0
     before = time.time() - seconds
-    for each in _kept(folder):
+    for each in _stored_results(folder):
         if each.written <= before and step in (None, each.step):
             each.file.unlink(missing_ok=True)
             gone, freed = gone + 1, freed + each.size

@@ -1,26 +1,26 @@
-"""How a process that runs a pipeline keeps its memory: few places for what is freed, and rare looks for rubbish."""
+"""Memory of a process that runs a pipeline: few malloc arenas, few garbage collections."""
 
 import ctypes
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-ARENAS = 2
-"""Places where the C library keeps what threads have freed. By default there are eight for each core, and what is free
-in one is lost to all others; under Python's one lock more than two are of no use."""
+MAX_MALLOC_ARENAS = 2
+"""Arenas in which the C library keeps freed memory. Its default is eight per core, and memory free in one is lost to
+the others; under Python's one lock more than two are of no use."""
 
 M_ARENA_MAX = -8
-"""What glibc's `mallopt` calls their number."""
+"""Number of the parameter in glibc's `mallopt`."""
 
 with suppress(AttributeError, OSError, TypeError):  # another C library, another system
-    ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)  # at import: once there are many threads it is too late
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, MAX_MALLOC_ARENAS)  # at import: once there are many threads it is too late
 
 
 @contextmanager
-def sparing() -> Iterator[None]:
-    """Keep Python from looking for rubbish all the time: a run makes many objects and no circles.
+def reduced_gc() -> Iterator[None]:
+    """Make the garbage collector run rarely: a run makes many objects and few cycles.
 
-    With the usual thresholds the collector takes more than a third of a run's CPU, most of it in going through what
+    With the default thresholds the collector takes more than a third of a run's CPU, most of it in traversing what
     was imported before.
     """
     thresholds = gc.get_threshold()

@@ -1,8 +1,8 @@
-"""A Prefect server for those who have none: started beside the work, gone with the process.
+"""A temporary Prefect server, used when no server is configured; it ends with this process.
 
 Prefect would start one too, but only when the flow is called, and after importing all of the server into this process.
-Ours boots in a process of its own while the models load. With `PREFECT_API_URL` set, or a profile that names a server,
-nothing is started.
+This one starts in a process of its own while the models load. With `PREFECT_API_URL` set, or a profile that names a
+server, nothing is started.
 """
 
 import atexit
@@ -22,10 +22,10 @@ from urllib.request import ProxyHandler, build_opener
 import prefect
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-PATIENCE = 180.0
-"""Seconds a server may take to boot: the first one makes its database."""
+SERVER_START_TIMEOUT_S = 180.0
+"""The first server on a machine migrates its database."""
 
-QUIET = {
+TEMPORARY_SERVER_ENV = {
     "PREFECT_UI_ENABLED": "0",
     "PREFECT_LOGGING_LEVEL": "ERROR",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
@@ -42,82 +42,78 @@ QUIET = {
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "500",
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "100",
 }
-"""A server for one run schedules nothing and shows nothing; it records, in large strokes."""
+"""Services a server for one run needs: it records events in large batches, schedules nothing and has no UI."""
 
 
 class _Server:
-    """A booting or running server process."""
+    """A server process, starting or running."""
 
     def __init__(self) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{probe.getsockname()[1]}/api"
-        self.log = tempfile.NamedTemporaryFile(prefix="prefect-server-", suffix=".log", delete=False)  # noqa: SIM115
         port = self.url.rsplit(":", 1)[1].removesuffix("/api")
         command = [sys.executable, "-m", "uvicorn", "--app-dir", str(prefect.__module_path__.parent), "--factory"]
-        command += [
-            "prefect.server.api.server:create_app",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            port,
-            "--log-level",
-            "error",
-        ]
-        self.process = subprocess.Popen(
-            command, env={**QUIET, **os.environ}, stdout=self.log, stderr=self.log, start_new_session=True
-        )
+        command += ["prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", port]
+        command += ["--log-level", "error"]
+        log, path = tempfile.mkstemp(prefix="prefect-server-", suffix=".log")
+        self.log = Path(path)
+        try:
+            self.process = subprocess.Popen(
+                command, env={**TEMPORARY_SERVER_ENV, **os.environ}, stdout=log, stderr=log, start_new_session=True
+            )
+        finally:
+            os.close(log)
         atexit.register(self.stop)
 
     def wait(self) -> str:
-        """The server's URL, once it answers.
+        """Wait until the server answers, and return its URL.
 
         Raises:
             RuntimeError: If it does not come up.
         """
-        opener, deadline = build_opener(ProxyHandler({})), time.monotonic() + PATIENCE
+        opener, deadline = build_opener(ProxyHandler({})), time.monotonic() + SERVER_START_TIMEOUT_S
         while self.process.poll() is None and time.monotonic() < deadline:
             try:
                 with opener.open(f"{self.url}/health", timeout=5):
                     return self.url
             except (URLError, OSError):
                 time.sleep(0.05)
-        tail = Path(self.log.name).read_text()[-2000:]
+        tail = self.log.read_text()[-2000:]
         raise RuntimeError(f"Prefect's temporary server did not start; it said:\n{tail}")
 
     def stop(self) -> None:
-        """End the process and remove its log."""
+        """Terminate the process and remove its log."""
         self.process.terminate()
         try:
             self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.log.close()
-        Path(self.log.name).unlink(missing_ok=True)
+        self.log.unlink(missing_ok=True)
 
 
 @cache
-def _temporary() -> _Server:
+def _temporary_server() -> _Server:
     return _Server()
 
 
 def boot() -> None:
-    """Begin to start a temporary server, if none is configured; returns at once."""
+    """Start a temporary server in the background if none is configured."""
     if not PREFECT_API_URL.value():
-        _temporary()
+        _temporary_server()
 
 
 def is_temporary() -> bool:
-    """Whether the server in force is the temporary one, which shows nothing."""
-    return bool(_temporary.cache_info().currsize) and PREFECT_API_URL.value() == _temporary().url
+    """Return whether the current server is the temporary one, which has no UI."""
+    return bool(_temporary_server.cache_info().currsize) and PREFECT_API_URL.value() == _temporary_server().url
 
 
 @contextmanager
 def available() -> Iterator[None]:
-    """Run what is inside against the configured server, or against the temporary one."""
+    """Use the configured server, or the temporary one, within the block."""
     if PREFECT_API_URL.value():
         yield
     else:
-        with temporary_settings({PREFECT_API_URL: _temporary().wait()}):
+        with temporary_settings({PREFECT_API_URL: _temporary_server().wait()}):
             yield

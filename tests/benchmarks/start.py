@@ -31,18 +31,18 @@ bare()
 
 OURS = """
 import sys, time
-from flows.progress import Shown
+from flows.reporting.progress import ProgressTracker
 from flows.text_generation import main, text_generation
 from tasks import Task
 
-finished, told = Shown.finished, []
+finished, told = ProgressTracker.on_done, []
 
 def telling(self, step, outcome):
     if isinstance(step, Task) and not told:
         told.append(print("first", time.time()))
     finished(self, step, outcome)
 
-Shown.finished = telling
+ProgressTracker.on_done = telling
 main(text_generation, sys.argv[1:])
 """
 

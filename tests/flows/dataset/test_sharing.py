@@ -15,7 +15,7 @@ from datasets import load_dataset
 
 from flows import ConfigurationError, Distiset, Pipeline
 from flows.dataset import provenance
-from flows.dataset.distiset import IN_MEMORY
+from flows.dataset.distiset import MAX_IN_MEMORY_BYTES
 from llms import AsyncLLM, LlamaServerLLM, OpenAILLM, Rejected, TransformersLLM
 from llms.config.prices import Price
 from llms.typing import GenerateOutput, Usage
@@ -236,20 +236,20 @@ class TestLines:
         dataset.push_to_hub("me/numbers", token="hf_of_the_test")
         assert near.files == files(tmp_path / "out") and "default/part-00000.jsonl" in near.files
 
-        monkeypatch.setattr("flows.dataset.distiset.IN_MEMORY", 0)
+        monkeypatch.setattr("flows.dataset.distiset.MAX_IN_MEMORY_BYTES", 0)
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
         assert dataset["default"]["train"].to_list() == rows
 
     def test_one_of_a_few_megabytes_is_mapped_and_is_never_an_earlier_one(self, tmp_path, monkeypatch):
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
         assert not made(tmp_path / "small", count=3)["default"]["train"].cache_files
-        monkeypatch.setattr("flows.dataset.distiset.IN_MEMORY", 0)
+        monkeypatch.setattr("flows.dataset.distiset.MAX_IN_MEMORY_BYTES", 0)
         for count in (3, 2):
             dataset = made(tmp_path / "out", count=count)["default"]["train"]
             assert dataset["n"][:] == list(range(count)) and dataset.cache_files
 
     def test_more_than_a_few_megabytes_are_not_read_whole(self):
-        assert IN_MEMORY <= 8 << 20
+        assert MAX_IN_MEMORY_BYTES <= 8 << 20
 
     def test_a_dataset_of_another_format_takes_its_place(self, tmp_path):
         made(tmp_path / "out", count=3, output_format="jsonl")
@@ -311,7 +311,7 @@ class TestCard:
             TextGeneration(name="two", llm=LlamaServerLLM()),
             TextGeneration(name="three", llm=OpenAILLM(model="org/hosted", api_key="k")),
         ]
-        assert provenance.licences(steps) == {
+        assert provenance.find_licences(steps) == {
             "datasets/me/questions": "mit",
             "datasets/me/private": None,
             "org/tiny": "a, b",

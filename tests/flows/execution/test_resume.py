@@ -21,7 +21,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH
 from prefect.states import Cancelling, Scheduled
 
 from flows import Pipeline, RunFailed
-from flows.results import OutcomeSerializer, digest_of, identity_of
+from flows.results import BatchResultSerializer, digest_rows, step_identity
 from llms import Drained, OpenAILLM
 from tasks import (
     CombineOutputs,
@@ -348,7 +348,7 @@ class TestIdentity:
         names = {"__name__": "somewhere"}
         exec(textwrap.dedent(code), names)
         del sys.modules["helpers_of_the_test"]
-        return identity_of(names["Short"](**fields), ["data"], [])
+        return step_identity(names["Short"](**fields), ["data"], [])
 
     @pytest.mark.parametrize(
         ("before", "after"),
@@ -430,9 +430,9 @@ class TestIdentity:
     def looked_up(self, tmp_path, monkeypatch):
         """A function that makes an edit, and gives back the identity of the step in a new process."""
         script = textwrap.dedent(self.LOOKED_UP) + textwrap.dedent("""
-            from flows.results import identity_of
+            from flows.results import step_identity
 
-            print(identity_of(Short(), ["data"], []))
+            print(step_identity(Short(), ["data"], []))
         """)
 
         def identity(before="", after=""):
@@ -469,17 +469,17 @@ class TestIdentity:
         def said(tone, calls=0):
             thing = Tone(tone)
             thing.calls = calls
-            return identity_of(Filter(where=lambda row: thing.tone in row["text"]), [], [])
+            return step_identity(Filter(where=lambda row: thing.tone in row["text"]), [], [])
 
         assert said("a") == said("a", calls=3) != said("b")
 
     def test_functions_in_fields_and_routes_count(self):
         def filtered(limit):
-            return identity_of(Filter(where=lambda row: len(row["text"]) > limit), ["data"], [])
+            return step_identity(Filter(where=lambda row: len(row["text"]) > limit), ["data"], [])
 
         assert filtered(1) == filtered(1) != filtered(2)
         way = [[Route(route(lambda row, to=to: to).by, ("a", "b"))] for to in "aab"]
-        first, same, other = (identity_of(Filter(column="x"), ["data"], each) for each in way)
+        first, same, other = (step_identity(Filter(column="x"), ["data"], each) for each in way)
         assert first == same != other
 
     def test_arguments_and_body_of_a_function_that_is_a_step_count(self):
@@ -490,7 +490,7 @@ class TestIdentity:
                     row["length"] = len(row["text"].split()) + plus
                 yield rows
 
-            return identity_of(Length(unit=unit), ["data"], [])
+            return step_identity(Length(unit=unit), ["data"], [])
 
         assert counted("words", 0) == counted("words", 0)
         assert len({counted("words", 0), counted("letters", 0), counted("words", 1)}) == 3
@@ -504,19 +504,19 @@ class TestIdentity:
             def process(self, inputs):
                 yield inputs
 
-        assert identity_of(Held(thing=object()), [], []) is None and identity_of(Held(thing=[1]), [], [])
+        assert step_identity(Held(thing=object()), [], []) is None and step_identity(Held(thing=[1]), [], [])
 
     def test_it_is_the_same_in_another_process(self, tmp_path):
         script = tmp_path / "script.py"
         script.write_text(
             textwrap.dedent("""
-                from flows.results import identity_of
+                from flows.results import step_identity
                 from llms import OpenAILLM
                 from tasks import TextGeneration, UltraFeedback
 
                 llm = OpenAILLM(model="m", base_url="http://localhost:1")
-                print(identity_of(TextGeneration(llm=llm), ["data"], []))
-                print(identity_of(UltraFeedback(llm=llm), ["data"], []))
+                print(step_identity(TextGeneration(llm=llm), ["data"], []))
+                print(step_identity(UltraFeedback(llm=llm), ["data"], []))
             """)
         )
         said = [
@@ -540,8 +540,8 @@ class TestSerializer:
     ]
 
     def test_rows_come_back_with_what_they_are(self):
-        outcome = BatchResult(self.ROWS, model_usage={"m": ModelUsage(2, 3)}, rows_in=4, digest=digest_of(self.ROWS))
-        back = OutcomeSerializer().loads(OutcomeSerializer().dumps(outcome))
+        outcome = Outcome(self.ROWS, spending={"m": Spending(2, 3)}, rows_in=4, digest=digest_rows(self.ROWS))
+        back = BatchResultSerializer().loads(BatchResultSerializer().dumps(outcome))
         assert back.rows == self.ROWS and [row.origin for row in back.rows] == ["data[0]", "x:1", None]
         assert [row.id for row in back.rows] == [(0, 1), None, None]
         assert (back.model_usage, back.rows_in, back.digest) == ({"m": ModelUsage(cached=5)}, 4, outcome.digest)
@@ -550,12 +550,12 @@ class TestSerializer:
         "value", [(1, 2), float("nan"), datetime(2026, 1, 1), b"x", {1: 2}, 2**70, {1, 2}, "\ud83d"]
     )
     def test_what_json_would_change_has_no_digest(self, value):
-        assert digest_of([Row({"value": value})]) is None
+        assert digest_rows([Row({"value": value})]) is None
 
     def test_content_order_and_place_count(self):
         first, *_ = self.ROWS
-        others = [self.ROWS, self.ROWS[::-1], [Row(first, RowLineage("data[0]", (0, 2)))], [Row(first, first.origin)]]
-        assert len({digest_of(each) for each in others}) == 4
+        others = [self.ROWS, self.ROWS[::-1], [Row(first, Origin("data[0]", (0, 2)))], [Row(first, first.origin)]]
+        assert len({digest_rows(each) for each in others}) == 4
 
 
 SCRIPT = """

@@ -22,7 +22,8 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import TaskRunSort
 
 from flows import ConfigurationError, Distiset, Pipeline, RunFailed
-from flows.dataset.writer import Parts, batches
+from flows.dataset.formats import read_batches
+from flows.dataset.writer import ShardWriter
 from flows.execution import executor
 from llms import AsyncLLM, Fatal, LlamaServerLLM, OpenAILLM, Rejected
 from llms.typing import GenerateOutput, Usage
@@ -149,8 +150,8 @@ class TestRun:
         assert failed and [path.name for path in tmp_path.iterdir()] == ["out"]
 
     def test_a_killed_run_lets_its_place_go(self, tmp_path):
-        script = "import os, sys; from pathlib import Path; from flows.dataset.run_folder import RunFolder\n"
-        script += "folder = RunFolder(Path(sys.argv[1]), ['default']); print('has it', flush=True); sys.stdin.read()"
+        script = "import os, sys; from pathlib import Path; from flows.dataset.output_folder import OutputFolder\n"
+        script += "folder = OutputFolder(Path(sys.argv[1]), ['default']); print('has it', flush=True); sys.stdin.read()"
         command = [sys.executable, "-c", script, str(tmp_path / "out")]
         with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout.readline() == "has it\n"
@@ -174,7 +175,7 @@ class TestRun:
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "rename", killed)
-            patch.setattr("flows.dataset.run_folder.shutil.rmtree", lambda *_, **__: None)
+            patch.setattr("flows.dataset.output_folder.shutil.rmtree", lambda *_, **__: None)
             folder, kept = tmp_path / "out", moved == 2
             with pytest.raises(KeyboardInterrupt) if not kept else nullcontext():
                 simple(["new"]).run(output=folder)
@@ -495,7 +496,7 @@ class TestPrefect:
 
 class TestMotion:
     def test_rows_in_flight_are_bounded(self, monkeypatch):
-        monkeypatch.setattr(executor, "ROWS_IN_FLIGHT", 100)
+        monkeypatch.setattr(executor, "MAX_ROWS_IN_FLIGHT", 100)
         brought, done, ahead, lock = count(), [0], [], threading.Lock()
 
         class Tap(GeneratorStep):
@@ -543,14 +544,14 @@ class TestMotion:
         assert late.is_set()
 
     def test_batches_grow_so_that_task_runs_stay_hundreds(self):
-        sizes = [len(batch) for batch in executor.batches(iter(range(100_000)))]
+        sizes = [len(batch) for batch in executor.split_into_batches(iter(range(100_000)))]
         assert sum(sizes) == 100_000 and sizes == sorted(sizes[:-1]) + sizes[-1:]
         assert sizes[0] == 8 and 100 < len(sizes) < 300
 
 
 class TestParts:
     def write(self, folder, *rows):
-        parts = Parts(folder)
+        parts = ShardWriter(folder)
         for row in rows:
             parts.write([row])
             parts._flush()
@@ -574,7 +575,7 @@ class TestParts:
         assert [row["b"] for row in made] == [None, {"n": 1}] and [row["c"] for row in made] == [[None], []]
 
     def test_lines_have_every_column_and_one_type_for_each(self, tmp_path):
-        parts = Parts(tmp_path, "jsonl")
+        parts = ShardWriter(tmp_path, "jsonl")
         rows = [{"a": None}, {"a": "x", "b": {"n": 1}}, {"b": {"m": float("nan")}, "c": 1}, {"c": "one", "d": b"\xff"}]
         for row in rows:
             parts.write([row])
@@ -587,21 +588,21 @@ class TestParts:
 
     @pytest.mark.parametrize("format", ["parquet", "jsonl"])
     def test_no_digit_of_a_number_is_lost_where_a_fraction_comes_later(self, tmp_path, format):
-        parts = Parts(tmp_path, format)
+        parts = ShardWriter(tmp_path, format)
         for row in ({"a": 2**60 + 1, "b": 1}, {"a": 0.5, "b": 0.5}, {"a": None, "b": None}, {"a": [7], "b": 2}):
             parts.write([row])
             parts._flush()
-        made = [row for path in parts.close() for rows in batches(path, 10) for row in rows]
+        made = [row for path in parts.close() for rows in read_batches(path, 10) for row in rows]
         assert [row["a"] for row in made] == [str(2**60 + 1), "0.5", None, "[7]"]
         assert [row["b"] for row in made] == [1.0, 0.5, None, 2.0]
 
     @pytest.mark.parametrize("format", ["parquet", "jsonl"])
     def test_one_that_was_found_too_large_at_the_end_becomes_text(self, tmp_path, format):
-        parts = Parts(tmp_path, format)
+        parts = ShardWriter(tmp_path, format)
         for row in ({"a": 2**60 + 1, "b": [2**60 + 1]}, {"a": 0.5, "b": [0.5]}):
             parts.write([row])
             parts._flush()
-        made = [row for path in parts.close() for rows in batches(path, 10) for row in rows]
+        made = [row for path in parts.close() for rows in read_batches(path, 10) for row in rows]
         assert made == [{"a": str(2**60 + 1), "b": f"[{2**60 + 1}]"}, {"a": "0.5", "b": "[0.5]"}]
         assert parts.schema.types == [pa.string()] * 2 and not list(tmp_path.glob("wider*"))
 

@@ -28,9 +28,9 @@ from deployments.__main__ import main
 from deployments.reconcile.files import SHIPPED
 from flows import Distiset, Pipeline, RunFailed
 from flows.reporting import assets
-from flows.reporting.artifacts import LONG, StepProgress, key
-from flows.reporting.events import Events, amounts
-from flows.reporting.progress import Now, StepNow
+from flows.reporting.artifacts import MAX_TEXT_CHARS, StepProgressArtifacts, artifact_key
+from flows.reporting.events import RunEvents, spend_thresholds
+from flows.reporting.progress import RunSnapshot, StepSnapshot
 from flows.text_generation import text_generation
 from llms import AsyncLLM, Drained, OpenAILLM, Price, Rejected
 from llms.typing import ChatType, GenerateOutput, Usage
@@ -156,7 +156,7 @@ class TestArtifacts:
             LoadDataFromDicts(data=[{"instruction": "long " * 5_000}]) >> TextGeneration(llm=Polly())
         shown = artifacts_of(run_of(pipeline.run()))
         [row] = json.loads(shown["long-samples"]["data"])
-        assert all(len(text) <= LONG + 1 for text in row.values())
+        assert all(len(text) <= MAX_TEXT_CHARS + 1 for text in row.values())
 
     def test_no_key_is_in_any_of_them(self, wire, tmp_path):
         def answer(request: Any) -> Any:
@@ -172,8 +172,8 @@ class TestArtifacts:
         assert "polly-s-words-failures" in shown and "sk-planted" not in json.dumps(shown)
 
     def test_they_are_called_the_same_whatever_the_name(self):
-        assert key("My Flow!", "my flow", "progress", "Step_1") == "my-flow-my-flow-progress-step-1"
-        assert key("flow", "flow", "summary") == "flow-summary" and key("流") == "pipeline"
+        assert artifact_key("My Flow!", "my flow", "progress", "Step_1") == "my-flow-my-flow-progress-step-1"
+        assert artifact_key("flow", "flow", "summary") == "flow-summary" and artifact_key("流") == "pipeline"
 
     def test_a_step_is_updated_when_it_moved_and_the_run_can_pay_for_it(self, monkeypatch):
         """No more than a two-hundredth of the CPU; at the end in any case."""
@@ -192,18 +192,20 @@ class TestArtifacts:
                 self.thread += 0.005
                 return self.thread
 
-        def at(rows: int) -> Now:
-            return Now(1.0, rows, 0, 0, 0, 0.0, None, {"say": StepNow(rows, 9, rows, 0, 0, 0.0, 0.0, 0, 0, 0.0, None)})
+        def at(rows: int) -> RunSnapshot:
+            return RunSnapshot(
+                1.0, rows, 0, 0, 0, 0.0, None, {"say": StepSnapshot(rows, 9, rows, 0, 0, 0.0, 0.0, 0, 0, 0.0, None)}
+            )
 
         monkeypatch.setattr(artifacts, "time", clock := Clock())
         updates: list[int] = []
-        watched = StepProgress(None, "x")  # type: ignore[arg-type]
+        watched = StepProgressArtifacts(None, "x")  # type: ignore[arg-type]
         monkeypatch.setattr(watched, "_write", lambda name, step: updates.append(step.rows))
         for process, now, rows in ((0.1, 2, 1), (0.9, 4, 2), (1.2, 6, 3), (1.3, 8, 4), (1.4, 30, 5), (3.0, 32, 5)):
             clock.process, clock.now = process, now
-            watched.look(at(rows))
+            watched.on_update(at(rows))
         assert updates == [1, 3, 5]
-        watched.end(at(6))
+        watched.on_end(at(6))
         assert updates == [1, 3, 5, 6]
 
 
@@ -304,7 +306,7 @@ def test_an_interrupted_run_says_so_to_programs_and_in_the_ui(wire, tmp_path, pr
 
 
 def test_amounts_are_round():
-    found = amounts()
+    found = spend_thresholds()
     assert [f"{next(found):g}" for _ in range(10)] == ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1", "2", "5", "10"]
 
 
@@ -343,7 +345,7 @@ class TestAssets:
     def told(self, uri: str, at_least: int = 1) -> list[Any]:
         """What the server was told of an asset, in order."""
         EventsWorker.drain_all()
-        wanted: dict[str, Any] = {"event": {"prefix": ["prefect.asset."]}, "resource": {"id": [assets.key(uri)]}}
+        wanted: dict[str, Any] = {"event": {"prefix": ["prefect.asset."]}, "resource": {"id": [assets.asset_key(uri)]}}
         wanted["order"] = "ASC"
         wait_until(lambda: len(api("events/filter", filter=wanted, limit=50)["events"]) >= at_least)
         return api("events/filter", filter=wanted, limit=50)["events"]
@@ -375,7 +377,7 @@ class TestAssets:
         assert referenced["event"] == "prefect.asset.referenced"
 
         [event] = self.told(second.as_uri())  # once: what a dry run makes does not stay
-        sources = [assets.key(each.as_uri()) for each in (first, tmp_path / "more.jsonl")]
+        sources = [assets.asset_key(each.as_uri()) for each in (first, tmp_path / "more.jsonl")]
         assert self.related(event, "asset") == sorted(sources)
         assert self.related(event, "flow-run") == [f"prefect.flow-run.{run_of(again)}"]
 
@@ -402,15 +404,15 @@ class TestAssets:
             LoadDataFromDicts(data=[{"instruction": "Hi"}]),
             *(LoadDataFromFiles(data_files=[f"{tmp_path}/data/{number}.csv"] * 2) for number in range(2)),
         ]
-        assets.materialize(tmp_path / "run", tmp_path / "run", sources, str)
+        assets.emit_materialization(tmp_path / "run", tmp_path / "run", sources, str)
         [event] = self.told((tmp_path / "run").as_uri())
         there = [f"{tmp_path.as_uri()}/data", *(f"{tmp_path.as_uri()}/data/{number}.csv" for number in range(2))]
         assert self.related(event, "asset") == sorted([*map(assets.key, there), "hf://datasets/openai/gsm8k"])
 
         many = LoadDataFromFiles(data_files=[f"{tmp_path}/{number}.csv" for number in range(200)])
-        assets.materialize(tmp_path / "of many", tmp_path / "run", [many], str)
+        assets.emit_materialization(tmp_path / "of many", tmp_path / "run", [many], str)
         [event] = self.told((tmp_path / "of many").as_uri())
-        assert len(self.related(event, "asset")) == assets.MOST
+        assert len(self.related(event, "asset")) == assets.MAX_UPSTREAM_ASSETS
 
     def test_any_path_makes_a_key_of_its_own(self):
         names = [
@@ -421,7 +423,7 @@ class TestAssets:
             "é" * 80,
             *("/".join(["long"] * 200 + [end]) for end in "xy"),
         ]
-        keys = {assets.key(Path("/", name).as_uri()) for name in names}
+        keys = {assets.asset_key(Path("/", name).as_uri()) for name in names}
         assert len(keys) == len(names) and all(Asset(key=each) for each in keys)
 
 
@@ -502,7 +504,7 @@ class TestAutomations:
             ]
             for runs in (theirs, ours):
                 client.set_flow_run_state(runs["fails"].id, Failed(message="as it may"), force=True)
-                Events(runs["hangs"], "hanging").emit("started", {})
+                RunEvents(runs["hangs"], "hanging").emit("started", {})
                 beat(runs["dies"])
             EventsWorker.drain_all()
             wait_until(lambda: client.read_flow_run(ours["dies"].id).state_type.value == "CRASHED", 120)

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from flows import Pipeline, Summary
 from flows.reporting import progress, terminal
-from flows.reporting.progress import Now, Progress, StepNow, duration, told
+from flows.reporting.progress import ProgressTracker, RunSnapshot, StepSnapshot, notify
+from flows.runtime.humanize import duration
 from llms import LlamaServerLLM
 from llms.typing import Usage
 from tasks import Filter, GroupColumns, LoadDataFromDicts, TextGeneration, sample_n_steps
@@ -50,17 +51,17 @@ def pipeline() -> Iterator[tuple[Pipeline, Any, Any]]:
         yield made, LoadDataFromDicts(name="data", data=ROWS), TextGeneration(name="ask", llm=LlamaServerLLM())
 
 
-def counted(made: Pipeline, limit: int | None = None) -> tuple[Progress, Any]:
+def counted(made: Pipeline, limit: int | None = None) -> tuple[ProgressTracker, Any]:
     """The counts of a pipeline that nobody runs, and what tells them that a step has finished a batch."""
     graph = made._graph({})
     graph.check()
-    counts = Progress(graph, limit, Summary())
+    counts = ProgressTracker(graph, limit, Summary())
 
     def finished(name: str, rows_in: int, rows: int, failures: int = 0, cost: float | None = 0.0) -> None:
         outcome = BatchResult([Row()] * rows, [Failure(name, "E", "no", Row())] * failures, rows_in=rows_in)
         if name == "ask":
-            outcome.model_usage = {"m": ModelUsage(rows_in, 0, Usage(10 * rows_in, 20 * rows), cost)}
-        counts.finished(graph.by_name[name], outcome)
+            outcome.spending = {"m": Spending(rows_in, 0, Usage(10 * rows_in, 20 * rows), cost)}
+        counts.on_done(graph.by_name[name], outcome)
 
     return counts, finished
 
@@ -73,7 +74,7 @@ class TestCounts:
         finished("data", 0, 40)
         clock.now += 10
         finished("ask", 20, 18, failures=2, cost=0.5)
-        now = counts.now()
+        now = counts.snapshot()
         ask = now.steps["ask"]
         assert (ask.rows_in, ask.rows_expected, ask.rows, ask.failures, ask.in_flight) == (20, 100, 18, 2, 20)
         assert (ask.rows_per_second, ask.tokens_per_second, ask.eta_seconds) == (2.0, 36.0, 40.0)
@@ -89,7 +90,7 @@ class TestCounts:
         for seconds, rows in ((1, 50), *[(10, 10)] * 9):  # first the store answered, then the model
             clock.now += seconds
             finished("ask", rows, rows)
-        assert counts.now().steps["ask"].rows_per_second == 1.0
+        assert counts.snapshot().steps["ask"].rows_per_second == 1.0
 
     def test_what_a_step_drops_does_not_come_to_the_next(self, clock):
         with pipeline() as (made, data, ask):
@@ -97,13 +98,13 @@ class TestCounts:
         counts, finished = counted(made)
         finished("data", 0, 100)
         finished("some", 40, 10)
-        assert counts.now().steps["ask"].rows_expected == 25
+        assert counts.snapshot().steps["ask"].rows_expected == 25
 
     def test_a_limit_is_what_will_come(self, clock):
         with pipeline() as (made, data, ask):
             data >> ask
         counts, _ = counted(made, limit=7)
-        assert [step.rows_expected for step in counts.now().steps.values()] == [7, 7]
+        assert [step.rows_expected for step in counts.snapshot().steps.values()] == [7, 7]
 
     def test_what_cannot_be_known_is_not_guessed(self, clock):
         with pipeline() as (made, data, ask):
@@ -114,9 +115,9 @@ class TestCounts:
         counts, finished = counted(made)
         finished("data", 0, 100)
         finished("ask", 10, 10, cost=None)
-        now = counts.now()
+        now = counts.snapshot()
         ask = now.steps["ask"]
-        assert ask.in_flight is None and ask.rows_expected is None and ask.eta_seconds is None and ask.share is None
+        assert ask.in_flight is None and ask.rows_expected is None and ask.eta_seconds is None and ask.fraction is None
         assert now.eta_seconds is None and now.cost is None
         assert now.steps["join"].rows_expected == 100, "as many as parted"
 
@@ -131,7 +132,7 @@ class TestCounts:
             thread.start()
         for thread in threads:
             thread.join()
-        assert counts.now().rows == 4000 == counts.now().cost
+        assert counts.snapshot().rows == 4000 == counts.snapshot().cost
 
     @pytest.mark.parametrize(
         ("seconds", "said"), [(0.4, "0 s"), (59.7, "1 min 0 s"), (185, "3 min 5 s"), (7440, "2 h 4 min")]
@@ -140,10 +141,10 @@ class TestCounts:
         assert duration(seconds) == said
 
 
-def now(rows: int = 20, failures: int = 0) -> Now:
-    source = StepNow(0, 1_000, 700, 0, None, 35.0, 0.0, 0, 0, 0.0, 9.0)
-    step = StepNow(rows, 1_000, rows - failures, failures, 123, 10.4, 812.0, 4_000, 12_345, 0.117, 3_900.0)
-    return Now(
+def now(rows: int = 20, failures: int = 0) -> RunSnapshot:
+    source = StepSnapshot(0, 1_000, 700, 0, None, 35.0, 0.0, 0, 0, 0.0, 9.0)
+    step = StepSnapshot(rows, 1_000, rows - failures, failures, 123, 10.4, 812.0, 4_000, 12_345, 0.117, 3_900.0)
+    return RunSnapshot(
         20.0, rows - failures, failures, 4_000, 12_345, 0.117, 3_900.0, {"load_data_from_files": source, "ask": step}
     )
 
@@ -152,7 +153,7 @@ class TestViews:
     @pytest.mark.parametrize("width", [80, 140])
     def test_a_table_on_a_terminal(self, width):
         out = Console(file=StringIO(), width=width)
-        out.print(terminal.table(now(failures=3)))
+        out.print(terminal.progress_table(now(failures=3)))
         first, second, data, ask = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
         assert first.split() == ["in", "rows", "tokens", "time"]
         assert second.split() == ["step", "in", "out", "failed", "flight", "/s", "/s", "tokens", "cost", "left"]
@@ -161,14 +162,14 @@ class TestViews:
 
     def test_a_table_has_no_column_for_what_nobody_knows(self):
         out = Console(file=StringIO(), width=80)
-        steps = {"data": StepNow(0, None, 9, 0, None, 1.0, 0.0, 0, 0, 0.0, None)}
-        out.print(terminal.table(Now(1.0, 0, 0, 0, 0, 0.0, None, steps)))
+        steps = {"data": StepSnapshot(0, None, 9, 0, None, 1.0, 0.0, 0, 0, 0.0, None)}
+        out.print(terminal.progress_table(RunSnapshot(1.0, 0, 0, 0, 0, 0.0, None, steps)))
         assert out.file.getvalue().split() == ["rows", "step", "out", "failed", "/s", "data", "9", "0", "1"]  # type: ignore[attr-defined]
 
     def test_a_line_where_there_is_none_and_only_when_something_moved(self):
         out = Console(file=StringIO(), width=40)
-        lines = terminal.Lines(out)
-        waits = [lines.look(each) for each in (now(), now(), now(rows=30))]
+        lines = terminal.LogLines(out)
+        waits = [lines.on_update(each) for each in (now(), now(), now(rows=30))]
         said = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
         assert [line.split(" rows")[0] for line in said] == ["ask: 20 of 1,000", "ask: 30 of 1,000"]
         assert all(5 <= wait <= 60 for wait in waits)
@@ -176,12 +177,12 @@ class TestViews:
 
 class TestWatchers:
     def test_one_that_breaks_is_told_no_more_and_the_others_are(self, caplog):
-        class Watcher:
+        class Listener:
             def __init__(self, breaks: bool) -> None:
                 self.breaks, self.looks, self.ends = breaks, 0, 0
                 self.seen = threading.Event()
 
-            def look(self, now: Now) -> float:
+            def on_update(self, now: RunSnapshot) -> float:
                 self.looks += 1
                 if self.breaks:
                     raise ConnectionError("the server is away")
@@ -189,13 +190,13 @@ class TestWatchers:
                     self.seen.set()
                 return 0.0
 
-            def end(self, now: Now) -> None:
+            def on_end(self, now: RunSnapshot) -> None:
                 self.ends += 1
 
         with pipeline() as (made, data, ask):
             data >> ask
-        bad, good = Watcher(True), Watcher(False)
-        with told(counted(made)[0], [bad, good]):
+        bad, good = Listener(True), Listener(False)
+        with notify(counted(made)[0], [bad, good]):
             assert good.seen.wait(60)
         assert (bad.looks, bad.ends, good.ends) == (1, 0, 1)
         assert caplog.text.count("the server is away") == 1
@@ -226,9 +227,9 @@ class TestShell:
         assert done.returncode == 0, done.stderr
         *steps, summary = map(json.loads, done.stdout.splitlines())
         assert steps and all(line["event"] == "progress" for line in steps)
-        assert steps[-1].keys() == {"event", *(field.name for field in fields(Now))}
+        assert steps[-1].keys() == {"event", *(field.name for field in fields(RunSnapshot))}
         last = steps[-1]["steps"]["text_generation"]
-        assert last.keys() == {field.name for field in fields(StepNow)}
+        assert last.keys() == {field.name for field in fields(StepSnapshot)}
         assert (last["rows_in"], last["rows_expected"], last["rows"], last["in_flight"]) == (3, 3, 3, 0)
         assert summary.keys() == {"event", "state", "folder", *Summary.model_fields}
         assert (summary["event"], summary["state"], summary["rows"]) == ("summary", "completed", 3)

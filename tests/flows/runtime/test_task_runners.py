@@ -14,8 +14,8 @@ from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import ProcessPoolTaskRunner
 
 from flows import ConfigurationError, Pipeline
-from flows.execution.step_task import Brake, Work
-from flows.results import digest_of
+from flows.execution.step_task import StepTask, StopEvent
+from flows.results import digest_rows
 from llms import OpenAILLM
 from tasks import Filter, LoadDataFromDicts, TextGeneration, route
 from tasks.dag import Route
@@ -93,23 +93,25 @@ def test_batches_go_to_the_processes_of_a_cluster_and_come_back(name, wire, tmp_
 def test_what_is_sent_is_small_and_comes_out_the_same():
     llm = OpenAILLM(model="m", base_url="http://localhost:1", api_key="key")
     ways = {"data": Route(route(lambda row: "text").by, ("text", "other"))}
-    work = Work(TextGeneration(name="text", llm=llm), ["data"], False, ways, Brake())
-    work.brake.set()
-    sent = cloudpickle.dumps(work.step.task(work, **work.options))
+    step_task = StepTask(TextGeneration(name="text", llm=llm), ["data"], False, ways, StopEvent())
+    step_task.stop.set()
+    sent = cloudpickle.dumps(step_task.step.task(step_task, **step_task.task_options))
     assert len(sent) < 20_000
     task = pickle.loads(sent)
-    batch = BatchResult([Row({"instruction": "a"}, RowLineage("data[0]", (0, 0)))], digest="x")
-    assert task.cache_key_fn(None, {"batches": (batch,)}) == work.options["cache_key_fn"](None, {"batches": (batch,)})
-    there = pickle.loads(cloudpickle.dumps(work))
-    assert not there.brake.is_set() and there.step == work.step and there.identity == work.identity
+    batch = Outcome([Row({"instruction": "a"}, Origin("data[0]", (0, 0)))], digest="x")
+    assert task.cache_key_fn(None, {"batches": (batch,)}) == step_task.task_options["cache_key_fn"](
+        None, {"batches": (batch,)}
+    )
+    there = pickle.loads(cloudpickle.dumps(step_task))
+    assert not there.stop.is_set() and there.step == step_task.step and there.cache_identity == step_task.cache_identity
 
 
 def test_batches_survive_the_way():
-    rows = [Row({"a": 1}, RowLineage("data[0]", (0, 0))), Row({"b": [2]})]
-    outcome = BatchResult(rows, [Failure("s", "E", "m", rows[0])], rows_in=3, digest=digest_of(rows))
+    rows = [Row({"a": 1}, Origin("data[0]", (0, 0))), Row({"b": [2]})]
+    outcome = Outcome(rows, [Failure("s", "E", "m", rows[0])], rows_in=3, digest=digest_rows(rows))
     back = pickle.loads(pickle.dumps(outcome))
     assert (back.rows, back.failures, back.rows_in, back.digest) == (rows, outcome.failures, 3, outcome.digest)
-    assert [row.id for row in back.rows] == [(0, 0), None] and digest_of(back.rows) == outcome.digest
+    assert [row.id for row in back.rows] == [(0, 0), None] and digest_rows(back.rows) == outcome.digest
 
 
 def simple(**fields):
