@@ -1,4 +1,4 @@
-"""Batches in motion: every step and batch a Prefect task run, in order, with a bounded number of rows in flight."""
+"""Streams batches through the steps: each is a Prefect task run, results are committed in order, backpressure holds."""
 
 import threading
 from collections import deque
@@ -20,26 +20,30 @@ from tasks import GeneratorStep, Step, Task
 from tasks.typing import BatchResult, ModelUsage, Row, RowLineage
 
 MAX_ROWS_IN_FLIGHT = 16_000
-"""Rows that may be anywhere between a source and the disk, counted at every step that holds them: what memory follows.
-Many, because one that takes ten seconds holds back all behind it, which keep their order, and a provider answers
-thousands meanwhile."""
+"""Rows not yet committed, counted at every step that holds them: memory is proportional to it. Many, because a batch
+that takes ten seconds blocks all behind it, as batches keep their order, and a provider answers thousands meanwhile."""
 
 MAX_BATCHES_IN_FLIGHT = 64
-"""Batches that may be unfinished: each holds a thread per step."""
+"""Unfinished batches: each holds a thread per step."""
 
-BUSY_BATCHES, SUBMIT_DELAY_S = 12, 0.03
-"""Unfinished batches that keep a provider busy for now, and the seconds that then go by before the next one, or until
-one is done: a task run begun is work for this process, which has a thousand requests to send meanwhile."""
+BUSY_BATCHES = 12
+"""Unfinished batches above which the next one waits up to `SUBMIT_DELAY_S`: a provider is busy, and starting a task
+run takes CPU from the requests of those before it."""
 
-MIN_BATCH_ROWS, DEFAULT_BATCH_ROWS, MAX_BATCH_ROWS = 8, 100, 1_000
-"""Rows per batch when nobody says: few at first, so that rows show soon; then as many as all before them, so that a
-provider is busy after half a dozen; not more for a while, so that the next step is never far behind; then a twentieth
-of all, so that task runs stay hundreds."""
+SUBMIT_DELAY_S = 0.03
+
+MIN_BATCH_ROWS = 8
+"""First batches when no size is set: few rows, so that some show soon. Then as many as all before, so that a provider
+is busy after half a dozen, up to `DEFAULT_BATCH_ROWS`; then a twentieth of all, so that task runs stay hundreds."""
+
+DEFAULT_BATCH_ROWS = 100
+
+MAX_BATCH_ROWS = 1_000
 
 
 @dataclass
 class _Batch:
-    """A batch on its way: what each step makes of it, how many rows that is, and the steps that are not done yet."""
+    """A batch in flight: each step's result of it, the rows in each, and the steps that are not done."""
 
     results: dict[str, Outcome | PrefectFuture[Outcome]]
     row_counts: dict[str, int]
@@ -47,7 +51,7 @@ class _Batch:
 
     @property
     def rows_in_flight(self) -> int:
-        """Rows of all its steps."""
+        """Rows over all steps."""
         return sum(self.row_counts.values())
 
 
@@ -55,9 +59,9 @@ class Executor:
     """Streams rows through connected steps, inside a flow run.
 
     Args:
-        graph: The steps, checked.
-        finished: Told what a step made of a batch as soon as it is known, from whatever thread.
-        settled: Told the same once all batches before it are settled, from the thread that called `run`.
+        graph: Steps and edges, checked.
+        on_done: Called with a step's result for a batch as soon as it is known, from any thread.
+        on_commit: Called with it once all earlier batches are committed, from the thread that called `run`.
     """
 
     def __init__(
@@ -72,75 +76,71 @@ class Executor:
         self._in_flight: deque[_Batch] = deque()
         self._tasks: dict[str, prefect.Task[..., Outcome]] = {}
         self._accumulated: dict[str, Outcome] = {}
-        self._usage_of_failed: list[tuple[Step, Outcome]] = []  # by batches that broke, for answers that had come
+        self._usage_of_failed: list[tuple[Step, Outcome]] = []  # for answers that came before their batch failed
 
     def run(self, limit: int | None = None) -> None:
-        """Bring the rows of every source, `limit` of each at most, through all the steps after it.
+        """Stream the rows of every source, `limit` of each at most, through all the steps after it.
 
         Raises:
             Fatal: If no row can work.
-            Drained: If the run may spend no more; all that was asked for has come by then.
+            Drained: If the budget is spent; all requests in flight have ended by then.
         """
-        waiting = [step for step in self._graph.order if self._graph.is_barrier(step)]
-        for first in [*self._graph.sources, *waiting]:  # now: what their code refers to may change as they work
-            path = self._graph.stream(first)
+        global_steps = [step for step in self._graph.order if self._graph.is_barrier(step)]
+        for head in [*self._graph.sources, *global_steps]:  # now: objects their code refers to may change as they run
+            path = self._graph.stream(head)
             for step in path[1:]:
                 self._task_for(step, [each.name for each in path])
-        for step in waiting:
+        for step in global_steps:
             self._task_for(step, self._global_inputs([step]))
         try:
             for number, source in enumerate(self._graph.sources):
                 self._stream(source, self._read_source(source, number, limit))
-            while waiting:
-                self._stream(step := waiting.pop(0), self._run_global_step(step, waiting))
+            while global_steps:
+                self._stream(step := global_steps.pop(0), self._run_global_step(step, global_steps))
         except BaseException as error:
             self._stop.set()
-            following = isinstance(error, CancelledError | Drained)
-            if following:
-                for batch in self._in_flight:  # they are ending: one of them may know why
-                    self._wait_notified(
-                        batch, {name for name, made in batch.results.items() if not isinstance(made, Outcome)}
-                    )
+            is_consequence = isinstance(error, CancelledError | Drained)
+            if is_consequence:
+                for batch in self._in_flight:  # their task runs are ending, and one of them may have the cause
+                    self._wait_notified(batch, batch.pending & batch.results.keys())
             for step, outcome in self._usage_of_failed:
                 self._on_commit(step, outcome)
-            if following and self._first_error:
+            if is_consequence and self._first_error:
                 raise self._first_error from None
             raise
 
-    def _stream(self, first: Step, outcomes: Iterable[BatchResult]) -> None:
-        """Send what `first` made through the steps after it, up to those that wait for all rows."""
-        path = self._graph.stream(first)
+    def _stream(self, head: Step, outcomes: Iterable[Outcome]) -> None:
+        """Submit the batches of `head` to the steps after it, up to the global steps, and commit them in order."""
+        path = self._graph.stream(head)
         in_flight = self._in_flight
-        kept = self._global_inputs([step for step in self._graph.order if self._graph.is_barrier(step)])
+        accumulated = self._global_inputs([step for step in self._graph.order if self._graph.is_barrier(step)])
 
         def commit_oldest() -> None:
             batch = in_flight[0]
             outcomes: list[BatchResult] = []
             for step in path:
-                made = batch.results[step.name]
-                outcome = made if isinstance(made, Outcome) else made.result()
+                result = batch.results[step.name]
+                outcome = result if isinstance(result, Outcome) else result.result()
                 outcomes.append(outcome)
-                if step.name in kept:
+                if step.name in accumulated:
                     self._accumulate(step, outcome)
                 self._on_commit(step, outcome)
-            self._wait_notified(batch, batch.pending)  # it is made, but not everybody was told
+            self._wait_notified(batch, batch.pending)  # a result can be known before its callback has run
             in_flight.popleft()
-            for outcome in outcomes:  # now that no step needs them: Prefect's own objects hold on to them for a while
+            for outcome in outcomes:  # no step needs them now, but Prefect's own objects refer to them for a while
                 outcome.rows, outcome.failures = [], []
 
         for number, outcome in enumerate(outcomes):
-            rows = {step.name: len(outcome.rows) for step in path}  # what a step will make of it shows later
-            batch = _Batch({first.name: outcome}, rows, {step.name for step in path[1:]})
+            row_counts = {step.name: len(outcome.rows) for step in path}  # an estimate until a step is done
+            batch = _Batch({head.name: outcome}, row_counts, {step.name for step in path[1:]})
             while in_flight:
                 self._wakeup.clear()
                 if self._first_error:
                     while in_flight and not in_flight[0].pending:
-                        commit_oldest()  # what is done is kept, up to the batch that broke, which raises
+                        commit_oldest()  # keep what is done, up to the batch that failed, which raises
                     raise self._first_error
-                if (
-                    not in_flight[0].pending
-                    or sum(each.rows_in_flight for each in in_flight) + batch.rows_in_flight > MAX_ROWS_IN_FLIGHT
-                ):
+                total_rows = batch.rows_in_flight + sum(each.rows_in_flight for each in in_flight)
+                if not in_flight[0].pending or total_rows > MAX_ROWS_IN_FLIGHT:
                     commit_oldest()
                 elif (unfinished := sum(bool(batch.pending) for batch in in_flight)) >= MAX_BATCHES_IN_FLIGHT:
                     self._wakeup.wait()
@@ -155,45 +155,44 @@ class Executor:
             commit_oldest()
 
     def _wait_notified(self, batch: _Batch, steps: Set[str]) -> None:
-        """Wait until everybody was told what these steps made of a batch."""
+        """Wait until `on_done` was called with these steps' results of a batch."""
         while batch.pending & steps:
             self._wakeup.clear()
             if batch.pending & steps:
                 self._wakeup.wait()
 
     def _accumulate(self, step: Step, outcome: Outcome) -> None:
-        whole = self._accumulated.setdefault(step.name, Outcome(digest=""))
-        whole.rows.extend(outcome.rows)
-        whole.digest = results.combine_digests(whole.digest, outcome.digest)
+        total = self._accumulated.setdefault(step.name, Outcome(digest=""))
+        total.rows.extend(outcome.rows)
+        total.digest = results.combine_digests(total.digest, outcome.digest)
 
-    def _global_inputs(self, waiting: list[Step]) -> set[str]:
-        """The steps whose rows are kept for others that wait for all of them."""
-        before = {each.name for step in waiting for each in self._graph.predecessors[step.name]}
-        return before | {fork.name for step in waiting if (fork := self._graph.fork(step))}
+    def _global_inputs(self, global_steps: list[Step]) -> set[str]:
+        """Return the names of the steps whose rows are accumulated for these global steps."""
+        names = {each.name for step in global_steps for each in self._graph.predecessors[step.name]}
+        return names | {fork.name for step in global_steps if (fork := self._graph.fork(step))}
 
-    def _run_global_step(self, step: Step, waiting: list[Step]) -> Iterator[Outcome]:
-        """What a step makes of all its rows, in batches; what only it needed is let go."""
-        alone = _Batch(dict(self._accumulated), {}, {step.name})
-        self._submit(step, 0, alone)
-        whole = alone.results[step.name].result()  # type: ignore[union-attr]
-        del alone
-        needed = self._global_inputs(waiting)
+    def _run_global_step(self, step: Step, later: list[Step]) -> Iterator[Outcome]:
+        """Run a step on all its rows at once, and yield the result in batches; free rows no `later` step needs."""
+        batch = _Batch(dict(self._accumulated), {}, {step.name})
+        total = self._submit(step, 0, batch).result()
+        del batch
+        needed = self._global_inputs(later)
         self._accumulated = {name: outcome for name, outcome in self._accumulated.items() if name in needed}
-        first, *others = split_into_batches(iter(whole.rows)) if whole.rows else [[]]
-        whole.rows, whole.digest = first, results.digest_rows(first)
-        yield whole  # what failed and was spent is told once
-        yield from map(_source_batch, others)
+        first, *others = split_into_batches(iter(total.rows)) if total.rows else [[]]
+        total.rows, total.digest = first, results.digest_rows(first)
+        yield total  # its failures and usage count once
+        yield from map(_to_outcome, others)
 
-    def _read_source(self, source: GeneratorStep, place: int, limit: int | None) -> Iterator[Outcome]:
-        """A source's batches, each read inside a task run of its own."""
+    def _read_source(self, source: GeneratorStep, index: int, limit: int | None) -> Iterator[Outcome]:
+        """Read a source's batches, each inside a task run of its own."""
         numbered = enumerate(islice(source.rows(), limit))
-        rows = split_into_batches((_with_id(row, (place, number)) for number, row in numbered), source.batch_size)
+        rows = split_into_batches((_with_id(row, (index, number)) for number, row in numbered), source.batch_size)
         ahead = next(rows, None)  # so that no task run is spent on finding the end
 
         def read(number: int) -> BatchResult:
             nonlocal ahead
-            now, ahead = ahead, next(rows, None)
-            return _source_batch(now or [])
+            batch, ahead = ahead, next(rows, None)
+            return _to_outcome(batch or [])
 
         task = prefect.Task(
             read,
@@ -209,20 +208,20 @@ class Executor:
             yield outcome
             number += 1
 
-    def _task_for(self, step: Step, made: Collection[str]) -> tuple[prefect.Task[..., Outcome], list[str]]:
-        """What works for a step on a batch that these steps have `made` something of, and whose of that it takes."""
-        before = [each.name for each in self._graph.predecessors[step.name] if each.name in made]
+    def _task_for(self, step: Step, available: Collection[str]) -> tuple[prefect.Task[..., Outcome], list[str]]:
+        """Return the task that runs a step on results of the `available` steps, and the names of those it takes."""
+        upstream = [each.name for each in self._graph.predecessors[step.name] if each.name in available]
         fork = self._graph.fork(step)
-        forked = [fork.name] if fork and fork.name in made else []
-        key = " ".join([step.name, *before])  # a step after two sources has a task for each
+        forks = [fork.name] if fork and fork.name in available else []
+        key = " ".join([step.name, *upstream])  # a step after two sources has a task for each
         if key not in self._tasks:
-            routes = {name: self._graph.routes.get((name, step.name)) for name in before}
-            work = StepTask(step, before, bool(forked), {n: each for n, each in routes.items() if each}, self._stop)
-            self._tasks[key] = step.task(work, **work.task_options)
-        return self._tasks[key], [*before, *forked]
+            routes = {name: route for name in upstream if (route := self._graph.routes.get((name, step.name)))}
+            step_task = StepTask(step, upstream, bool(forks), routes, self._stop)
+            self._tasks[key] = step.task(step_task, **step_task.task_options)
+        return self._tasks[key], [*upstream, *forks]
 
-    def _submit(self, step: Step, number: int, batch: _Batch) -> None:
-        task, taken = self._task_for(step, batch.results)
+    def _submit(self, step: Step, number: int, batch: _Batch) -> PrefectFuture[Outcome]:
+        task, inputs = self._task_for(step, batch.results)
 
         def on_done(done: PrefectFuture[Outcome]) -> None:
             try:
@@ -230,20 +229,21 @@ class Executor:
                 if isinstance(outcome, Outcome):
                     batch.row_counts[step.name] = len(outcome.rows)
                     self._on_done(step, outcome)
-                elif not isinstance(outcome, CancelledError | RunStopping | PrefectException):  # those follow another's
+                elif not isinstance(outcome, CancelledError | RunStopping | PrefectException):  # those have a cause
                     self._first_error = self._first_error or outcome
                 if isinstance(outcome, LLMError) and isinstance(step, Task):
-                    spent = sum(map(Spending.of, outcome.spent), Spending())
-                    self._usage_of_failed.append((step, Outcome(spending={step.llm.model_name: spent})))
+                    usage = sum(map(Spending.of, outcome.spent), Spending())
+                    self._usage_of_failed.append((step, Outcome(spending={step.llm.model_name: usage})))
             finally:
                 batch.pending.discard(step.name)
                 self._wakeup.set()
 
-        batch.results[step.name] = future = task.submit(*[batch.results[name] for name in taken], number=number)
+        batch.results[step.name] = future = task.submit(*[batch.results[name] for name in inputs], number=number)
         future.add_done_callback(on_done)
+        return future
 
 
-def _source_batch(rows: list[Row]) -> Outcome:
+def _to_outcome(rows: list[Row]) -> Outcome:
     return Outcome(rows, digest=results.digest_rows(rows))
 
 
@@ -253,10 +253,12 @@ def _with_id(row: Row, id: tuple[int, ...]) -> Row:
 
 
 def split_into_batches(rows: Iterator[Row], size: int | None = None) -> Iterator[list[Row]]:
-    """Rows in batches of `size`, or of a size that grows with how many there are, so that task runs stay hundreds."""
+    """Split rows into batches of `size`, or of a size that grows with the rows so far."""
     total = 0
-    while batch := list(
-        islice(rows, size or min(max(MIN_BATCH_ROWS, min(total, DEFAULT_BATCH_ROWS), total // 20), MAX_BATCH_ROWS))
-    ):
+    while batch := list(islice(rows, size or _batch_size(total))):
         total += len(batch)
         yield batch
+
+
+def _batch_size(total: int) -> int:
+    return min(max(MIN_BATCH_ROWS, min(total, DEFAULT_BATCH_ROWS), total // 20), MAX_BATCH_ROWS)

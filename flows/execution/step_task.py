@@ -1,4 +1,4 @@
-"""What a task run does with its batches: small and plain, so that it can be sent to another process."""
+"""Code of a task run: one step on one batch, small and picklable, so that it can be sent to another process."""
 
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -18,11 +18,11 @@ from tasks.typing import UNKNOWN_PARENT, BatchResult, Failure, Row, RowLineage
 
 
 class RunStopping(Exception):
-    """The run is ending: this batch is not begun."""
+    """Raised in a batch that starts while the run is shutting down."""
 
 
 class StopEvent(threading.Event):
-    """Set when a run is ending, for the batches that have not begun. In another process it is never set."""
+    """Signals shutdown to batches not yet started, in this process only."""
 
     def __reduce__(self) -> Any:
         return (StopEvent, ())
@@ -30,15 +30,15 @@ class StopEvent(threading.Event):
 
 @dataclass
 class StepTask:
-    """What a step makes of what the steps before it made; where rows part, of those that come its way.
+    """Runs one step on one batch, after applying routes.
 
     Attributes:
         step: The step.
-        before: The names of the steps its batches come from, in that order.
-        forked: Whether the last batch is that of the step where branches part, by which a join knows its groups, and
-            whatever comes after several branches the order of their rows.
-        routes: The routes rows take to the step, by the name of the step they come from.
-        brake: Stops it before it begins.
+        upstream: Names of the steps its batches come from, in that order.
+        has_fork: Whether the last batch is that of the step where branches fork: a join groups by its rows, and other
+            steps after several branches keep their order.
+        routes: Routes to the step, by the name of the step they come from.
+        stop: Set when the run is shutting down.
     """
 
     step: Step
@@ -49,66 +49,67 @@ class StepTask:
 
     @cached_property
     def cache_identity(self) -> str | None:
-        """What decides what it makes of its batches, as a hash; `None` if there is no telling."""
+        """Hash of all that determines the result besides the batches; `None` if that cannot be hashed."""
         return results.step_identity(self.step, self.upstream, self.routes.values())
 
     @property
     def task_options(self) -> dict[str, Any]:
-        """How its task keeps what it makes: among Prefect's results, under a key of all it was made of."""
+        """Options of the Prefect task: results are persisted under a key of everything that determines them."""
         if self.cache_identity is None:
             return {}
         llm = get_llm(self.step)
-        known = self.step.use_cache and (llm is None or llm.use_cache)
+        use_cache = self.step.use_cache and (llm is None or llm.use_cache)
         return {
             "persist_result": True,
             "cache_key_fn": self._cache_key,
-            "refresh_cache": None if known else True,
+            "refresh_cache": None if use_cache else True,
             "result_serializer": results.BatchResultSerializer(),
-            "cache_result_in_memory": False,  # Prefect's memory would hold on to the rows
+            "cache_result_in_memory": False,  # it would keep the rows alive
         }
 
     def _cache_key(self, _: Any, parameters: Mapping[str, Any]) -> str | None:
         return results.result_key(self.step, f"{self.cache_identity}", parameters["batches"])
 
-    def __call__(self, batches: Sequence[BatchResult]) -> BatchResult:
-        """Do it.
+    def __call__(self, batches: Sequence[Outcome]) -> Outcome:
+        """Run the step on a batch of each upstream step.
 
         Raises:
-            RunFailed: If rows are lost, or a route does not know its own mind.
+            RunStopping: If the run is shutting down.
+            RunFailed: If rows are lost, or a route is not deterministic.
             Fatal: If no row can work.
         """
         if self.stop.is_set():
             raise RunStopping("the run is ending")
         failures: list[Failure] = []
-        taken = [
+        inputs = [
             self._apply_route(name, batch.rows, failures) for name, batch in zip(self.upstream, batches, strict=False)
         ]
-        forked = batches[-1].rows if self.has_fork else None
+        fork_rows = batches[-1].rows if self.has_fork else None
         if isinstance(self.step, Join):
-            outcome = self.step.run_groups(group_by_lineage(forked, taken))
+            outcome = self.step.run_groups(groups(fork_rows, inputs))
         else:
-            outcome = self.step.run(rows := in_order(forked, taken))
+            outcome = self.step.run(rows := in_order(fork_rows, inputs))
             _check_no_rows_lost(rows, self.step, outcome)
             _assign_ids(outcome.rows, rows)
         outcome.failures += failures
         outcome.rows_in += len(failures)
         outcome.digest = results.digest_rows(outcome.rows)
         if (transaction := get_transaction()) and (outcome.failures or outcome.digest is None):
-            transaction.write_on_commit = False  # to be made again: what failed may work then
+            transaction.write_on_commit = False  # not cached: rows that failed may succeed next time
         return outcome
 
     def _apply_route(self, source: str, rows: list[Row], failures: list[Failure]) -> list[Row]:
-        """The rows that come from a step to this; those for which that cannot be said fail in the first they could."""
+        """Return the rows routed to this step; those whose route raises fail in the route's first target."""
         if (route := self.routes.get(source)) is None:
             return rows
-        first = self.step.name == route.targets[0]
-        taken: list[Row] = []
+        is_first = self.step.name == route.targets[0]
+        routed: list[Row] = []
         for row in rows:
             try:
-                chosen = set(route.selector(row, route.targets))
-                again = set(route.selector(row, route.targets)) if first else chosen  # each target asks for itself
+                chosen = set(route.by(row, route.targets))
+                again = set(route.by(row, route.targets)) if is_first else chosen  # each target routes anew
             except Exception as error:
-                if first:
+                if is_first:
                     failures.append(Failure(self.step.name, type(error).__name__, f"{error}", row, attempts=0))
                 continue
             if chosen != again:
@@ -118,8 +119,8 @@ class StepTask:
                     "to draw steps at random, use `sample_n_steps(…)`, which has a seed."
                 )
             if self.step.name in chosen:
-                taken.append(row)
-        return taken
+                routed.append(row)
+        return routed
 
 
 def _quoted_names(steps: Collection[str]) -> str:
@@ -127,19 +128,19 @@ def _quoted_names(steps: Collection[str]) -> str:
 
 
 def _check_no_rows_lost(rows: list[Row], step: Step, outcome: Outcome) -> None:
-    """Make sure that every row came out or failed, where a step keeps its rows.
+    """Check that every row came out or failed, unless the step may drop rows.
 
     Raises:
-        RunFailed: If one did not.
+        RunFailed: If one did neither.
     """
     if not step.keeps_rows:
         return
-    made = [*(row.id for row in outcome.rows), *(failure.row.id for failure in outcome.failures)]
-    if None in made:  # rows that do not say what they were made of can be counted
-        lost = rows[len(made) :]
+    ids = [*(row.id for row in outcome.rows), *(failure.row.id for failure in outcome.failures)]
+    if None in ids:  # rows of unknown lineage can only be counted
+        lost = rows[len(ids) :]
     else:
-        known = {end for id in made if id for end in (id, id[:-1])}
-        lost = [row for row in rows if row.id not in known]
+        accounted = {parent for id in ids if id for parent in (id, id[:-1])}
+        lost = [row for row in rows if row.id not in accounted]
     if lost:
         raise RunFailed(
             f"`{step.name}` lost rows: {len(rows):,} went in, {len(outcome.rows):,} came out, "
@@ -149,10 +150,10 @@ def _check_no_rows_lost(rows: list[Row], step: Step, outcome: Outcome) -> None:
         )
 
 
-def _assign_ids(made: list[Row], batch: list[Row]) -> None:
-    """Tell rows apart that do not say which of a batch they were made of, so that what comes of each can be joined."""
-    nameless = [row for row in made if row.id is None]
-    if nameless and (first := batch[0].id):
-        place = f"{batch[0].origin}".partition("…")[0] + "…" + f"{batch[-1].origin}".rpartition("…")[2]
-        for number, row in enumerate(nameless):
-            row.origin = RowLineage(row.origin or place, (*first, UNKNOWN_PARENT, number))
+def _assign_ids(rows: list[Row], batch: list[Row]) -> None:
+    """Give rows of unknown lineage ids of their own, derived from the batch, so that their descendants can be joined."""
+    without_id = [row for row in rows if row.id is None]
+    if without_id and (first := batch[0].id):
+        span = f"{batch[0].origin}".partition("…")[0] + "…" + f"{batch[-1].origin}".rpartition("…")[2]
+        for number, row in enumerate(without_id):
+            row.origin = Origin(row.origin or span, (*first, FRESH, number))
