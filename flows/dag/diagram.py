@@ -129,7 +129,11 @@ def _edge_label(graph: Graph, a: str, b: str) -> tuple[str, bool]:
     columns = [step.input_mappings.get(name, name) for name in step.inputs]
     if not (route := graph.routes.get((a, b))):
         return truncate(", ".join(columns), MAX_LABEL_CHARS), False
-    drawn = f"{route.by.n} of {len(route.targets)}, at random" if isinstance(route.by, Sample) else "rows sent here"
+    drawn = (
+        f"{route.selector.n} of {len(route.targets)}, at random"
+        if isinstance(route.selector, Sample)
+        else "rows sent here"
+    )
     return drawn, True
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from flows.runtime.humanize import money, pluralize
-from tasks.typing import Spending, dollars
+from tasks.typing import ModelUsage, add_costs
 
 
 class ModelSummary(BaseModel):
@@ -23,13 +23,13 @@ class ModelSummary(BaseModel):
     cost: float | None = Field(default=0.0, description="Dollars; `None` when a price is not known.")
     seconds: float = Field(default=0.0, description="Seconds its requests took, added up.")
 
-    def add(self, spending: Spending) -> None:
+    def add(self, used: ModelUsage) -> None:
         """Add the usage of a batch."""
-        self.requests += spending.requests
-        self.cached += spending.cached
-        self.seconds += spending.seconds
-        self.cost = dollars(self.cost, spending.cost)
-        for name, tokens in asdict(spending.usage).items():
+        self.requests += used.requests
+        self.cached += used.cached
+        self.seconds += used.seconds
+        self.cost = add_costs(self.cost, used.cost)
+        for name, tokens in asdict(used.usage).items():
             setattr(self, name, getattr(self, name) + tokens)
 
 

@@ -45,7 +45,7 @@ MAX_BATCH_ROWS = 1_000
 class _Batch:
     """A batch in flight: each step's result of it, the rows in each, and the steps that are not done."""
 
-    results: dict[str, Outcome | PrefectFuture[Outcome]]
+    results: dict[str, BatchResult | PrefectFuture[BatchResult]]
     row_counts: dict[str, int]
     pending: set[str]
 
@@ -65,7 +65,7 @@ class Executor:
     """
 
     def __init__(
-        self, graph: Graph, on_done: Callable[[Step, Outcome], None], on_commit: Callable[[Step, Outcome], None]
+        self, graph: Graph, on_done: Callable[[Step, BatchResult], None], on_commit: Callable[[Step, BatchResult], None]
     ) -> None:
         self._graph = graph
         self._on_done = on_done
@@ -74,9 +74,9 @@ class Executor:
         self._wakeup = threading.Event()
         self._first_error: BaseException | None = None
         self._in_flight: deque[_Batch] = deque()
-        self._tasks: dict[str, prefect.Task[..., Outcome]] = {}
-        self._accumulated: dict[str, Outcome] = {}
-        self._usage_of_failed: list[tuple[Step, Outcome]] = []  # for answers that came before their batch failed
+        self._tasks: dict[str, prefect.Task[..., BatchResult]] = {}
+        self._accumulated: dict[str, BatchResult] = {}
+        self._usage_of_failed: list[tuple[Step, BatchResult]] = []  # for answers that came before their batch failed
 
     def run(self, limit: int | None = None) -> None:
         """Stream the rows of every source, `limit` of each at most, through all the steps after it.
@@ -103,13 +103,13 @@ class Executor:
             if is_consequence:
                 for batch in self._in_flight:  # their task runs are ending, and one of them may have the cause
                     self._wait_notified(batch, batch.pending & batch.results.keys())
-            for step, outcome in self._usage_of_failed:
-                self._on_commit(step, outcome)
+            for step, result in self._usage_of_failed:
+                self._on_commit(step, result)
             if is_consequence and self._first_error:
                 raise self._first_error from None
             raise
 
-    def _stream(self, head: Step, outcomes: Iterable[Outcome]) -> None:
+    def _stream(self, head: Step, head_results: Iterable[BatchResult]) -> None:
         """Submit the batches of `head` to the steps after it, up to the global steps, and commit them in order."""
         path = self._graph.stream(head)
         in_flight = self._in_flight
@@ -117,32 +117,31 @@ class Executor:
 
         def commit_oldest() -> None:
             batch = in_flight[0]
-            outcomes: list[BatchResult] = []
+            committed: list[BatchResult] = []
             for step in path:
-                result = batch.results[step.name]
-                outcome = result if isinstance(result, Outcome) else result.result()
-                outcomes.append(outcome)
+                future = batch.results[step.name]
+                result = future if isinstance(future, BatchResult) else future.result()
+                committed.append(result)
                 if step.name in accumulated:
-                    self._accumulate(step, outcome)
-                self._on_commit(step, outcome)
+                    self._accumulate(step, result)
+                self._on_commit(step, result)
             self._wait_notified(batch, batch.pending)  # a result can be known before its callback has run
             in_flight.popleft()
-            for outcome in outcomes:  # no step needs them now, but Prefect's own objects refer to them for a while
-                outcome.rows, outcome.failures = [], []
+            for result in committed:  # no step needs them now, but Prefect's own objects refer to them for a while
+                result.rows, result.failures = [], []
 
-        for number, outcome in enumerate(outcomes):
-            row_counts = {step.name: len(outcome.rows) for step in path}  # an estimate until a step is done
-            batch = _Batch({head.name: outcome}, row_counts, {step.name for step in path[1:]})
+        for number, result in enumerate(head_results):
+            row_counts = {step.name: len(result.rows) for step in path}  # an estimate until a step is done
+            batch = _Batch({head.name: result}, row_counts, {step.name for step in path[1:]})
             while in_flight:
                 self._wakeup.clear()
                 if self._first_error:
                     while in_flight and not in_flight[0].pending:
                         commit_oldest()  # keep what is done, up to the batch that failed, which raises
                     raise self._first_error
-                total_rows = batch.rows_in_flight + sum(each.rows_in_flight for each in in_flight)
-                if not in_flight[0].pending or total_rows > MAX_ROWS_IN_FLIGHT:
+                if not in_flight[0].pending or not self._fits(batch):
                     commit_oldest()
-                elif (unfinished := sum(bool(batch.pending) for batch in in_flight)) >= MAX_BATCHES_IN_FLIGHT:
+                elif (unfinished := sum(bool(each.pending) for each in in_flight)) >= MAX_BATCHES_IN_FLIGHT:
                     self._wakeup.wait()
                 else:
                     if unfinished >= BUSY_BATCHES:
@@ -154,6 +153,10 @@ class Executor:
         while in_flight:
             commit_oldest()
 
+    def _fits(self, batch: _Batch) -> bool:
+        """Return whether the window has room for a batch."""
+        return batch.rows_in_flight + sum(each.rows_in_flight for each in self._in_flight) <= MAX_ROWS_IN_FLIGHT
+
     def _wait_notified(self, batch: _Batch, steps: Set[str]) -> None:
         """Wait until `on_done` was called with these steps' results of a batch."""
         while batch.pending & steps:
@@ -161,29 +164,29 @@ class Executor:
             if batch.pending & steps:
                 self._wakeup.wait()
 
-    def _accumulate(self, step: Step, outcome: Outcome) -> None:
-        total = self._accumulated.setdefault(step.name, Outcome(digest=""))
-        total.rows.extend(outcome.rows)
-        total.digest = results.combine_digests(total.digest, outcome.digest)
+    def _accumulate(self, step: Step, result: BatchResult) -> None:
+        total = self._accumulated.setdefault(step.name, BatchResult(digest=""))
+        total.rows.extend(result.rows)
+        total.digest = results.combine_digests(total.digest, result.digest)
 
     def _global_inputs(self, global_steps: list[Step]) -> set[str]:
         """Return the names of the steps whose rows are accumulated for these global steps."""
         names = {each.name for step in global_steps for each in self._graph.predecessors[step.name]}
         return names | {fork.name for step in global_steps if (fork := self._graph.fork(step))}
 
-    def _run_global_step(self, step: Step, later: list[Step]) -> Iterator[Outcome]:
+    def _run_global_step(self, step: Step, later: list[Step]) -> Iterator[BatchResult]:
         """Run a step on all its rows at once, and yield the result in batches; free rows no `later` step needs."""
         batch = _Batch(dict(self._accumulated), {}, {step.name})
         total = self._submit(step, 0, batch).result()
         del batch
         needed = self._global_inputs(later)
-        self._accumulated = {name: outcome for name, outcome in self._accumulated.items() if name in needed}
+        self._accumulated = {name: result for name, result in self._accumulated.items() if name in needed}
         first, *others = split_into_batches(iter(total.rows)) if total.rows else [[]]
         total.rows, total.digest = first, results.digest_rows(first)
         yield total  # its failures and usage count once
-        yield from map(_to_outcome, others)
+        yield from map(_to_result, others)
 
-    def _read_source(self, source: GeneratorStep, index: int, limit: int | None) -> Iterator[Outcome]:
+    def _read_source(self, source: GeneratorStep, index: int, limit: int | None) -> Iterator[BatchResult]:
         """Read a source's batches, each inside a task run of its own."""
         numbered = enumerate(islice(source.rows(), limit))
         rows = split_into_batches((_with_id(row, (index, number)) for number, row in numbered), source.batch_size)
@@ -192,7 +195,7 @@ class Executor:
         def read(number: int) -> BatchResult:
             nonlocal ahead
             batch, ahead = ahead, next(rows, None)
-            return _to_outcome(batch or [])
+            return _to_result(batch or [])
 
         task = prefect.Task(
             read,
@@ -203,12 +206,12 @@ class Executor:
         )
         number = 0
         while ahead is not None:
-            outcome = task(number)
-            self._on_done(source, outcome)
-            yield outcome
+            result = task(number)
+            self._on_done(source, result)
+            yield result
             number += 1
 
-    def _task_for(self, step: Step, available: Collection[str]) -> tuple[prefect.Task[..., Outcome], list[str]]:
+    def _task_for(self, step: Step, available: Collection[str]) -> tuple[prefect.Task[..., BatchResult], list[str]]:
         """Return the task that runs a step on results of the `available` steps, and the names of those it takes."""
         upstream = [each.name for each in self._graph.predecessors[step.name] if each.name in available]
         fork = self._graph.fork(step)
@@ -220,20 +223,20 @@ class Executor:
             self._tasks[key] = step.task(step_task, **step_task.task_options)
         return self._tasks[key], [*upstream, *forks]
 
-    def _submit(self, step: Step, number: int, batch: _Batch) -> PrefectFuture[Outcome]:
+    def _submit(self, step: Step, number: int, batch: _Batch) -> PrefectFuture[BatchResult]:
         task, inputs = self._task_for(step, batch.results)
 
-        def on_done(done: PrefectFuture[Outcome]) -> None:
+        def on_done(done: PrefectFuture[BatchResult]) -> None:
             try:
-                outcome = done.result(raise_on_failure=False)
-                if isinstance(outcome, Outcome):
-                    batch.row_counts[step.name] = len(outcome.rows)
-                    self._on_done(step, outcome)
-                elif not isinstance(outcome, CancelledError | RunStopping | PrefectException):  # those have a cause
-                    self._first_error = self._first_error or outcome
-                if isinstance(outcome, LLMError) and isinstance(step, Task):
-                    usage = sum(map(Spending.of, outcome.spent), Spending())
-                    self._usage_of_failed.append((step, Outcome(spending={step.llm.model_name: usage})))
+                result = done.result(raise_on_failure=False)
+                if isinstance(result, BatchResult):
+                    batch.row_counts[step.name] = len(result.rows)
+                    self._on_done(step, result)
+                elif not isinstance(result, CancelledError | RunStopping | PrefectException):  # those have a cause
+                    self._first_error = self._first_error or result
+                if isinstance(result, LLMError) and isinstance(step, Task):
+                    usage = sum(map(ModelUsage.of, result.spent), ModelUsage())
+                    self._usage_of_failed.append((step, BatchResult(model_usage={step.llm.model_name: usage})))
             finally:
                 batch.pending.discard(step.name)
                 self._wakeup.set()
@@ -243,12 +246,12 @@ class Executor:
         return future
 
 
-def _to_outcome(rows: list[Row]) -> Outcome:
-    return Outcome(rows, digest=results.digest_rows(rows))
+def _to_result(rows: list[Row]) -> BatchResult:
+    return BatchResult(rows, digest=results.digest_rows(rows))
 
 
 def _with_id(row: Row, id: tuple[int, ...]) -> Row:
-    row.origin = Origin(row.origin or "", id)
+    row.origin = RowLineage(row.origin or "", id)
     return row
 
 

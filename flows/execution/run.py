@@ -107,7 +107,7 @@ class Run:
         return dataset
 
     def _load(self) -> None:
-        limits = [name for name, most in self.budget.most.items() if most is not None]
+        limits = [name for name, most in self.budget.limits.items() if most is not None]
         if limits and (runner := distributed_runner()):
             raise ConfigurationError(
                 f"`{limits[0]}` is counted in one process, and `{runner}` sends batches to others: leave one out."
@@ -124,7 +124,7 @@ class Run:
                 )
 
     def _stream(self, executor: Executor) -> None:
-        with event_loop.cancellable() as cancel, self.budget.enforced(), without_flow_payload():
+        with event_loop.cancel_scope() as cancel, self.budget.activate(), without_flow_payload():
             try:
                 executor.run(self._taken)
             except Drained:
@@ -133,32 +133,32 @@ class Run:
                 cancel()  # what is in flight would be waited for, and thrown away
                 raise
 
-    def _on_commit(self, step: Step, outcome: Outcome) -> None:
+    def _on_commit(self, step: Step, result: BatchResult) -> None:
         """Write a leaf's rows and every step's failures, and add up."""
         if self._watch:
-            self._watch.record(step, outcome)
+            self._watch.record(step, result)
         summary = self.summary.steps[step.name]
-        summary.rows_in += outcome.rows_in
-        summary.rows += len(outcome.rows)
-        summary.failures += len(outcome.failures)
-        summary.seconds += outcome.seconds
-        for model, used in outcome.model_usage.items():
+        summary.rows_in += result.rows_in
+        summary.rows += len(result.rows)
+        summary.failures += len(result.failures)
+        summary.seconds += result.seconds
+        for model, used in result.model_usage.items():
             summary.models.setdefault(model, ModelSummary()).add(used)
             whole = self.summary
             whole.input_tokens += used.usage.input_tokens
             whole.output_tokens += used.usage.output_tokens
             whole.cost = add_costs(whole.cost, used.cost)
-        self.summary.failures += len(outcome.failures)
-        self._folder.write_failures(outcome.failures)
+        self.summary.failures += len(result.failures)
+        self._folder.write_failures(result.failures)
         if leaf := self._leaves.get(step.name):
-            self._folder.write_rows(leaf, outcome.rows)
-            self.summary.rows += len(outcome.rows)
-        if step.name not in self._prompts and isinstance(step, Task) and outcome.rows:
-            self._prompts[step.name] = sent_prompt(step, outcome.rows[0])
-        for failure in outcome.failures:
+            self._folder.write_rows(leaf, result.rows)
+            self.summary.rows += len(result.rows)
+        if step.name not in self._prompts and isinstance(step, Task) and result.rows:
+            self._prompts[step.name] = sent_prompt(step, result.rows[0])
+        for failure in result.failures:
             summary.errors[failure.error] = summary.errors.get(failure.error, 0) + 1
-        if outcome.failures:
-            self._first_failures.setdefault(step.name, outcome.failures[0])
+        if result.failures:
+            self._first_failures.setdefault(step.name, result.failures[0])
             self._check_error_rate(final=False)
 
     def _check_error_rate(self, final: bool) -> None:
@@ -185,7 +185,7 @@ class Run:
             **({"error": f"{type(error).__name__}: {error}"} if error else {}),
             "flow_run": {"id": str(run.id), "name": run.name} if run else None,
             "parameters": self.parameters,
-            "budget": {name: most for name, most in self.budget.most.items() if most is not None},
+            "budget": {name: most for name, most in self.budget.limits.items() if most is not None},
             "steps": {step.name: provenance.describe_step(step) for step in self.graph.steps},
             "prompts": self._prompts,
             "edges": self.graph.edges,

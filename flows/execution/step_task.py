@@ -70,7 +70,7 @@ class StepTask:
     def _cache_key(self, _: Any, parameters: Mapping[str, Any]) -> str | None:
         return results.result_key(self.step, f"{self.cache_identity}", parameters["batches"])
 
-    def __call__(self, batches: Sequence[Outcome]) -> Outcome:
+    def __call__(self, batches: Sequence[BatchResult]) -> BatchResult:
         """Run the step on a batch of each upstream step.
 
         Raises:
@@ -86,17 +86,17 @@ class StepTask:
         ]
         fork_rows = batches[-1].rows if self.has_fork else None
         if isinstance(self.step, Join):
-            outcome = self.step.run_groups(groups(fork_rows, inputs))
+            result = self.step.run_groups(group_by_lineage(fork_rows, inputs))
         else:
-            outcome = self.step.run(rows := in_order(fork_rows, inputs))
-            _check_no_rows_lost(rows, self.step, outcome)
-            _assign_ids(outcome.rows, rows)
-        outcome.failures += failures
-        outcome.rows_in += len(failures)
-        outcome.digest = results.digest_rows(outcome.rows)
-        if (transaction := get_transaction()) and (outcome.failures or outcome.digest is None):
+            result = self.step.run(rows := sort_by_lineage(fork_rows, inputs))
+            _check_no_rows_lost(rows, self.step, result)
+            _assign_ids(result.rows, rows)
+        result.failures += failures
+        result.rows_in += len(failures)
+        result.digest = results.digest_rows(result.rows)
+        if (transaction := get_transaction()) and (result.failures or result.digest is None):
             transaction.write_on_commit = False  # not cached: rows that failed may succeed next time
-        return outcome
+        return result
 
     def _apply_route(self, source: str, rows: list[Row], failures: list[Failure]) -> list[Row]:
         """Return the rows routed to this step; those whose route raises fail in the route's first target."""
@@ -106,8 +106,8 @@ class StepTask:
         routed: list[Row] = []
         for row in rows:
             try:
-                chosen = set(route.by(row, route.targets))
-                again = set(route.by(row, route.targets)) if is_first else chosen  # each target routes anew
+                chosen = set(route.selector(row, route.targets))
+                again = set(route.selector(row, route.targets)) if is_first else chosen  # each target routes anew
             except Exception as error:
                 if is_first:
                     failures.append(Failure(self.step.name, type(error).__name__, f"{error}", row, attempts=0))
@@ -127,7 +127,7 @@ def _quoted_names(steps: Collection[str]) -> str:
     return ", ".join(f"`{step}`" for step in sorted(steps)) or "none"
 
 
-def _check_no_rows_lost(rows: list[Row], step: Step, outcome: Outcome) -> None:
+def _check_no_rows_lost(rows: list[Row], step: Step, result: BatchResult) -> None:
     """Check that every row came out or failed, unless the step may drop rows.
 
     Raises:
@@ -135,7 +135,7 @@ def _check_no_rows_lost(rows: list[Row], step: Step, outcome: Outcome) -> None:
     """
     if not step.keeps_rows:
         return
-    ids = [*(row.id for row in outcome.rows), *(failure.row.id for failure in outcome.failures)]
+    ids = [*(row.id for row in result.rows), *(failure.row.id for failure in result.failures)]
     if None in ids:  # rows of unknown lineage can only be counted
         lost = rows[len(ids) :]
     else:
@@ -143,17 +143,17 @@ def _check_no_rows_lost(rows: list[Row], step: Step, outcome: Outcome) -> None:
         lost = [row for row in rows if row.id not in accounted]
     if lost:
         raise RunFailed(
-            f"`{step.name}` lost rows: {len(rows):,} went in, {len(outcome.rows):,} came out, "
-            f"{len(outcome.failures):,} failed, and {len(lost):,} did neither, such as that of {lost[0].origin}. "
+            f"`{step.name}` lost rows: {len(rows):,} went in, {len(result.rows):,} came out, "
+            f"{len(result.failures):,} failed, and {len(lost):,} did neither, such as that of {lost[0].origin}. "
             "What it makes of a row must pass `row.origin` on, `Row({…}, row.origin)`; a step that drops rows says "
             "`keeps_rows = False`, one made of a function `@step(…, keeps_rows=False)`."
         )
 
 
 def _assign_ids(rows: list[Row], batch: list[Row]) -> None:
-    """Give rows of unknown lineage ids of their own, derived from the batch, so that their descendants can be joined."""
+    """Give rows of unknown lineage ids derived from the batch, so that their descendants can be joined."""
     without_id = [row for row in rows if row.id is None]
     if without_id and (first := batch[0].id):
         span = f"{batch[0].origin}".partition("…")[0] + "…" + f"{batch[-1].origin}".rpartition("…")[2]
         for number, row in enumerate(without_id):
-            row.origin = Origin(row.origin or span, (*first, FRESH, number))
+            row.origin = RowLineage(row.origin or span, (*first, UNKNOWN_PARENT, number))

@@ -154,17 +154,17 @@ class ProgressTracker:
         for counts in self._counters.values():
             counts.history.append((self.started, 0, 0))
 
-    def on_done(self, step: Step, outcome: Outcome) -> None:
+    def on_done(self, step: Step, result: BatchResult) -> None:
         """Count a batch."""
         with self._lock:
             counts = self._counters[step.name]
-            counts.rows_in += outcome.rows_in
-            counts.rows += len(outcome.rows)
-            counts.failures += len(outcome.failures)
-            for spending in outcome.spending.values():
-                counts.input_tokens += spending.usage.input_tokens
-                counts.output_tokens += spending.usage.output_tokens
-                counts.cost = dollars(counts.cost, spending.cost)
+            counts.rows_in += result.rows_in
+            counts.rows += len(result.rows)
+            counts.failures += len(result.failures)
+            for used in result.model_usage.values():
+                counts.input_tokens += used.usage.input_tokens
+                counts.output_tokens += used.usage.output_tokens
+                counts.cost = add_costs(counts.cost, used.cost)
             counts.history.append((time.monotonic(), counts.rows_in or counts.rows, counts.output_tokens))
 
     def snapshot(self) -> RunSnapshot:
@@ -183,7 +183,7 @@ class ProgressTracker:
                 done = counts.rows_in or counts.rows
                 left = None if expected is None else max(0.0, expected - done)
                 eta = None if left is None else left / rate if rate else None if left else 0.0
-                cost = dollars(cost, counts.cost)
+                cost = add_costs(cost, counts.cost)
                 steps[step.name] = StepSnapshot(
                     counts.rows_in,
                     None if expected is None else max(round(expected), done),

@@ -39,7 +39,7 @@ def step_identity(step: Step, before: Iterable[str], routes: Iterable[Route]) ->
     return _hash(repr([REVISION, version("distilflow"), what]).encode())
 
 
-def result_key(step: Step, identity: str, batches: Iterable[Outcome]) -> str | None:
+def result_key(step: Step, identity: str, batches: Iterable[BatchResult]) -> str | None:
     """Where the result of a step for these batches is kept, in Prefect's storage.
 
     `None` if it cannot be: the content of a batch is not known.
@@ -67,22 +67,22 @@ def combine_digests(one: str | None, other: str | None) -> str | None:
 
 
 class BatchResultSerializer(Serializer):
-    """An `Outcome` without failures as JSON. It comes back as one for which no model was asked anything."""
+    """An `BatchResult` without failures as JSON. It comes back as one for which no model was asked anything."""
 
     type: str = Field(default="distilflow", frozen=True)
 
     def dumps(self, obj: BatchResult) -> bytes:
         """The rows, which they are and where they come from, and how many answers are in them."""
-        answers = {model: spent.requests + spent.cached for model, spent in obj.spending.items()}
+        answers = {model: spent.requests + spent.cached for model, spent in obj.model_usage.items()}
         kept = {"rows_in": obj.rows_in, "digest": obj.digest, "answers": answers, "rows": list(_encode_rows(obj.rows))}
         return orjson.dumps(kept)
 
     def loads(self, blob: bytes) -> BatchResult:
         """The same."""
         kept = orjson.loads(blob)
-        return Outcome(
+        return BatchResult(
             rows=[Row(row, _decode_lineage(place, id)) for place, id, row in kept["rows"]],
-            spending={model: Spending(cached=answers) for model, answers in kept["answers"].items()},
+            model_usage={model: ModelUsage(cached=answers) for model, answers in kept["answers"].items()},
             rows_in=kept["rows_in"],
             digest=kept["digest"],
         )
@@ -93,7 +93,7 @@ def _encode_rows(rows: Iterable[Row]) -> Iterator[list[Any]]:
 
 
 def _decode_lineage(place: str | None, id: list[int] | None) -> str | None:
-    return place if place is None or id is None else Origin(place, tuple(id))
+    return place if place is None or id is None else RowLineage(place, tuple(id))
 
 
 def _hash(text: bytes) -> str:

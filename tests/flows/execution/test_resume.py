@@ -540,7 +540,7 @@ class TestSerializer:
     ]
 
     def test_rows_come_back_with_what_they_are(self):
-        outcome = Outcome(self.ROWS, spending={"m": Spending(2, 3)}, rows_in=4, digest=digest_rows(self.ROWS))
+        outcome = BatchResult(self.ROWS, model_usage={"m": ModelUsage(2, 3)}, rows_in=4, digest=digest_rows(self.ROWS))
         back = BatchResultSerializer().loads(BatchResultSerializer().dumps(outcome))
         assert back.rows == self.ROWS and [row.origin for row in back.rows] == ["data[0]", "x:1", None]
         assert [row.id for row in back.rows] == [(0, 1), None, None]
@@ -554,7 +554,7 @@ class TestSerializer:
 
     def test_content_order_and_place_count(self):
         first, *_ = self.ROWS
-        others = [self.ROWS, self.ROWS[::-1], [Row(first, Origin("data[0]", (0, 2)))], [Row(first, first.origin)]]
+        others = [self.ROWS, self.ROWS[::-1], [Row(first, RowLineage("data[0]", (0, 2)))], [Row(first, first.origin)]]
         assert len({digest_rows(each) for each in others}) == 4
 
 

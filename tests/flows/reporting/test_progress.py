@@ -60,7 +60,7 @@ def counted(made: Pipeline, limit: int | None = None) -> tuple[ProgressTracker, 
     def finished(name: str, rows_in: int, rows: int, failures: int = 0, cost: float | None = 0.0) -> None:
         outcome = BatchResult([Row()] * rows, [Failure(name, "E", "no", Row())] * failures, rows_in=rows_in)
         if name == "ask":
-            outcome.spending = {"m": Spending(rows_in, 0, Usage(10 * rows_in, 20 * rows), cost)}
+            outcome.model_usage = {"m": ModelUsage(rows_in, 0, Usage(10 * rows_in, 20 * rows), cost)}
         counts.on_done(graph.by_name[name], outcome)
 
     return counts, finished

@@ -98,7 +98,7 @@ def test_what_is_sent_is_small_and_comes_out_the_same():
     sent = cloudpickle.dumps(step_task.step.task(step_task, **step_task.task_options))
     assert len(sent) < 20_000
     task = pickle.loads(sent)
-    batch = Outcome([Row({"instruction": "a"}, Origin("data[0]", (0, 0)))], digest="x")
+    batch = BatchResult([Row({"instruction": "a"}, RowLineage("data[0]", (0, 0)))], digest="x")
     assert task.cache_key_fn(None, {"batches": (batch,)}) == step_task.task_options["cache_key_fn"](
         None, {"batches": (batch,)}
     )
@@ -107,8 +107,8 @@ def test_what_is_sent_is_small_and_comes_out_the_same():
 
 
 def test_batches_survive_the_way():
-    rows = [Row({"a": 1}, Origin("data[0]", (0, 0))), Row({"b": [2]})]
-    outcome = Outcome(rows, [Failure("s", "E", "m", rows[0])], rows_in=3, digest=digest_rows(rows))
+    rows = [Row({"a": 1}, RowLineage("data[0]", (0, 0))), Row({"b": [2]})]
+    outcome = BatchResult(rows, [Failure("s", "E", "m", rows[0])], rows_in=3, digest=digest_rows(rows))
     back = pickle.loads(pickle.dumps(outcome))
     assert (back.rows, back.failures, back.rows_in, back.digest) == (rows, outcome.failures, 3, outcome.digest)
     assert [row.id for row in back.rows] == [(0, 0), None] and digest_rows(back.rows) == outcome.digest
