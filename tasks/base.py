@@ -1,4 +1,4 @@
-"""What every step here is: a pydantic class from rows to rows that runs as a Prefect task."""
+"""Base classes of steps: pydantic classes from rows to rows that run as Prefect tasks."""
 
 import re
 import time
@@ -14,16 +14,16 @@ from pydantic import Field
 from llms import Fatal
 from llms.config.strict import Strict
 from tasks import dag
-from tasks.typing import BatchResult, Failure, PartialBatchError, Row, RowLineage
+from tasks.typing import BatchResult, Failure, PartialBatchError, Row, RowId, RowLineage
 
 S = TypeVar("S", bound="Step")
 
 
 class Step(Strict, ABC):
-    """Rows in, rows out. A subclass gives `process`, and says which columns it reads and adds.
+    """A step from rows to rows.
 
-    Its fields are its configuration and its runtime parameters: they are shown as a form, coerced from strings, and
-    a misspelt one is refused.
+    Subclasses define `process`, and `inputs` and `outputs` where they read and add columns. Fields are configuration
+    and runtime parameters at once: shown as a form, coerced from strings, validated.
     """
 
     name: str = Field(
@@ -41,72 +41,75 @@ class Step(Strict, ABC):
     use_cache: bool = Field(default=True, description="Take what the step made of the same rows before, in any run.")
 
     keeps_rows: ClassVar[bool] = True
-    """Whether every row comes out again, once or several times, or fails: a pipeline makes sure that it does. A step
-    that drops rows says `False`."""
+    """Whether every row comes out, once or several times, or fails, which a pipeline checks. Set this to `False` in
+    subclasses that drop rows."""
 
     def model_post_init(self, context: Any) -> None:
-        """Take a name and a place in the pipeline being declared."""
+        """Set the default name and join the pipeline being declared. Usually not overridden."""
         if not self.name:
             words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__)
             self.name = words.lower()
-            self.model_fields_set.discard("name")  # nobody gave it: a pipeline may number it
+            self.model_fields_set.discard("name")  # a default, which a pipeline may number
         if pipeline := dag.current.get():
             pipeline.add(self)
 
     @property
     def inputs(self) -> Sequence[str]:
-        """The columns every row must have."""
+        """Columns that every row must have. Override this in subclasses that read columns."""
         return ()
 
     @property
     def optional_inputs(self) -> Sequence[str]:
-        """The columns it makes use of where a row has them."""
+        """Columns that are used where a row has them. Override this in subclasses that have such columns."""
         return ()
 
     @property
     def outputs(self) -> Sequence[str]:
-        """The columns it adds."""
+        """Columns that the step adds. Override this in subclasses that add columns."""
         return ()
 
     def load(self) -> None:
-        """Acquire what is slow to acquire, and say what is missing. A pipeline calls it by itself."""
+        """Acquire resources, and raise if one is missing; a pipeline calls it before the first batch.
+
+        Override this in subclasses that need resources.
+        """
 
     def unload(self) -> None:
-        """Let go of it."""
+        """Release the resources. Override this in subclasses that override `load`."""
 
     @abstractmethod
     def process(self, inputs: list[Row]) -> Iterator[list[Row]]:
-        """Turn a batch of rows into rows, yielded in one or several lists."""
+        """Turn a batch of rows into rows, yielded in one or several lists. Override this in subclasses."""
 
     def run(self, rows: list[Row]) -> BatchResult:
-        """Process a batch so that one bad row costs one row.
+        """Process a batch so that an invalid row fails alone. Usually not overridden.
 
         Raises:
-            Fatal: If no row can work.
+            Fatal: If no row can succeed.
         """
-        started, outcome = time.perf_counter(), BatchResult(rows_in=len(rows))
+        started, result = time.perf_counter(), BatchResult(rows_in=len(rows))
         size = self.input_batch_size or max(len(rows), 1)
         for start in range(0, len(rows), size):
-            outcome.add(self._run([Row.of(row) for row in rows[start : start + size]]))
-        _number_siblings(outcome.rows)
-        outcome.seconds = time.perf_counter() - started
-        return outcome
+            result.add(self._run([Row.of(row) for row in rows[start : start + size]]))
+        _number_siblings(result.rows)
+        result.seconds = time.perf_counter() - started
+        return result
 
     def task(
-        self, work: "Callable[[Sequence[BatchResult]], BatchResult] | None" = None, **options: Any
+        self, function: Callable[[Sequence[BatchResult]], BatchResult] | None = None, **options: Any
     ) -> "prefect.Task[..., BatchResult]":
-        """This step as a Prefect task, `(*batches, number=0) -> BatchResult`; the run is called `<name>-<number>`.
+        """Return this step as a Prefect task, `(*batches, number=0) -> BatchResult`. Usually not overridden.
 
-        A batch is a list of rows, or what another step made.
+        A batch is a list of rows or the result of another step. The task run is called `<name>-<number>`.
 
         Args:
-            work: What a run makes of its batches; when not given, what `run` makes of their rows.
-            options: What else `prefect.Task` takes, such as where results are kept; without, they are not.
+            function: Called with the batches; by default `run` with all their rows.
+            options: Further arguments of `prefect.Task`; by default results are not persisted.
         """
 
         def process(*batches: BatchResult | list[Row], number: int = 0) -> BatchResult:
-            made = [each if isinstance(each, BatchResult) else BatchResult(each) for each in batches]
-            return work(made) if work else self.run([row for each in made for row in each.rows])
+            results = [each if isinstance(each, BatchResult) else BatchResult(each) for each in batches]
+            return function(results) if function else self.run([row for each in results for row in each.rows])
 
         return prefect.Task(
             process,
@@ -117,34 +120,29 @@ class Step(Strict, ABC):
         )
 
     @overload
-    def __rshift__(self, others: "S") -> "S": ...
+    def __rshift__(self, others: S) -> S: ...
 
     @overload
-    def __rshift__(self, others: "list[S]") -> "list[S]": ...
+    def __rshift__(self, others: list[S]) -> list[S]: ...
 
     def __rshift__(self, others: Any) -> Any:
-        """`a >> b`, `a >> [b, c]`: what `a` makes goes to each."""
+        """Connect `a >> b`, or fan out `a >> [b, c]`."""
         if not isinstance(others, Step | list):
-            return NotImplemented  # a router, which knows what to do
+            return NotImplemented  # a router connects itself
         for other in others if isinstance(others, list) else [others]:
-            self._pipeline().connect(self, other)
+            dag.connect(self, other)
         return others
 
     def __rrshift__(self: S, others: "Sequence[Step]") -> S:
-        """`[a, b] >> c`: what each makes goes to `c`."""
+        """Fan in `[a, b] >> c`."""
         for other in others:
-            self._pipeline().connect(other, self)
+            dag.connect(other, self)
         return self
 
     def connect(self, *others: "Step") -> None:
-        """The same as `self >> [*others]`."""
+        """Connect this step to others, as `self >> [*others]` does."""
         for other in others:
-            self._pipeline().connect(self, other)
-
-    def _pipeline(self) -> dag.DagBuilder:
-        if pipeline := dag.current.get():
-            return pipeline
-        raise ValueError(f"`{self.name}`: steps are connected inside `with Pipeline() as pipeline:`.")
+            dag.connect(self, other)
 
     def _run(self, rows: list[Row]) -> BatchResult:
         failures: list[Failure] = []
@@ -155,35 +153,37 @@ class Step(Strict, ABC):
         except Fatal:
             raise
         except Exception as error:
-            if len(rows) == 1 or isinstance(self, GlobalStep):  # one by one, they are not what it is for
+            if len(rows) == 1 or isinstance(self, GlobalStep):  # which is not meant for single rows
                 return BatchResult(failures=[self._failure(row, error) for row in rows])
-            outcome = BatchResult()
-            for row in rows:  # find the rows that did it: the others go on
-                outcome.add(self._run([row]))
-            return outcome
-        known = {row.id or row.origin: row for row in rows}
-        alone = rows[0] if len(rows) == 1 else None
-        same = len(made) == len(rows) and not failures and not isinstance(self, GlobalStep)
-        named: list[Row] = []
-        for at, columns in enumerate(made):
+            result = BatchResult()
+            for row in rows:  # isolate the rows that fail
+                result.add(self._run([row]))
+            return result
+        parents = {row.id or row.origin: row for row in rows}
+        only = rows[0] if len(rows) == 1 else None
+        one_to_one = len(made) == len(rows) and not failures and not isinstance(self, GlobalStep)
+        mapped: list[Row] = []
+        for position, columns in enumerate(made):
             row = Row.of(columns)
-            guessed = rows[at] if same else alone
-            source = guessed if row.origin is None else known.get(row.id or row.origin, guessed)
-            origin = row.origin or (None if source is None else source.origin)
-            named.append(self._apply_output_mappings(self._restore_shadowed(row, source), origin))
-        return BatchResult(named, failures)
+            likely = rows[position] if one_to_one else only
+            parent = likely if row.origin is None else parents.get(row.id or row.origin, likely)
+            origin = row.origin or (None if parent is None else parent.origin)
+            mapped.append(self._apply_output_mappings(self._restore_shadowed(row, parent), origin))
+        return BatchResult(mapped, failures)
 
-    def _restore_shadowed(self, made: Mapping[str, Any], source: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What was made, without what `input_mappings` lent it: a column the row itself has of that name comes back."""
-        lent = self.input_mappings.keys() - set(self.outputs)
-        own = {} if source is None else {name: source[name] for name in lent if name in source}
-        return {name: own.get(name, value) for name, value in made.items() if name not in lent or name in own}
+    def _restore_shadowed(self, made: Mapping[str, Any], parent: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Remove the aliases of `input_mappings`, and restore columns of the parent row that they shadowed."""
+        aliases = self.input_mappings.keys() - set(self.outputs)
+        shadowed = {} if parent is None else {name: parent[name] for name in aliases if name in parent}
+        return {
+            name: shadowed.get(name, value) for name, value in made.items() if name not in aliases or name in shadowed
+        }
 
     def _apply_input_mappings(self, row: Row) -> Row:
-        """A copy of the row under the names this step knows, so that no other step sees what it does to it.
+        """Return a copy of a row under the step's own column names, so that no other step sees it change.
 
         Raises:
-            ValueError: If it lacks a column.
+            ValueError: If a column is missing.
         """
         needed = {name: self.input_mappings.get(name, name) for name in [*self.inputs, *self.input_mappings]}
         if missing := [column for column in needed.values() if column not in row]:
@@ -194,18 +194,18 @@ class Step(Strict, ABC):
         return Row(row | {name: row[column] for name, column in self.input_mappings.items()}, row.origin)
 
     def _apply_output_mappings(self, row: Mapping[str, Any], origin: str | None) -> Row:
-        """A row this step made, its columns called as `output_mappings` says."""
+        """Return a row with its columns renamed by `output_mappings`."""
         return Row({self.output_mappings.get(name, name): value for name, value in row.items()}, origin)
 
-    def _failure(self, row: Row, error: Exception, **facts: Any) -> Failure:
+    def _failure(self, row: Row, error: Exception, **details: Any) -> Failure:
         message = getattr(error, "message", None) or f"{error}" or "no message"
-        return Failure(self.name, type(error).__name__, message, row, **facts)
+        return Failure(self.name, type(error).__name__, message, row, **details)
 
 
 class GlobalStep(Step, ABC):
-    """A step that needs all rows at once, such as one that removes duplicates.
+    """A step that gets all rows at once, such as deduplication.
 
-    It may drop rows, and bring them in another order: what it makes of a row must pass `row.origin` on, as
+    It may drop and reorder rows. Subclasses define `process`; new rows must keep the `row.origin` of their parent, as
     `row | {…}` does.
     """
 
@@ -213,7 +213,10 @@ class GlobalStep(Step, ABC):
 
 
 class GeneratorStep(Step, ABC):
-    """A source: rows out, none in."""
+    """A source: a step that yields rows and takes none.
+
+    Subclasses define `process` and `outputs`.
+    """
 
     batch_size: int | None = Field(
         default=None, gt=0, description="Rows per batch, the work of one task run; sized by itself when empty."
@@ -221,10 +224,10 @@ class GeneratorStep(Step, ABC):
 
     @abstractmethod
     def process(self, offset: int = 0) -> Iterator[list[Row]]:  # type: ignore[override]
-        """Yield rows in lists of any length, beginning with row number `offset`."""
+        """Yield rows in lists of any length, from row number `offset` on. Override this in subclasses."""
 
     def rows(self, offset: int = 0) -> Iterator[Row]:
-        """All the rows one by one, under their final names, each with its origin."""
+        """Yield the rows one by one, renamed by `output_mappings`, each with its origin. Usually not overridden."""
         number = offset
         for chunk in self.process(offset):
             for row in chunk:
@@ -232,16 +235,16 @@ class GeneratorStep(Step, ABC):
                 number += 1
 
     def check(self, columns: Sequence[str]) -> int | None:
-        """Refuse data that lacks a column or cannot be read, before anything is paid for.
+        """Validate the data before the first request. Override this in subclasses that can check more.
 
         Args:
-            columns: What the steps after it need, under this step's own names.
+            columns: Columns that the steps downstream need, under this step's own names.
 
         Returns:
-            How many rows it will bring, if that is known.
+            The number of rows, if it is known.
 
         Raises:
-            ValueError: Naming the place, the column and the cure.
+            ValueError: If data cannot be read or lacks a column; it names the place, the column and the cure.
         """
         outputs = self.outputs
         if outputs and (missing := [column for column in columns if column not in outputs]):
@@ -251,9 +254,9 @@ class GeneratorStep(Step, ABC):
 
 
 def _number_siblings(rows: list[Row]) -> None:
-    """Number the rows that were made of one and the same."""
+    """Append a number to the id of rows that share a parent row."""
     count = Counter(row.id for row in rows)
-    seen = Counter[tuple[int, ...]]()
+    seen = Counter[RowId]()
     for row in rows:
         if row.id is not None and count[row.id] > 1:
             number, seen[row.id] = seen[row.id], seen[row.id] + 1

@@ -1,4 +1,4 @@
-"""Steps out of functions."""
+"""Decorators that turn functions into steps."""
 
 import inspect
 import re
@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from llms.config.strict import explain, nearest
 from tasks.base import GeneratorStep, GlobalStep, Step
 from tasks.task import Task
-from tasks.templates import Template, render, required
+from tasks.templates import Template, render, required_columns
 from tasks.typing import ChatType, Row
 
 _BASES: dict[str, type[Step]] = {"normal": Step, "global": GlobalStep, "generator": GeneratorStep}
@@ -27,18 +27,18 @@ def step(
     step_type: Literal["normal", "global", "generator"] = "normal",
     keeps_rows: bool = True,
 ) -> Callable[[Callable[..., Any]], type[Any]]:
-    """Make a step of a function that yields lists of rows.
+    """Turn a function that yields lists of rows into a step.
 
-    The function's first argument is the rows it gets; one of a generator is called `offset` if it has one, the number
-    of the row to begin with. The other arguments become fields of the step: typed, coerced, set when it is made or when
-    the pipeline runs.
+    The first argument of the function is a list of rows. A generator has none; it may have an argument `offset`, the
+    number of the row to begin with. All other arguments become fields of the step: typed, coerced, set when it is
+    created or when the pipeline runs.
 
     Args:
-        inputs: The columns every row must have.
-        outputs: The columns it adds.
-        step_type: A `"normal"` step gets batches, a `"global"` one all rows at once, a `"generator"` none.
-        keeps_rows: Whether a normal step makes something of every row: a pipeline makes sure that it does. `False` for
-            one that drops some.
+        inputs: Columns that every row must have.
+        outputs: Columns that the step adds.
+        step_type: `"normal"` for batches of rows, `"global"` for all rows at once, `"generator"` for a source.
+        keeps_rows: Whether every row comes out or fails, which a pipeline checks; `False` for a normal step that drops
+            rows.
 
     Raises:
         ValueError: If the function cannot be a step.
@@ -54,7 +54,7 @@ def step(
             yield rows
         ```
     """
-    read, added = _columns("step", "inputs", inputs), _columns("step", "outputs", outputs)
+    read, added = _column_list("step", "inputs", inputs), _column_list("step", "outputs", outputs)
     if step_type not in _BASES:
         raise ValueError(f"there is no `step_type={step_type!r}`: {nearest(str(step_type), _BASES)}")
     source = step_type == "generator"
@@ -62,29 +62,29 @@ def step(
         raise ValueError('a generator gets no rows: leave out `inputs`, or `step_type="generator"`.')
 
     def decorate(function: Callable[..., Any]) -> type[Any]:
-        names = _arguments(function)
+        names = _argument_names(function)
         if not source and not names:
             raise ValueError(f"`{function.__name__}` takes no rows: its first argument is the list of them.")
         own = [name for name in names if name != "offset"] if source else names[1:]
 
-        @wraps(function)  # what the step does is the function: its source is found through `__wrapped__`
+        @wraps(function)  # the source code of the step is found through `__wrapped__`
         def process(self: Step, inputs: list[Row]) -> Iterator[list[Row]]:
-            yield from _lists(function(inputs, **_values(self, own)), function)
+            yield from _row_lists(function(inputs, **_field_values(self, own)), function)
 
         @wraps(function)
-        def bring(self: Step, offset: int = 0) -> Iterator[list[Row]]:
-            begins = {"offset": offset} if "offset" in names else {}
-            for rows in _lists(function(**begins, **_values(self, own)), function):
-                yield rows if begins else rows[offset:]
+        def generate(self: Step, offset: int = 0) -> Iterator[list[Row]]:
+            start = {"offset": offset} if "offset" in names else {}
+            for rows in _row_lists(function(**start, **_field_values(self, own)), function):
+                yield rows if start else rows[offset:]
                 offset = max(offset - len(rows), 0)
 
         members = {
             "keeps_rows": keeps_rows and step_type == "normal",
-            "process": bring if source else process,
+            "process": generate if source else process,
             "inputs": property(lambda _: read),
             "outputs": property(lambda _: added),
         }
-        return _class(function, _BASES[step_type], own, members, inspect.getdoc(function))
+        return _make_class(function, _BASES[step_type], own, members, inspect.getdoc(function))
 
     return decorate
 
@@ -92,16 +92,16 @@ def step(
 def task(
     inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
 ) -> Callable[[Callable[..., Any]], type[Any]]:
-    """Make a task of a function that reads a model's answer.
+    """Turn a function that parses a generation into a task.
 
-    The function's first two arguments are the answer, `None` when the model gave none, and the row; it returns the
-    columns in `outputs`. The others become fields of the task. Its docstring holds the prompts, in YAML between two
-    lines of `---`: `user_message_template`, and `system_prompt` if there is to be one. Both are Jinja2 over the row's
-    columns; a column alone may be written `{column}`.
+    The first two arguments of the function are the generation, `None` if the model returned none, and the row; it
+    returns the columns in `outputs`. All other arguments become fields of the task. The docstring has the prompts, as
+    YAML between two lines of `---`: `user_message_template`, and optionally `system_prompt`. Both are Jinja2 over the
+    columns of the row; a column alone may be written `{column}`.
 
     Args:
-        inputs: The columns every row must have; those the prompts name when not given.
-        outputs: The columns it adds.
+        inputs: Columns that every row must have; by default those that the prompts name.
+        outputs: Columns that the task adds.
 
     Raises:
         ValueError: If the function cannot be a task, or a prompt names a column that is not in `inputs`.
@@ -122,20 +122,20 @@ def task(
             return {"words": len((text or "").split())}
         ```
     """
-    given, added = _columns("task", "inputs", inputs), _columns("task", "outputs", outputs)
+    given, added = _column_list("task", "inputs", inputs), _column_list("task", "outputs", outputs)
 
     def decorate(function: Callable[..., Any]) -> type[Any]:
-        names = _arguments(function)
+        names = _argument_names(function)
         if len(names) < 2:
             raise ValueError(f"`{function.__name__}` takes too little: its first arguments are the answer and the row.")
         own = names[2:]
-        about, prompts = _prompts(function)
-        named = list(dict.fromkeys(name for prompt in prompts.values() for name in required(prompt)))
+        description, prompts = _parse_prompts(function)
+        named = list(dict.fromkeys(name for prompt in prompts.values() for name in required_columns(prompt)))
         read = named if inputs is None else given
-        if strange := [name for name in named if name not in read]:
+        if unknown := [name for name in named if name not in read]:
             raise ValueError(
-                f"a prompt of `{function.__name__}` names `{strange[0]}`, no column of `inputs`: "
-                f"{nearest(strange[0], read)}"
+                f"a prompt of `{function.__name__}` names `{unknown[0]}`, no column of `inputs`: "
+                f"{nearest(unknown[0], read)}"
             )
 
         def format_input(self: Task, row: Row) -> ChatType:
@@ -145,7 +145,7 @@ def task(
 
         @wraps(function)
         def format_output(self: Task, text: str | None, row: Row) -> Mapping[str, Any]:
-            columns = function(text, row, **_values(self, own))
+            columns = function(text, row, **_field_values(self, own))
             if not isinstance(columns, Mapping):
                 raise ValueError(f"`{function.__name__}` returned `{columns!r}`, no dictionary of columns.")
             if missing := [name for name in added if name not in columns]:
@@ -158,12 +158,12 @@ def task(
             "inputs": property(lambda _: read),
             "outputs": property(lambda _: added),
         }
-        return _class(function, Task, own, members, about)
+        return _make_class(function, Task, own, members, description)
 
     return decorate
 
 
-def _columns(decorator: str, name: str, columns: Any) -> list[str]:
+def _column_list(decorator: str, name: str, columns: Any) -> list[str]:
     if callable(columns):
         raise ValueError(f"`@{decorator}` needs its brackets: write `@{decorator}()`.")
     if isinstance(columns, str):
@@ -171,24 +171,24 @@ def _columns(decorator: str, name: str, columns: Any) -> list[str]:
     return list(columns or [])
 
 
-def _arguments(function: Callable[..., Any]) -> list[str]:
-    """The names of a function's arguments.
+def _argument_names(function: Callable[..., Any]) -> list[str]:
+    """Return the names of a function's arguments.
 
     Raises:
-        ValueError: If it is asynchronous, or takes any number of them.
+        ValueError: If it is asynchronous or variadic.
     """
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise ValueError(f"`{function.__name__}` is asynchronous: steps are made of plain functions.")
     parameters = inspect.signature(function).parameters.values()
-    if loose := [each for each in parameters if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]:
-        raise ValueError(f"`{function.__name__}` takes `{loose[0]}`: give each argument a name of its own.")
+    if variadic := [each for each in parameters if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]:
+        raise ValueError(f"`{function.__name__}` takes `{variadic[0]}`: give each argument a name of its own.")
     return [each.name for each in parameters]
 
 
-def _class(
-    function: Callable[..., Any], base: type[Step], own: list[str], members: dict[str, Any], about: str | None
+def _make_class(
+    function: Callable[..., Any], base: type[Step], own: list[str], members: dict[str, Any], description: str | None
 ) -> type[Any]:
-    """The class: these members, and a field for each of the function's own arguments."""
+    """Create a subclass of `base` with these members, and a field for each of the function's own arguments."""
     name, arguments = function.__name__, inspect.signature(function).parameters
     hints = {each: function.__annotations__[each] for each in own if each in function.__annotations__}
     hints = get_type_hints(SimpleNamespace(__annotations__=hints), function.__globals__, include_extras=True)
@@ -197,32 +197,34 @@ def _class(
         if hasattr(base, each) or each in base.model_fields or each.startswith(("_", "model_")):
             raise ValueError(f"`{name}` cannot have an argument `{each}`: every step has its own. Call it otherwise.")
         default = arguments[each].default
-        described = _description(function, each)
+        field_description = _argument_description(function, each)
         if isinstance(default, FieldInfo):
             fields[each] = default
         elif default is inspect.Parameter.empty:
-            fields[each] = Field(description=described)
+            fields[each] = Field(description=field_description)
         else:
-            fields[each] = Field(default=default, description=described)
+            fields[each] = Field(default=default, description=field_description)
     body = {
         "__module__": function.__module__,
         "__qualname__": function.__qualname__,
-        "__doc__": about or name,
+        "__doc__": description or name,
         "__annotations__": {"keeps_rows": ClassVar[bool]} | {each: hints.get(each, Any) for each in own},
     }
     metaclass: Any = type(base)
     return metaclass(name, (base,), body | fields | members)
 
 
-def _values(step: Step, own: list[str]) -> dict[str, Any]:
+def _field_values(step: Step, own: list[str]) -> dict[str, Any]:
     return {name: getattr(step, name) for name in own}
 
 
-def _lists(made: Any, function: Callable[..., Any]) -> Iterator[list[Row]]:
-    """What a function yields, or the one list it returns; a pair is a list and whether it is the last.
+def _row_lists(made: Any, function: Callable[..., Any]) -> Iterator[list[Row]]:
+    """Yield the lists of rows that a function yields or returns.
+
+    A pair is a list and whether it is the last one.
 
     Raises:
-        TypeError: If that is no list of rows.
+        TypeError: If one is no list of rows.
     """
     for rows in [made] if isinstance(made, list) or made is None else made:
         rows = rows[0] if isinstance(rows, tuple) and len(rows) == 2 else rows
@@ -232,11 +234,11 @@ def _lists(made: Any, function: Callable[..., Any]) -> Iterator[list[Row]]:
         yield rows
 
 
-def _prompts(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
-    """What a docstring says besides the prompts, and the prompts.
+def _parse_prompts(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+    """Split a docstring into its description and its prompts.
 
     Raises:
-        ValueError: If they are not there, or malformed.
+        ValueError: If the prompts are missing or malformed.
     """
     name, parts = function.__name__, re.split(r"^[ \t]*---[ \t]*$", inspect.getdoc(function) or "", flags=re.MULTILINE)
     if len(parts) != 3:
@@ -259,12 +261,12 @@ def _prompts(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
             prompts[key] = _TEMPLATE.validate_python(re.sub(r"(?<!\{)\{([A-Za-z_]\w*)\}(?!\})", r"{{ \1 }}", prompt))
         except ValidationError as error:
             raise ValueError(f"`{key}` of `{name}`: {explain(error)}") from None
-    about = "\n\n".join(part for each in (parts[0], parts[2]) if (part := each.strip()))
-    return about, {key: prompt.strip() for key, prompt in prompts.items()}
+    description = "\n\n".join(part for each in (parts[0], parts[2]) if (part := each.strip()))
+    return description, {key: prompt.strip() for key, prompt in prompts.items()}
 
 
-def _description(function: Callable[..., Any], name: str) -> str | None:
-    """What a function's docstring says of an argument, under `Args:`."""
+def _argument_description(function: Callable[..., Any], name: str) -> str | None:
+    """Return the description of an argument, under `Args:` in the docstring."""
     _, _, arguments = (inspect.getdoc(function) or "").partition("Args:\n")
     found = re.search(rf"^[ ]+{name}(?: \(.*?\))?:[ ]*(.+)$", arguments, flags=re.MULTILINE)
     return found[1] if found else None

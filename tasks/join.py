@@ -1,4 +1,4 @@
-"""Rows of several branches: brought together by which row they were made of."""
+"""Joins of branches by row lineage."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -9,98 +9,100 @@ from tasks.typing import UNKNOWN_PARENT, BatchResult, Row, RowId, RowLineage
 
 
 class Join(Step, ABC):
-    """A step after several branches. A subclass says what becomes of what they made of one row.
+    """A step that joins the rows that several branches made of one row.
 
-    A row that a branch lost, because it failed or was filtered there, is joined without it.
+    Subclasses define `joined`. A row that a branch lost, by a failure or a filter, is joined without that branch.
     """
 
     keeps_rows: ClassVar[bool] = False
 
     @abstractmethod
     def joined(self, rows: list[Row]) -> Row:
-        """One row of those that the branches made of the same, in the order of the branches."""
+        """Return one row for the rows of one join key, which are in the order of the branches.
+
+        Override this in subclasses.
+        """
 
     def process(self, *inputs: list[Row]) -> Iterator[list[Row]]:  # type: ignore[override]
-        """Join rows that stand in the same place of their lists."""
+        """Join the n-th rows of all lists. Usually not overridden."""
         yield [self.joined([Row.of(row) for row in rows]) for rows in zip(*inputs, strict=True)]
 
     def run_groups(self, groups: Iterable[tuple[RowLineage, list[Row]]]) -> BatchResult:
-        """Join each group so that one that cannot be joined costs itself only."""
-        outcome = BatchResult()
-        for origin, rows in groups:
-            outcome.rows_in += 1
+        """Join each group so that one that cannot be joined fails alone. Usually not overridden."""
+        result = BatchResult()
+        for lineage, rows in groups:
+            result.rows_in += 1
             try:
-                made = self.joined([self._apply_input_mappings(row) for row in rows])
+                joined = self.joined([self._apply_input_mappings(row) for row in rows])
             except Exception as error:
-                outcome.failures.append(self._failure(_merged(rows, origin), error))
+                result.failures.append(self._failure(_merged(rows, lineage), error))
             else:
-                outcome.rows.append(self._apply_output_mappings(self._restore_shadowed(made, rows[0]), origin))
-        return outcome
+                result.rows.append(self._apply_output_mappings(self._restore_shadowed(joined, rows[0]), lineage))
+        return result
 
 
-def sort_by_lineage(forked: Sequence[Row] | None, batches: Sequence[Sequence[Row]]) -> list[Row]:
-    """The rows of all batches in the order of the rows as they were where the branches part, or else were loaded in."""
+def sort_by_lineage(fork: Sequence[Row] | None, batches: Sequence[Sequence[Row]]) -> list[Row]:
+    """Return the rows of all batches in the order of their ancestors at the fork, else in the order of loading."""
     if len(batches) == 1:
         return list(batches[0])
-    places = _places(forked or ())
+    positions = _positions(fork or ())
 
-    def place(row: Row) -> tuple[int, RowId]:
-        return places.get(_made_of(row.id or (), places) or (), len(places)), row.id or ()
+    def sort_key(row: Row) -> tuple[int, RowId]:
+        return positions.get(_join_key(row.id or (), positions) or (), len(positions)), row.id or ()
 
-    return sorted((row for batch in batches for row in batch), key=place)
+    return sorted((row for batch in batches for row in batch), key=sort_key)
 
 
 def group_by_lineage(
-    forked: Sequence[Row] | None, batches: Sequence[Sequence[Row]]
+    fork: Sequence[Row] | None, batches: Sequence[Sequence[Row]]
 ) -> list[tuple[RowLineage, list[Row]]]:
-    """What the branches made of each row, in the order of the rows, under the row's own origin.
+    """Group the rows of all branches by the row they descend from, in the order of those rows.
 
     Args:
-        forked: The rows as they were where the branches part; when that is nowhere, the n-th rows of each belong
-            together.
-        batches: What came of each branch.
+        fork: Rows at the step where the branches fork; if they have no such step, rows are joined by their number in
+            their source.
+        batches: Rows of each branch.
 
     Raises:
-        ValueError: If a row does not say what it was made of.
+        ValueError: If the parent of a row is unknown.
     """
-    places = None if forked is None else _places(forked)
-    found: dict[RowId, list[Row]] = {}
+    positions = None if fork is None else _positions(fork)
+    groups: dict[RowId, list[Row]] = {}
     for row in (row for batch in batches for row in batch):
-        if not row.id or (id := _made_of(row.id, places)) is None:
+        if not row.id or (key := _join_key(row.id, positions)) is None:
             raise ValueError(
                 "rows can be joined only if each says what it was made of: a step that makes a number of rows out of "
                 "others must pass `row.origin` on, `Row({…}, row.origin)`."
             )
-        found.setdefault(id, []).append(row)
-    known = places or {}
-    order = sorted(found, key=lambda id: (known.get(id, len(known)), id))
-    return [(RowLineage(f"{found[id][0].origin}", id), found[id]) for id in order]
+        groups.setdefault(key, []).append(row)
+    order = positions or {}
+    keys = sorted(groups, key=lambda key: (order.get(key, len(order)), key))
+    return [(RowLineage(f"{groups[key][0].origin}", key), groups[key]) for key in keys]
 
 
-def _places(rows: Iterable[Row]) -> dict[RowId, int]:
-    """Where each row stands, by its id."""
-    return {row.id: place for place, row in enumerate(rows) if row.id}
+def _positions(rows: Iterable[Row]) -> dict[RowId, int]:
+    return {row.id: position for position, row in enumerate(rows) if row.id}
 
 
-def _made_of(id: RowId, known: Collection[RowId] | None) -> RowId | None:
-    """The row that one was made of, among those known; itself if of none, `None` if it does not say.
+def _join_key(id: RowId, fork: Collection[RowId] | None) -> RowId | None:
+    """Return the id of a row's ancestor at the fork; its own id if it has none there, `None` if that is unknown.
 
     Args:
-        id: That of the row.
-        known: Those where branches part; when that is nowhere, the row's number in its source tells.
+        id: Id of the row.
+        fork: Ids at the fork; without one, the key is the row's number in its source.
     """
-    if known is None:
+    if fork is None:
         return None if UNKNOWN_PARENT in id else (0, *id[1:])
-    for end in range(len(id), 0, -1):
-        if id[:end] in known:
-            return id[:end]
-        if id[end - 1] == UNKNOWN_PARENT:
+    for length in range(len(id), 0, -1):
+        if id[:length] in fork:
+            return id[:length]
+        if id[length - 1] == UNKNOWN_PARENT:
             return None
     return id
 
 
-def _merged(rows: list[Row], origin: RowLineage) -> Row:
+def _merged(rows: list[Row], lineage: RowLineage) -> Row:
     columns: dict[str, Any] = {}
     for row in rows:
         columns |= row
-    return Row(columns, origin)
+    return Row(columns, lineage)

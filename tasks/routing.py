@@ -1,59 +1,57 @@
-"""Which of several steps a row goes to."""
+"""Conditional edges: the branches a row takes."""
 
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar, overload
 
-from tasks.dag import Route
+from tasks import dag
+from tasks.base import Step
 from tasks.typing import Row
 
-if TYPE_CHECKING:
-    from tasks.base import Step
-
-    S = TypeVar("S", bound=Step)
+S = TypeVar("S", bound=Step)
 
 
 @dataclass
 class Router:
-    """Stands between one step or several and others: `data >> route(by) >> [short, long]`.
+    """A router between one or several steps and others: `data >> route(by) >> [short, long]`.
 
     Attributes:
-        by: Of a row and the names of the steps, the names of those it goes to.
+        selector: Takes a row and the names of the candidate steps, and returns the names of those that receive it.
+        sources: The steps whose rows it routes.
     """
 
     selector: Callable[[Row, Sequence[str]], Collection[str]]
-    sources: "Sequence[Step]" = ()
+    sources: Sequence[Step] = ()
 
-    def __rrshift__(self, sources: "Step | Sequence[Step]") -> "Router":
-        return Router(self.selector, sources if isinstance(sources, list | tuple) else [sources])  # type: ignore[list-item]
-
-    @overload
-    def __rshift__(self, targets: "S") -> "S": ...
+    def __rrshift__(self, sources: Step | Sequence[Step]) -> "Router":
+        return Router(self.selector, [sources] if isinstance(sources, Step) else sources)
 
     @overload
-    def __rshift__(self, targets: "list[S]") -> "list[S]": ...
+    def __rshift__(self, targets: S) -> S: ...
+
+    @overload
+    def __rshift__(self, targets: list[S]) -> list[S]: ...
 
     def __rshift__(self, targets: Any) -> Any:
         if not self.sources:
             raise ValueError("a router stands between a step and several: `data >> route(by) >> [short, long]`.")
-        several = targets if isinstance(targets, list | tuple) else [targets]
-        names = tuple(each.name for each in several)
+        candidates = targets if isinstance(targets, list | tuple) else [targets]
+        route = dag.Route(self.selector, tuple(each.name for each in candidates))
         for source in self.sources:
-            for target in several:
-                source._pipeline().connect(source, target, Route(self.selector, names))
+            for target in candidates:
+                dag.connect(source, target, route)
         return targets
 
 
 def route(by: Callable[[Row], Any]) -> Router:
-    """Send each row to the step, or the steps, a function names.
+    """Send each row to the step, or the steps, that a function names.
 
-    The function is asked more than once about a row, by each of the steps and again when a run goes on, and must give
-    the same answer every time: it decides by the row alone. One that does not ends the run. To draw steps at random,
-    use `sample_n_steps`.
+    The function must be deterministic and depend on the row alone: every target calls it, and so does a resumed run.
+    One that is not ends the run. To sample steps at random, use `sample_n_steps`.
 
     Args:
-        by: Of a row, the name of the step it goes to, or several in a list; `None` if it goes to none.
+        by: Takes a row and returns the name of a step, or a list of names; `None` for none of them.
 
     Example:
         ```python
@@ -69,36 +67,36 @@ def route(by: Callable[[Row], Any]) -> Router:
         ```
     """
 
-    def names(row: Row, steps: Sequence[str]) -> Collection[str]:
-        chosen = by(row)
-        wanted = [] if chosen is None else [chosen] if isinstance(chosen, str) else list(chosen)
-        if strange := [name for name in wanted if name not in steps]:
-            raise ValueError(f"`route` named `{strange[0]}`: there are {', '.join(f'`{step}`' for step in steps)}.")
-        return wanted
+    def select(row: Row, steps: Sequence[str]) -> Collection[str]:
+        selected = by(row)
+        names = [] if selected is None else [selected] if isinstance(selected, str) else list(selected)
+        if unknown := [name for name in names if name not in steps]:
+            raise ValueError(f"`route` named `{unknown[0]}`: there are {', '.join(f'`{step}`' for step in steps)}.")
+        return names
 
-    return Router(names)
+    return Router(select)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Draws `n` of the steps for each row, the same ones each time the pipeline runs; another seed, another draw."""
+    """A selector that samples `n` of the candidate steps for each row, reproducibly for a seed."""
 
     n: int
     seed: int = 0
 
     def __call__(self, row: Row, steps: Sequence[str]) -> Collection[str]:
-        """The names of the steps a row goes to."""
+        """Return the names of the steps that receive a row."""
         if self.n > len(steps):
             raise ValueError(f"`sample_n_steps({self.n})` stands before {len(steps)} steps.")
         return random.Random(f"{self.seed} {row.id or row}").sample(list(steps), self.n)
 
 
 def sample_n_steps(n: int, seed: int = 0) -> Router:
-    """Send each row to `n` of the steps, drawn at random: the same ones each time the pipeline runs.
+    """Send each row to `n` of the steps, sampled at random and reproducibly for a seed.
 
     Args:
-        n: How many.
-        seed: Another number is another draw.
+        n: Number of steps per row.
+        seed: Seed of the random numbers.
     """
     if n < 1:
         raise ValueError(f"`n` is {n}: a row goes to one step at least.")

@@ -1,4 +1,4 @@
-"""A step that asks a model: a prompt and a parse."""
+"""Base class of steps that call a model: a prompt and a parser."""
 
 import json
 from abc import ABC, abstractmethod
@@ -15,10 +15,11 @@ from tasks.typing import BatchResult, ModelUsage, PartialBatchError, Row
 
 
 class Task(Step, ABC):
-    """A step that asks a model. A subclass is a prompt and a parse: `format_input` and `format_output`.
+    """A step that calls a model.
 
-    Every row comes back with its own columns, those of `outputs`, `model_name`, and `<name>_metadata` with the prompt
-    really sent, the raw answer, why it ended and what it cost.
+    Subclasses define a prompt, `format_input`, and a parser, `format_output`, beside `inputs` and `outputs`. Every row
+    keeps its columns and gets those of `outputs`, `model_name`, and `<name>_metadata` with the prompt as sent, the raw
+    output, finish reason, tokens and cost.
     """
 
     llm: AnyLLM = Field(description="The model that answers.")
@@ -30,91 +31,94 @@ class Task(Step, ABC):
 
     @abstractmethod
     def format_input(self, row: Row) -> FormattedInput:
-        """The chat to send for a row, or a pair of the chat and the `structured_output` its answer is held to."""
+        """Return the chat for a row, or a pair of the chat and a `structured_output`. Override this in subclasses."""
 
     @abstractmethod
     def format_output(self, text: str | None, row: Row) -> Mapping[str, Any]:
-        """The columns an answer comes to; `text` is `None` when the model gave none."""
+        """Parse a generation into columns; `text` is `None` if the model returned none. Override this in subclasses."""
 
     def load(self) -> None:
-        """Load the task and its model."""
+        """Load the task and its model. Override this in subclasses that need resources, and call `super().load()`."""
         super().load()
         self.llm.load()
 
     def unload(self) -> None:
-        """Let go of the model's memory and connections."""
+        """Release the model's memory and connections. Override this in subclasses that override `load`."""
         self.llm.unload()
 
     def process(self, inputs: list[Row]) -> Iterator[list[Row]]:
-        """Answer a batch of rows, all at the same time.
+        """Generate for a batch of rows concurrently. Usually not overridden.
 
         Raises:
-            PartialBatchError: If some could not be answered; it holds those that were.
+            PartialBatchError: If some rows failed; it holds the others.
         """
-        outcome = self.answer([Row.of(row) for row in inputs])
-        if outcome.failures:
-            raise PartialBatchError(outcome.rows, outcome.failures)
-        yield outcome.rows
+        result = self.answer([Row.of(row) for row in inputs])
+        if result.failures:
+            raise PartialBatchError(result.rows, result.failures)
+        yield result.rows
 
     @final
     def answer(self, rows: list[Row]) -> BatchResult:
-        """Ask the model about every row, and sort answers from failures."""
-        outcome, asked = BatchResult(), list[tuple[Row, Row, FormattedInput]]()
+        """Call the model for every row, and separate rows from failures."""
+        result, requests = BatchResult(), list[tuple[Row, Row, FormattedInput]]()
         for row in rows:
             try:
-                view = self._apply_input_mappings(row)
-                asked.append((row, view, self.format_input(view)))
+                mapped = self._apply_input_mappings(row)
+                requests.append((row, mapped, self.format_input(mapped)))
             except Exception as error:
-                outcome.failures.append(self._failure(row, error, attempts=0))
-        if asked:
+                result.failures.append(self._failure(row, error, attempts=0))
+        if requests:
             llm = self.llm if self.use_cache else self.llm.model_copy(update={"use_cache": False})
-            outputs = llm.generate_outputs([given for _, _, given in asked], self.num_generations)
-            for (row, view, given), output in zip(asked, outputs, strict=True):
-                self._sort(outcome, row, view, given[0] if isinstance(given, tuple) else given, output)
-        return outcome
+            outputs = llm.generate_outputs([formatted for _, _, formatted in requests], self.num_generations)
+            for (row, mapped, formatted), output in zip(requests, outputs, strict=True):
+                chat = formatted[0] if isinstance(formatted, tuple) else formatted
+                self._add_output(result, row, mapped, chat, output)
+        return result
 
     def _run(self, rows: list[Row]) -> BatchResult:
-        # A subclass may bring its own `process`; ours is a view of `answer` that cannot say what was spent.
+        # A subclass may define its own `process`; this class's cannot return the model usage that `answer` does.
         return self.answer(rows) if type(self).process is Task.process else super()._run(rows)
 
-    def _sort(self, outcome: BatchResult, row: Row, view: Row, chat: ChatType, output: GenerateOutput) -> None:
-        spent = outcome.model_usage.setdefault(self.llm.model_name, ModelUsage())
-        outcome.model_usage[self.llm.model_name] = spent + ModelUsage.of(output)
+    def _add_output(self, result: BatchResult, row: Row, mapped: Row, chat: ChatType, output: GenerateOutput) -> None:
+        """Add the rows, failures and usage of one request."""
+        used = result.model_usage.setdefault(self.llm.model_name, ModelUsage())
+        result.model_usage[self.llm.model_name] = used + ModelUsage.of(output)
         if output.error:
-            outcome.failures.append(self._failure(row, output.error, attempts=output.attempts))
+            result.failures.append(self._failure(row, output.error, attempts=output.attempts))
             return
-        made: list[Row] = []
-        for at, text in enumerate(output):
+        generations: list[Row] = []
+        for index, text in enumerate(output):
             try:
-                columns = dict(self.format_output(text, view))
+                columns = dict(self.format_output(text, mapped))
             except Exception as error:
-                outcome.failures.append(self._failure(row, error, attempts=output.attempts, raw_output=text))
+                result.failures.append(self._failure(row, error, attempts=output.attempts, raw_output=text))
                 continue
             columns["model_name"] = self.llm.model_name
-            columns[f"{self.name}_metadata"] = self._metadata(chat, output, at)
-            made.append(self._apply_output_mappings(columns, row.origin))
-        if self.group_generations and made:
-            made = [Row({name: [each[name] for each in made] for name in made[0]}, row.origin)]
-        outcome.rows += [Row(row | columns, row.origin) for columns in made]
+            columns[f"{self.name}_metadata"] = self._metadata(chat, output, index)
+            generations.append(self._apply_output_mappings(columns, row.origin))
+        if self.group_generations and generations:
+            grouped = {name: [each[name] for each in generations] for name in generations[0]}
+            generations = [Row(grouped, row.origin)]
+        result.rows += [Row(row | columns, row.origin) for columns in generations]
 
-    def _metadata(self, chat: ChatType, output: GenerateOutput, at: int) -> dict[str, Any]:
-        """What is known of one generation; tokens and dollars of the request stand with its first."""
+    def _metadata(self, chat: ChatType, output: GenerateOutput, index: int) -> dict[str, Any]:
+        """Return the metadata of one generation; the first one carries the tokens and cost of the request."""
         tokens = asdict(output.usage)
-        likely = output.logprobs[at]
+        logprobs = output.logprobs[index]
         return {
-            **({"raw_input": [_flat(message) for message in chat]} if self.add_raw_input else {}),
-            **({"raw_output": output[at]} if self.add_raw_output else {}),
-            "finish_reason": output.finish_reasons[at],
-            "reasoning": output.reasoning[at],
-            **({"logprobs": likely} if likely else {}),
-            **(tokens if at == 0 else dict.fromkeys(tokens)),
-            "cost": output.cost if at == 0 else None,
+            **({"raw_input": [_flatten(message) for message in chat]} if self.add_raw_input else {}),
+            **({"raw_output": output[index]} if self.add_raw_output else {}),
+            "finish_reason": output.finish_reasons[index],
+            "reasoning": output.reasoning[index],
+            **({"logprobs": logprobs} if logprobs else {}),
+            **(tokens if index == 0 else dict.fromkeys(tokens)),
+            "cost": output.cost if index == 0 else None,
             "seconds": round(output.seconds, 4),
             "attempts": output.attempts,
         }
 
 
-def _flat(message: Mapping[str, Any]) -> dict[str, str]:
-    """A message with its content as one text, so that a column of them has one type."""
+def _flatten(message: Mapping[str, Any]) -> dict[str, str]:
+    """Return a message with its content as text, so that a column of messages has one type."""
     content = message["content"]
     return {"role": message["role"], "content": content if isinstance(content, str) else json.dumps(content)}

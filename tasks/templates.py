@@ -1,11 +1,11 @@
-"""Prompts as Jinja2 templates over a row's columns, in the sandbox."""
+"""Prompts as sandboxed Jinja2 templates over the columns of a row."""
 
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any
 
 from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError, meta, nodes
-from jinja2 import Template as Compiled
+from jinja2 import Template as CompiledTemplate
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import AfterValidator
 
@@ -13,20 +13,20 @@ _environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_new
 
 
 def render(template: str, columns: Mapping[str, Any]) -> str:
-    """The template filled in.
+    """Render a template.
 
     Raises:
-        ValueError: If it asks for a column the row has not.
+        ValueError: If a column is missing.
     """
     try:
-        return _compiled(template).render(columns)
+        return _compile(template).render(columns)
     except UndefinedError as error:
         raise ValueError(f"the template cannot be filled in: {error.message}.") from None
 
 
 @lru_cache(maxsize=256)
-def required(template: str) -> list[str]:
-    """The columns a template cannot do without: all it names but those it tests with `is defined` or `default`."""
+def required_columns(template: str) -> list[str]:
+    """Return the columns that a template names, except those guarded by `is defined` or `default`."""
     tree = _environment.parse(template)
     guarded = {
         name.name
@@ -37,17 +37,17 @@ def required(template: str) -> list[str]:
 
 
 @lru_cache(maxsize=256)
-def _compiled(template: str) -> Compiled:
+def _compile(template: str) -> CompiledTemplate:
     return _environment.from_string(template)
 
 
-def _checked(template: str) -> str:
+def _validate(template: str) -> str:
     try:
-        _compiled(template)
+        _compile(template)
     except TemplateSyntaxError as error:
         raise ValueError(f"line {error.lineno} of the template: {error.message}") from None
     return template
 
 
-Template = Annotated[str, AfterValidator(_checked)]
-"""A Jinja2 template; a malformed one is refused with its line."""
+Template = Annotated[str, AfterValidator(_validate)]
+"""A Jinja2 template; a syntax error is reported with its line."""

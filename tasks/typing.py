@@ -1,4 +1,4 @@
-"""What steps exchange: rows, and what became of them."""
+"""Types that steps exchange: rows with their lineage, batch results, failures and model usage."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from typing import Any
 from llms.typing import ChatType, FormattedInput, GenerateOutput, Usage
 
 __all__ = [
+    "UNKNOWN_PARENT",
     "BatchResult",
     "ChatType",
     "Failure",
@@ -14,41 +15,43 @@ __all__ = [
     "ModelUsage",
     "PartialBatchError",
     "Row",
+    "RowId",
     "RowLineage",
     "add_costs",
 ]
 
 
 RowId = tuple[int, ...]
+"""Path of a row: the number of its source, its number there, and its number among siblings at each fan-out."""
 
 UNKNOWN_PARENT = -1
-"""In an id: the row does not say what it was made of, but that was in the batch that began with the row before this."""
+"""In a row's id: the parent is unknown, but was in the batch whose first row has the id before this number."""
 
 
 class RowLineage(str):
-    """Where a row came from, as an error names it, and which row it is.
+    """The origin of a row, as errors name it, with its id.
 
     Attributes:
-        id: Equal for what several branches make of one row; what a step makes several rows of one gets a number at its
-            end. In the order of the ids, rows are in the order they were loaded in.
+        id: Equal for the rows that several branches make of one row. A step that makes several rows of one appends a
+            number to each. Ids sort in the order of loading.
     """
 
     id: RowId
 
-    def __new__(cls, place: str, id: RowId) -> "RowLineage":
-        origin = super().__new__(cls, place)
-        origin.id = id
-        return origin
+    def __new__(cls, origin: str, id: RowId) -> "RowLineage":
+        lineage = super().__new__(cls, origin)
+        lineage.id = id
+        return lineage
 
     def __reduce__(self) -> Any:
         return (RowLineage, (str(self), self.id))
 
 
 class Row(dict[str, Any]):
-    """A row: a dictionary of columns that remembers where it came from, and so do its copies and `row | {…}`.
+    """A dictionary of columns with an origin, which copies and `row | {…}` keep.
 
     Attributes:
-        origin: The file and line, or the position, it was loaded from; inside a pipeline an `RowLineage`.
+        origin: File and line, or position, that the row was loaded from; inside a pipeline a `RowLineage`.
     """
 
     __slots__ = ("origin",)
@@ -67,32 +70,32 @@ class Row(dict[str, Any]):
         return Row({**other, **self}, self.origin) if isinstance(other, Mapping) else NotImplemented
 
     def copy(self) -> "Row":
-        """The same columns, of the same origin."""
+        """Return a copy with equal columns and origin."""
         return Row(self, self.origin)
 
     @classmethod
     def of(cls, columns: Mapping[str, Any]) -> "Row":
-        """The same columns as a `Row`; one that already is passes untouched."""
+        """Return the columns as a `Row`; a `Row` is returned as it is."""
         return columns if isinstance(columns, cls) else cls(columns)
 
     @property
     def id(self) -> RowId | None:
-        """Which row it is; `None` outside a pipeline."""
+        """The id of the row's lineage; `None` outside a pipeline."""
         return self.origin.id if isinstance(self.origin, RowLineage) else None
 
 
 @dataclass(slots=True)
 class Failure:
-    """A row that left the stream, and why.
+    """A row that failed in a step, and its error.
 
     Attributes:
-        step: The name of the step it failed in.
-        error: The class of the error.
-        message: What is wrong with it, and the cure where there is one.
-        attempts: How often a model was asked.
+        step: Name of the step.
+        error: Class name of the error.
+        message: Message of the error, with the cure where there is one.
+        attempts: Number of requests to the model.
         row: The row as it entered the step.
-        origin: Where the row was loaded from.
-        raw_output: What the model had answered, if it was the answer that could not be used.
+        origin: Origin of the row.
+        raw_output: Output of the model, if it could not be parsed.
     """
 
     step: str
@@ -109,14 +112,14 @@ class Failure:
 
 @dataclass(slots=True)
 class ModelUsage:
-    """What a model was asked for, and what it took.
+    """Requests to a model, with tokens, cost and time.
 
     Attributes:
-        requests: How many went out.
-        cached: How many did not have to: their answers were in the store.
-        usage: The tokens of those that went out.
-        cost: Dollars; `None` when the price of any of them is not known.
-        seconds: How long they took, added up.
+        requests: Number of requests sent.
+        cached: Number of requests answered from the store.
+        usage: Tokens of the requests sent.
+        cost: Cost in dollars; `None` if the price of a request is unknown.
+        seconds: Total latency of the requests sent.
     """
 
     requests: int = 0
@@ -127,7 +130,7 @@ class ModelUsage:
 
     @classmethod
     def of(cls, output: GenerateOutput) -> "ModelUsage":
-        """What one output took."""
+        """Return the usage of one output."""
         return cls(cached=1) if output.cached else cls(1, 0, output.usage, output.cost, output.seconds)
 
     def __add__(self, other: "ModelUsage") -> "ModelUsage":
@@ -141,20 +144,22 @@ class ModelUsage:
 
 
 def add_costs(one: float | None, other: float | None) -> float | None:
-    """Two costs together: not known when one of them is not."""
+    """Add two costs in dollars; `None` if either is unknown."""
     return None if one is None or other is None else one + other
 
 
 class BatchResult:
-    """What a step made of a batch. No dataclass: Prefect would look for futures in each of its rows.
+    """The result of a step for one batch.
+
+    It is no dataclass, in whose rows Prefect would search for futures.
 
     Attributes:
-        rows: The rows that go on, in order.
-        failures: The rows that do not.
-        model_usage: What each model took, by its name.
-        seconds: How long the step worked.
-        rows_in: How many rows it was given.
-        digest: In a pipeline, a hash of the rows, by which what is made of them is known again.
+        rows: Output rows, in order.
+        failures: Rows that failed.
+        model_usage: Usage of each model, by model name.
+        seconds: Duration of the step.
+        rows_in: Number of input rows.
+        digest: Hash of the rows in a pipeline, which is part of the cache keys of steps downstream.
     """
 
     __slots__ = ("digest", "failures", "rows", "rows_in", "seconds", "model_usage")
@@ -175,7 +180,7 @@ class BatchResult:
         self.digest = digest
 
     def add(self, other: "BatchResult") -> None:
-        """Take over what another batch came to."""
+        """Add the rows, failures, usage and duration of another batch."""
         self.rows += other.rows
         self.failures += other.failures
         for model, used in other.model_usage.items():
@@ -184,11 +189,11 @@ class BatchResult:
 
 
 class PartialBatchError(Exception):
-    """Some rows of a batch failed; those that did not are in `rows`.
+    """Raised when some rows of a batch failed.
 
     Attributes:
-        rows: The rows that went through, in order.
-        failures: The rows that did not.
+        rows: Output of the rows that succeeded, in order.
+        failures: Rows that failed.
     """
 
     def __init__(self, rows: list[Row], failures: list[Failure]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from tasks.task import Task
-from tasks.templates import Template, render, required
+from tasks.templates import Template, render, required_columns
 from tasks.typing import ChatType, FormattedInput, Row
 
 
@@ -35,7 +35,7 @@ class TextGeneration(Task):
     @property
     def inputs(self) -> Sequence[str]:
         """The columns the template names."""
-        return required(self.template)
+        return required_columns(self.template)
 
     @property
     def optional_inputs(self) -> Sequence[str]:
