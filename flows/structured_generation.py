@@ -81,7 +81,7 @@ def structured_generation(
     with Pipeline(name="structured-generation") as pipeline:
         instructions = load_data(data or CHARACTERS)
         answers = StructuredGeneration(
-            llm=llm.held_to({"schema": shape or CHARACTER}),
+            llm=llm.with_structured_output({"schema": shape or CHARACTER}),
             num_generations=num_generations,
             system_prompt=system_prompt,
             template=template,

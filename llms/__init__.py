@@ -7,7 +7,7 @@ from llms.azure import AzureOpenAILLM
 from llms.base import LLM, AsyncLLM, StructuredLLM
 from llms.cohere import CohereLLM
 from llms.config.prices import Price
-from llms.errors import Drained, Fatal, LLMError, Rejected, Throttled, Transient
+from llms.errors import BudgetExceeded, Fatal, LLMError, Rejected, Throttled, Transient
 from llms.groq import GroqLLM
 from llms.inference_endpoints import InferenceEndpointsLLM
 from llms.litellm import LiteLLM
@@ -29,8 +29,8 @@ __all__ = [
     "AnyscaleLLM",
     "AsyncLLM",
     "AzureOpenAILLM",
+    "BudgetExceeded",
     "CohereLLM",
-    "Drained",
     "Fatal",
     "GroqLLM",
     "InferenceEndpointsLLM",

@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field, HttpUrl
 from llms.clients import event_loop
 from llms.clients.errors import error_from_sdk, error_message, rate_limit_headers
 from llms.clients.images import parse_data_url
-from llms.config.extras import package
-from llms.config.strict import Strict
+from llms.config.extras import import_optional
+from llms.config.strict import StrictModel
 from llms.errors import Transient
 from llms.options import ExtraBody, MaxNewTokens, PositiveTopK, ReasoningEffort, StopList, Temperature, TopP
 from llms.remote import RemoteLLM, StructuredMode
@@ -65,9 +65,9 @@ class AnthropicLLM(RemoteLLM):
     _default_base_url: ClassVar[str | None] = "https://api.anthropic.com"
     _structured_modes: ClassVar[tuple[StructuredMode, ...]] = ("json_schema", "tool", "prompt")
 
-    generations_at_once: ClassVar[int | None] = 1
+    max_generations_per_request: ClassVar[int | None] = 1
 
-    class Options(Strict):
+    class Options(StrictModel):
         """Runtime parameters; what is unset is not sent."""
 
         max_new_tokens: MaxNewTokens = Field(
@@ -109,17 +109,17 @@ class AnthropicLLM(RemoteLLM):
             default=None, description="More headers for the request, such as `anthropic-beta`; no secrets."
         )
 
-    def ready(self) -> None:
+    def prepare(self) -> None:
         """Check for the package too."""
-        super().ready()
-        package("anthropic", self)
+        super().prepare()
+        import_optional("anthropic", self)
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat with one generation: the API gives no more at once."""
         return await event_loop.run_on_loop(self._complete(self._build_request(input, self.options(kwargs))))
 
     async def _complete(self, request: dict[str, Any]) -> GenerateOutput:
-        url = f"{self._url()}/v1/messages"
+        url = f"{self._resolve_base_url()}/v1/messages"
         create = self._client().messages.with_raw_response.create
         started = time.perf_counter()
         try:
@@ -146,7 +146,7 @@ class AnthropicLLM(RemoteLLM):
         request = {
             "model": self.model,
             "max_tokens": DEFAULT_MAX_TOKENS,
-            **encode(self._told(chat)),
+            **encode(self._with_schema_prompt(chat)),
             **self._encode_structured_output(),
         }
         if effort := given.pop("effort", None):
@@ -158,23 +158,25 @@ class AnthropicLLM(RemoteLLM):
 
     def _encode_structured_output(self) -> dict[str, Any]:
         """The members that hold the answer to a schema: the API's own mode, or a tool that must be called."""
-        mode = self._mode()
+        mode = self._resolve_structured_mode()
         if mode not in ("json_schema", "tool"):
             return {}
-        narrowed = narrow_schema(self._schema(), package("anthropic", self).transform_schema)
+        narrowed = narrow_schema(self._json_schema(), import_optional("anthropic", self).transform_schema)
         if narrowed and mode == "json_schema":
             return {"output_config": {"format": {"type": mode, "schema": narrowed}}}
-        tool = {"name": TOOL_NAME, "input_schema": narrowed or self._schema()} | ({"strict": True} if narrowed else {})
+        tool = {"name": TOOL_NAME, "input_schema": narrowed or self._json_schema()} | (
+            {"strict": True} if narrowed else {}
+        )
         return {"tools": [tool], "tool_choice": {"type": "tool", "name": TOOL_NAME, "disable_parallel_tool_use": True}}
 
     def _client(self) -> Any:
         """The one SDK client of this process for this address and key."""
-        sdk, url, key = package("anthropic", self), self._url(), self._key()
+        sdk, url, key = import_optional("anthropic", self), self._resolve_base_url(), self._resolve_api_key()
 
         def build() -> Any:
             # 0 is no limit to aiohttp: admission is the engine's, and a queue for connections spends the time-out.
             # Retries and the time-out are ours too.
-            limits = package("httpx2", self).Limits(max_connections=0)
+            limits = import_optional("httpx2", self).Limits(max_connections=0)
             http_client = sdk.DefaultAioHttpClient(timeout=None, limits=limits)
             return sdk.AsyncAnthropic(api_key=key, base_url=url, timeout=None, max_retries=0, http_client=http_client)
 

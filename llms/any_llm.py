@@ -20,20 +20,20 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from llms.base import LLM, outdated
-from llms.config.strict import explain, nearest
+from llms.base import LLM, stale_block_message
+from llms.config.strict import did_you_mean, format_validation_error
 from llms.errors import Fatal
 
-NAMED_LIKE = 'a model is named like `"openai-llm/prod"` or `"OpenAILLM model=gpt-5"`'
+NAME_FORMATS = 'a model is named like `"openai-llm/prod"` or `"OpenAILLM model=gpt-5"`'
 
 
-def models() -> dict[str, type[LLM]]:
+def model_classes() -> dict[str, type[LLM]]:
     """Every model there is, the user's own included, by class name."""
     registry = get_registry_for_type(Block) or {}
     return {cls.__name__: cls for cls in registry.values() if issubclass(cls, LLM)}
 
 
-def model(value: Any) -> LLM:
+def resolve_model(value: Any) -> LLM:
     """The model that `value` names.
 
     Args:
@@ -47,25 +47,25 @@ def model(value: Any) -> LLM:
         case LLM():
             return value
         case str() if value.lstrip().startswith("{"):
-            return model(_json(value, "the model"))
+            return resolve_model(_parse_json(value, "the model"))
         case str() if "/" in value.split(" ")[0]:
-            return _saved(value)
+            return _load_saved(value)
         case str() if value.strip():
-            name, *fields = _words(value)
-            return _inline(name, dict(_field(each) for each in fields))
+            name, *fields = _split_words(value)
+            return _build(name, dict(_parse_field(each) for each in fields))
         case {"$ref": {"block_document_slug": str(slug)}} | {"$ref": str(slug)}:
-            return _saved(slug)
+            return _load_saved(slug)
         case {"$ref": {"block_document_id": identity}}:
-            return _saved({"block_document_id": identity})
+            return _load_saved({"block_document_id": identity})
         case {"block_type_slug": str(slug)}:
-            return _inline(slug, {name: field for name, field in value.items() if name != "block_type_slug"})
+            return _build(slug, {name: field for name, field in value.items() if name != "block_type_slug"})
         case str():
-            raise ValueError(f"no model is named: {NAMED_LIKE}")
+            raise ValueError(f"no model is named: {NAME_FORMATS}")
         case _:
-            raise ValueError(f"{NAMED_LIKE}, or is one; this is a `{type(value).__name__}` without `block_type_slug`")
+            raise ValueError(f"{NAME_FORMATS}, or is one; this is a `{type(value).__name__}` without `block_type_slug`")
 
 
-def _saved(slug: str | dict[str, Any]) -> LLM:
+def _load_saved(slug: str | dict[str, Any]) -> LLM:
     name = slug if isinstance(slug, str) else str(slug["block_document_id"])
     load: Any = Block.load if isinstance(slug, str) else Block.load_from_ref
     try:
@@ -75,7 +75,7 @@ def _saved(slug: str | dict[str, Any]) -> LLM:
             f"there is no saved block `{name}`: save one in the UI, or with `OpenAILLM(model=…).save(…)` ({error})"
         ) from None
     except RuntimeError as error:
-        if cure := outdated(name, error):
+        if cure := stale_block_message(name, error):
             raise ValueError(cure) from None
         raise
     if not isinstance(block, LLM):
@@ -83,49 +83,49 @@ def _saved(slug: str | dict[str, Any]) -> LLM:
     return block
 
 
-def _inline(name: str, fields: Mapping[str, Any]) -> LLM:
-    known = models()
+def _build(name: str, fields: Mapping[str, Any]) -> LLM:
+    known = model_classes()
     by_slug = {cls.get_block_type_slug(): cls for cls in known.values()}
     cls = known.get(name) or by_slug.get(name)
     if cls is None:
-        raise ValueError(f"there is no model `{name}`: {nearest(name, [*known, *by_slug])}")
-    if secret := [each for each in fields if each in secrets(cls)]:
-        raise ValueError(kept_in_clear(secret[0], cls))
+        raise ValueError(f"there is no model `{name}`: {did_you_mean(name, [*known, *by_slug])}")
+    if secret := [each for each in fields if each in secret_fields(cls)]:
+        raise ValueError(plaintext_secret_message(secret[0], cls))
     try:
         return cls(**fields)
     except (ValidationError, Fatal) as error:
-        raise ValueError(explain(error) if isinstance(error, ValidationError) else str(error)) from None
+        raise ValueError(format_validation_error(error) if isinstance(error, ValidationError) else str(error)) from None
 
 
-def secrets(cls: type[LLM]) -> set[str]:
+def secret_fields(cls: type[LLM]) -> set[str]:
     """The fields of a model that hold a secret."""
     return {name for name, field in cls.model_fields.items() if "Secret" in str(field.annotation)}
 
 
-def no_secret(within: int = 0) -> JsonSchemaValue:
+def forbid_secrets(within: int = 0) -> JsonSchemaValue:
     """The JSON schema of what names no secret, nor does what is in it, so many levels down.
 
     Prefect keeps the parameters of a run in clear, and holds them to the schema before it does.
     """
     names = {"propertyNames": {"not": {"enum": _secret_names()}}}
-    return names | ({"additionalProperties": no_secret(within - 1)} if within else {})
+    return names | ({"additionalProperties": forbid_secrets(within - 1)} if within else {})
 
 
-def secret_in(value: Any) -> str | None:
+def find_secret(value: Any) -> str | None:
     """The secret that plain data gives a value to: in the fields of a model, or in a text that names one."""
     match value:
         case str() if "block_type_slug" in value or re.match(r"\s*\S*LM\s", value):
             found = re.search(_secret_pattern(), value)
             return found and found[2]
         case dict():
-            return next((name for name in value if name in _secret_names()), None) or secret_in(list(value.values()))
+            return next((name for name in value if name in _secret_names()), None) or find_secret(list(value.values()))
         case list() | tuple():
-            return next(filter(None, map(secret_in, value)), None)
+            return next(filter(None, map(find_secret, value)), None)
         case _:
             return None
 
 
-def kept_in_clear(secret: str, of: type[LLM] | None = None) -> str:
+def plaintext_secret_message(secret: str, of: type[LLM] | None = None) -> str:
     """Why a secret of a model is refused, and where it belongs."""
     variable = f"`{of._api_key_env}`" if hasattr(of, "_api_key_env") else "the provider's variable"  # type: ignore
     return f"`{secret}` does not belong in a parameter, which Prefect keeps in clear: set {variable}, or save a block."
@@ -137,31 +137,31 @@ def _secret_pattern() -> str:
 
 
 def _secret_names() -> list[str]:
-    return sorted(set[str]().union(*map(secrets, models().values())))
+    return sorted(set[str]().union(*map(secret_fields, model_classes().values())))
 
 
-def _field(text: str) -> tuple[str, Any]:
+def _parse_field(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"`{text}` is not a field: a model's fields are written `name=value`")
-    return name, _json(value, f"`{name}`") if value.startswith(("{", "[")) else value
+    return name, _parse_json(value, f"`{name}`") if value.startswith(("{", "[")) else value
 
 
-def _json(text: str, what: str) -> Any:
+def _parse_json(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{what} is not JSON: {error}; {NAMED_LIKE}") from None
+        raise ValueError(f"{what} is not JSON: {error}; {NAME_FORMATS}") from None
 
 
-def _words(text: str) -> list[str]:
+def _split_words(text: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise ValueError(f"{error} in what names the model: {NAMED_LIKE}") from None
+        raise ValueError(f"{error} in what names the model: {NAME_FORMATS}") from None
 
 
-class Form:
+class ModelPicker:
     """Shows the parameter in Prefect's UI: a name, or one tab per model with a picker of saved blocks and *Add*.
 
     Prefect holds what it is given to the same schema. It leaves the values of a model's fields to `model`, which turns
@@ -170,18 +170,17 @@ class Form:
     """
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        shipped = sorted(
-            (cls for cls in models().values() if cls.__module__.startswith("llms.")), key=lambda cls: cls.__module__
-        )
-        tabs = handler(core_schema.union_schema([_tab(cls) for cls in shipped]))  # a union refers to what has a `ref`
+        shipped = [cls for cls in model_classes().values() if cls.__module__.startswith("llms.")]
+        shipped.sort(key=lambda cls: cls.__module__)
+        union = handler(core_schema.union_schema(list(map(_block_tab, shipped))))  # it refers to what has a `ref`
         name = {"title": "By name", "type": "string", "not": {"pattern": _secret_pattern()}}
-        return {"title": "Model", "anyOf": [name, *tabs["anyOf"]]}
+        return {"title": "Model", "anyOf": [name, *union["anyOf"]]}
 
 
 @cache
-def _tab(cls: type[LLM]) -> CoreSchema:
+def _block_tab(cls: type[LLM]) -> CoreSchema:
     """A model as Prefect's UI knows a block, under its own name among the schema's definitions."""
-    slug, fields = cls.get_block_type_slug(), cls.model_fields.keys() - secrets(cls)
+    slug, fields = cls.get_block_type_slug(), cls.model_fields.keys() - secret_fields(cls)
     form = {
         "block_type_slug": slug,
         "properties": {"block_type_slug": {"enum": [slug, cls.__name__]}} | {name: {} for name in sorted(fields)},
@@ -191,5 +190,5 @@ def _tab(cls: type[LLM]) -> CoreSchema:
     return {**tab.__pydantic_core_schema__, "ref": f"{cls.__module__}.{cls.__qualname__}:{id(cls)}"}  # type: ignore
 
 
-AnyLLM = Annotated[SerializeAsAny[LLM], BeforeValidator(model), Form()]
+AnyLLM = Annotated[SerializeAsAny[LLM], BeforeValidator(resolve_model), ModelPicker()]
 """A flow parameter or field that takes any model, however it is named: see `model`."""

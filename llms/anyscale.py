@@ -30,7 +30,7 @@ class AnyscaleLLM(ChatCompletionsLLM):
     _base_url_env = "ANYSCALE_BASE_URL"
     _default_base_url = None
     _path = "/v1"
-    _takes_patterns = True
+    _supports_regex = True
 
     class Options(OpenModelOptions):
         """Runtime parameters."""
@@ -38,9 +38,9 @@ class AnyscaleLLM(ChatCompletionsLLM):
         logprobs: ReturnLogprobs = None
         top_logprobs: TopLogprobs = None
 
-    def _url(self) -> str:
+    def _resolve_base_url(self) -> str:
         try:
-            url = super()._url()
+            url = super()._resolve_base_url()
         except Fatal as error:
             raise Fatal(f"{error.message} {CLOSED_HINT}") from None
         if "api.endpoints.anyscale.com" in url:

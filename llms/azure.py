@@ -12,7 +12,7 @@ from pydantic import Field, HttpUrl, SecretStr
 
 from llms.clients import event_loop
 from llms.clients.errors import error_from_sdk
-from llms.config.extras import package
+from llms.config.extras import import_optional
 from llms.errors import Fatal, LLMError, Throttled, Transient
 from llms.openai import OpenAILLM
 
@@ -63,25 +63,27 @@ class AzureOpenAILLM(OpenAILLM):
         description="Sign in as whoever `azure-identity` finds: a managed identity, who did `az login`, and so on.",
     )
 
-    def ready(self) -> None:
+    def prepare(self) -> None:
         """Check that there is an address, and a key, a token or a way to sign in.
 
         Raises:
             Fatal: Naming what is missing.
         """
-        super().ready()
+        super().prepare()
         if self.azure_identity:
-            package("azure.identity.aio", self)
+            import_optional("azure.identity.aio", self)
 
     def _endpoint(self) -> str:
         version = self.api_version or os.getenv("OPENAI_API_VERSION") or "v1"
         if version == "v1":
             return super()._endpoint()
         deployment = quote(self.model, safe="")
-        return f"{self._url()}/openai/deployments/{deployment}/chat/completions?api-version={quote(version)}"
+        return (
+            f"{self._resolve_base_url()}/openai/deployments/{deployment}/chat/completions?api-version={quote(version)}"
+        )
 
-    def _key(self) -> str:
-        return "" if self.azure_identity else self._given_token() or super()._key()
+    def _resolve_api_key(self) -> str:
+        return "" if self.azure_identity else self._given_token() or super()._resolve_api_key()
 
     def _given_token(self) -> str | None:
         """The token given; like Azure's SDK, what is passed goes before the environment, and there it before a key."""
@@ -91,15 +93,15 @@ class AzureOpenAILLM(OpenAILLM):
 
     async def _authorization(self) -> dict[str, str]:
         token = await event_loop.run_on_loop(_entra_token(self)) if self.azure_identity else self._given_token()
-        return {"Authorization": f"Bearer {token}"} if token else {"api-key": self._key()}
+        return {"Authorization": f"Bearer {token}"} if token else {"api-key": self._resolve_api_key()}
 
 
 class _EntraIdentity:
     """Who this process is to Azure, and the token that proves it for a while."""
 
     def __init__(self, llm: AzureOpenAILLM) -> None:
-        self._errors = package("azure.core.exceptions", llm)
-        self._credential = package("azure.identity.aio", llm).DefaultAzureCredential()
+        self._errors = import_optional("azure.core.exceptions", llm)
+        self._credential = import_optional("azure.identity.aio", llm).DefaultAzureCredential()
         self._attempt_errors: list[Exception] = []
         for each in self._credential.credentials:
             each.get_token = self._recording_errors(each.get_token)

@@ -19,37 +19,37 @@ from pydantic_core import CoreSchema
 
 from llms.clients import event_loop
 from llms.config import forms, redaction
-from llms.config.signature import options_of
-from llms.config.strict import Strict, explain
+from llms.config.signature import options_from_signature
+from llms.config.strict import StrictModel, format_validation_error
 from llms.engine import batch, request
-from llms.errors import Drained, Fatal, LLMError, Rejected
+from llms.errors import BudgetExceeded, Fatal, LLMError, Rejected
 from llms.structured.output import StructuredOutput, canonical_schema
 from llms.typing import ChatType, FormattedInput, GenerateOutput, HiddenState, StructuredOutputType, Usage
 
 
-def _without_none(options: dict[str, Any]) -> dict[str, Any]:
+def _drop_none(options: dict[str, Any]) -> dict[str, Any]:
     """What was given: a form says `None` of the options that nobody filled in."""
     return {name: value for name, value in options.items() if value is not None}
 
 
-def outdated(name: str, error: RuntimeError) -> str | None:
+def stale_block_message(name: str, error: RuntimeError) -> str | None:
     """What to do where Prefect could not load a block since the fields of its model have changed."""
     if not isinstance(error.__cause__, ValidationError):
         return None
     return (
-        f"the block `{name}` was saved when its model had other fields: {explain(error.__cause__)} Saving it again "
-        f"would keep them: `prefect block delete {name}`, and save it anew."
+        f"the block `{name}` was saved when its model had other fields: {format_validation_error(error.__cause__)} "
+        f"Saving it again would keep them: `prefect block delete {name}`, and save it anew."
     )
 
 
-class _Load:
+class _LoadOrPrepare:
     """`OpenAILLM.load("prod")` reads a saved block; `llm.load()` readies this one."""
 
     def __get__(self, llm: "LLM | None", cls: type["LLM"]) -> Any:
-        return super(LLM, cls).load if llm is None else llm._readied
+        return super(LLM, cls).load if llm is None else llm._prepare_redacted
 
 
-class LLM(Strict, Block, ABC):
+class LLM(StrictModel, Block, ABC):
     """Turns chats into texts. Subclass it for engines that take a whole batch at once.
 
     A subclass gives `model_name` and `generate`; the keyword arguments of `generate` besides the inputs and
@@ -59,18 +59,18 @@ class LLM(Strict, Block, ABC):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), hide_input_in_errors=True)
 
-    load: ClassVar[Any] = _Load()
+    load: ClassVar[Any] = _LoadOrPrepare()
 
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions that answers come from or through; `run.json` records their versions."""
 
-    Options: ClassVar[type[Strict]] = Strict
+    Options: ClassVar[type[StrictModel]] = StrictModel
     """Runtime parameters of `generate`, a nested model; a serialization alias is the provider's name on the wire."""
 
     use_cache: bool = Field(
         default=True, description="Take answers that are in the store already; new ones are stored either way."
     )
-    generation_kwargs: Annotated[dict[str, Any], AfterValidator(_without_none)] = Field(
+    generation_kwargs: Annotated[dict[str, Any], AfterValidator(_drop_none)] = Field(
         default_factory=dict, description="Runtime parameters used wherever a call gives none of its own."
     )
 
@@ -84,18 +84,18 @@ class LLM(Strict, Block, ABC):
         super().__pydantic_init_subclass__(**kwargs)
         own = vars(cls).get("agenerate", vars(cls).get("generate"))
         if own and "Options" not in vars(cls) and not getattr(own, "__isabstractmethod__", False):
-            cls.Options = options_of(cls, own, cls.Options)
+            cls.Options = options_from_signature(cls, own, cls.Options)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return forms.form(core, cls.Options, handler)
+        return forms.block_schema(core, cls.Options, handler)
 
     @classmethod
     def _load_from_block_document(cls, block_document: BlockDocument, validate: bool = True) -> Self:
         try:
             return super()._load_from_block_document(block_document, validate)
         except RuntimeError as error:
-            if cure := outdated(f"{cls.get_block_type_slug()}/{block_document.name}", error):
+            if cure := stale_block_message(f"{cls.get_block_type_slug()}/{block_document.name}", error):
                 raise RuntimeError(cure) from None
             raise
 
@@ -121,28 +121,28 @@ class LLM(Strict, Block, ABC):
         """The same as `get_last_hidden_state`."""
         return self.get_last_hidden_state(inputs)
 
-    def ready(self) -> None:
+    def prepare(self) -> None:
         """Acquire what is slow to acquire, and say what is missing. Optional; twice is harmless.
 
         Override it to check for a package, a key or a file; `llm.load()` calls it.
         """
 
-    def _readied(self, ready: Callable[[], None] | None = None) -> None:
+    def _prepare_redacted(self, ready: Callable[[], None] | None = None) -> None:
         """The same, with errors that hold no secret."""
         try:
-            (ready or self.ready)()
+            (ready or self.prepare)()
         except LLMError as error:
-            redaction.hide(error, self)
+            redaction.redact_error(error, self)
             raise
 
-    def ready_hidden_states(self) -> None:
+    def prepare_hidden_states(self) -> None:
         """What `load` does, for hidden states alone. Override it where those have an engine of their own."""
         self.load()
 
     @final
     def load_hidden_states(self) -> None:
         """Ready this model for `get_last_hidden_state` alone."""
-        self._readied(self.ready_hidden_states)
+        self._prepare_redacted(self.prepare_hidden_states)
 
     def unload(self) -> None:
         """Let go of memory and connections. The block stays usable."""
@@ -151,7 +151,7 @@ class LLM(Strict, Block, ABC):
         """Dollars for this usage; `None` when the price is not known."""
         return None
 
-    def options(self, kwargs: Mapping[str, Any]) -> Strict:
+    def options(self, kwargs: Mapping[str, Any]) -> StrictModel:
         """These runtime parameters over the block's own, coerced to their types.
 
         Raises:
@@ -160,9 +160,9 @@ class LLM(Strict, Block, ABC):
         try:
             return self.Options(**{**self.generation_kwargs, **kwargs})
         except ValidationError as error:
-            raise Fatal(f"Runtime parameters of `{type(self).__name__}`: {explain(error)}") from None
+            raise Fatal(f"Runtime parameters of `{type(self).__name__}`: {format_validation_error(error)}") from None
 
-    def held_to(self, structured_output: Any) -> Self:
+    def with_structured_output(self, structured_output: Any) -> Self:
         """This model, its texts held to a structure.
 
         Raises:
@@ -200,7 +200,8 @@ class LLM(Strict, Block, ABC):
             chat, structure = given if isinstance(given, tuple) else (given, None)
             try:
                 name = canonical_schema(structure)
-                models[name] = models.get(name) or (self if structure is None else self.held_to(structure))
+                if name not in models:
+                    models[name] = self if structure is None else self.with_structured_output(structure)
             except Rejected as error:
                 outputs[at] = GenerateOutput.failed(error, num_generations)
             else:
@@ -243,21 +244,21 @@ class AsyncLLM(LLM, ABC):
         default=None, description="A global concurrency limit of Prefect that all processes keep to together."
     )
 
-    generations_at_once: ClassVar[int | None] = None
+    max_generations_per_request: ClassVar[int | None] = None
     """How many generations one request can bring; any number when `None`."""
 
     @abstractmethod
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat `num_generations` times."""
 
-    def account(self) -> Hashable:
+    def rate_limit_scope(self) -> Hashable:
         """What shares a provider's limits: equal for models whose requests are counted together.
 
         Those that were given different limits, a `max_concurrency` for one, are counted apart all the same.
         """
         return (type(self).__qualname__, self.model_name)
 
-    def limits(self) -> dict[str, Any]:
+    def limiter_stats(self) -> dict[str, Any]:
         """How many requests went out at once, what the provider refused, and how the limit moved."""
         return event_loop.run(request.summary(self))
 
@@ -283,10 +284,10 @@ class AsyncLLM(LLM, ABC):
     def _answers(
         self, requests: Sequence[tuple[Any, ChatType]], num_generations: int, options: dict[str, Any], look_up: bool
     ) -> list[GenerateOutput]:
-        self._readied()
+        self._prepare_redacted()
         try:
             return event_loop.run(batch.answer_all(self, requests, num_generations, options, look_up))
-        except Drained:
+        except BudgetExceeded:
             raise
         except Fatal:
             event_loop.cancel_all()  # other batches of the run, which cannot work either
@@ -305,20 +306,20 @@ class StructuredLLM(LLM, ABC):
         default=2, ge=0, description="How often a text that does not keep to `structured_output` is asked for again."
     )
 
-    def held_to(self, structured_output: Any) -> Self:
+    def with_structured_output(self, structured_output: Any) -> Self:
         """This model, its texts held to a structure, however that is written.
 
         Raises:
             Rejected: If it is no structure, or one that this model cannot be held to.
         """
         try:
-            held = self.model_copy(update={"structured_output": _structures.validate_python(structured_output)})
-            held._readied()
+            held = self.model_copy(update={"structured_output": _STRUCTURED_OUTPUT.validate_python(structured_output)})
+            held._prepare_redacted()
         except ValidationError as error:
-            raise Rejected(f"`structured_output`: {explain(error)}", attempts=0) from None
+            raise Rejected(f"`structured_output`: {format_validation_error(error)}", attempts=0) from None
         except Fatal as error:
             raise Rejected(error.message, attempts=0) from None
         return held
 
 
-_structures: TypeAdapter[StructuredOutputType] = TypeAdapter(StructuredOutput)
+_STRUCTURED_OUTPUT: TypeAdapter[StructuredOutputType] = TypeAdapter(StructuredOutput)

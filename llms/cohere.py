@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field, HttpUrl
 
 from llms.clients import event_loop
 from llms.clients.errors import error_from_sdk, rate_limit_headers
-from llms.config.extras import package
-from llms.config.strict import Strict
+from llms.config.extras import import_optional
+from llms.config.strict import StrictModel
 from llms.errors import Fatal, LLMError, Throttled, Transient
 from llms.options import (
     ExtraBody,
@@ -68,9 +68,9 @@ class CohereLLM(RemoteLLM):
     _default_base_url: ClassVar[str | None] = "https://api.cohere.com"
     _structured_modes: ClassVar[tuple[StructuredMode, ...]] = ("json_schema", "json_object", "prompt")
 
-    generations_at_once: ClassVar[int | None] = 1
+    max_generations_per_request: ClassVar[int | None] = 1
 
-    class Options(Strict):
+    class Options(StrictModel):
         """Runtime parameters; what is unset is not sent."""
 
         max_new_tokens: MaxNewTokens = Field(
@@ -108,9 +108,9 @@ class CohereLLM(RemoteLLM):
             default=None, description="More headers for the request; no secrets."
         )
 
-    def ready(self) -> None:
+    def prepare(self) -> None:
         """Check for the package too."""
-        super().ready()
+        super().prepare()
         self._sdk()
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
@@ -118,7 +118,7 @@ class CohereLLM(RemoteLLM):
         return await event_loop.run_on_loop(self._complete(self._build_request(input, self.options(kwargs))))
 
     async def _complete(self, request: dict[str, Any]) -> GenerateOutput:
-        url = f"{self._url()}/v2/chat"
+        url = f"{self._resolve_base_url()}/v2/chat"
         chat = self._client().with_raw_response.chat
         started = time.perf_counter()
         try:
@@ -139,30 +139,32 @@ class CohereLLM(RemoteLLM):
         given = options.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)
         names = {"extra_body": "additional_body_parameters", "extra_headers": "additional_headers"}
         more = {names[name]: given.pop(name) for name in names if name in given}
-        messages = [message for message in self._told(chat) if message["content"]]  # the API takes no empty ones
+        messages = [
+            message for message in self._with_schema_prompt(chat) if message["content"]
+        ]  # the API takes no empty ones
         request = {"model": self.model, "messages": messages, **self._encode_structured_output(), **given}
         return request | {"request_options": more} if more else request
 
-    def _told(self, chat: ChatType) -> ChatType:
+    def _with_schema_prompt(self, chat: ChatType) -> ChatType:
         """The chat, with the schema said in it always: a model held to JSON may not stop when it does not know."""
-        return with_schema_prompt(chat, self._schema()) if self._mode() else chat
+        return with_schema_prompt(chat, self._json_schema()) if self._resolve_structured_mode() else chat
 
     def _encode_structured_output(self) -> dict[str, Any]:
         """The member that holds the answer to a schema, or to JSON of whatever kind."""
-        mode = self._mode()
+        mode = self._resolve_structured_mode()
         if mode not in ("json_schema", "json_object"):
             return {}
-        schema = narrow_schema(self._schema()) if mode == "json_schema" else None
+        schema = narrow_schema(self._json_schema()) if mode == "json_schema" else None
         return {"response_format": {"type": "json_object"} | ({"json_schema": schema} if schema else {})}
 
     def _client(self) -> Any:
         """The one SDK client of this process for this address and key."""
-        sdk, url, key = self._sdk(), self._url(), self._key()
+        sdk, url, key = self._sdk(), self._resolve_base_url(), self._resolve_api_key()
 
         def build() -> Any:
             # 0 is no limit to aiohttp: admission is the engine's, and a queue for connections spends the time-out.
             # Retries and the time-out are ours too.
-            limits = package("httpx", self).Limits(max_connections=0)
+            limits = import_optional("httpx", self).Limits(max_connections=0)
             http_client = sdk.DefaultAioHttpClient(timeout=None, limits=limits)
             return sdk.AsyncClientV2(key, base_url=url, max_retries=0, httpx_client=http_client)
 
@@ -171,9 +173,11 @@ class CohereLLM(RemoteLLM):
         )
 
     def _sdk(self) -> Any:
-        package("httpx_aiohttp", self)  # the faster transport, an extra of the SDK's own
-        package("cohere.client_v2", self)  # which `cohere` itself puts off: it takes long, and not on the event loop
-        return package("cohere", self)
+        import_optional("httpx_aiohttp", self)  # the faster transport, an extra of the SDK's own
+        import_optional(
+            "cohere.client_v2", self
+        )  # which `cohere` itself puts off: it takes long, and not on the event loop
+        return import_optional("cohere", self)
 
 
 def _fatal_if_quota_spent(failure: LLMError) -> LLMError:

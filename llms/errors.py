@@ -5,7 +5,7 @@ LLMError
 ├── Transient   bad weather (5xx, time-out, reset): try again, a bounded number of times
 ├── Rejected    this request can never work: record it on its row and go on
 └── Fatal       no request can work (key, balance, model, package): stop and say what to do
-    └── Drained the run may spend no more: what is in flight is finished, nothing new begins
+    └── BudgetExceeded the run may spend no more: what is in flight is finished, nothing new begins
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ class LLMError(Exception):
         spent: Where it stops a batch, the answers that had come: outputs with `usage` and `cost`, without texts.
     """
 
-    spent: Sequence[Any] = ()
+    paid_outputs: Sequence[Any] = ()
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Fatal(LLMError):
     """A condition under which no request can work; the message says what to do."""
 
 
-class Drained(Fatal):
+class BudgetExceeded(Fatal):
     """The run has spent what it may; it can be continued with more."""
 
 
@@ -90,7 +90,7 @@ FATAL_CODES = frozenset(
 """What providers call a condition that no waiting mends, whatever status they send it with."""
 
 
-def from_status(status: int, message: str, **facts: Any) -> LLMError:
+def error_from_status(status: int, message: str, **facts: Any) -> LLMError:
     """The error for an HTTP status: by status first, by the provider's code second."""
     match status:
         case _ if facts.get("code") in FATAL_CODES:

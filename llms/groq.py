@@ -34,7 +34,7 @@ class GroqLLM(ChatCompletionsLLM):
     _default_base_url = "https://api.groq.com"
     _path = "/openai/v1"
 
-    generations_at_once: ClassVar[int | None] = 1
+    max_generations_per_request: ClassVar[int | None] = 1
 
     class Options(CommonOptions):
         """Runtime parameters."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, HttpUrl, ValidationError, model_validator
 from llms.clients import chat_completions, tgi
 from llms.clients.chat_template import render_chat
 from llms.clients.errors import error_from_sdk
-from llms.config.strict import Strict, explain
+from llms.config.strict import StrictModel, format_validation_error
 from llms.errors import Fatal, LLMError, Throttled, Transient
 from llms.openai_compatible import ChatCompletionsLLM
 from llms.options import ChatOptions, ExtraBody, MaxNewTokens, ReturnLogprobs, StopList, TopLogprobs
@@ -46,9 +46,11 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
     _api_key_env = "HF_TOKEN"
     _default_base_url = "https://router.huggingface.co"
     _path = "/v1"
-    _takes_patterns = True
+    _supports_regex = True
 
-    generations_at_once: ClassVar[int | None] = 1  # text-generation-inference ignores `n`, as do some behind the router
+    max_generations_per_request: ClassVar[int | None] = (
+        1  # text-generation-inference ignores `n`, as do some behind the router
+    )
 
     model_id: str | None = Field(
         default=None, description="Model to ask through the router, such as `openai/gpt-oss-20b`."
@@ -90,18 +92,18 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
         """The model where it is known, else its endpoint."""
         return self.model_id or self.model or self.endpoint_name or self.base_url or ""
 
-    def ready(self) -> None:
+    def prepare(self) -> None:
         """Check that there is a key and a way to hold texts to the `structured_output`; find endpoint and tokenizer.
 
         Raises:
             Fatal: Naming what is missing.
         """
-        super().ready()
+        super().prepare()
         with contextlib.suppress(Throttled, Transient):  # the requests wait, and find out
             for key, find in self._pending_lookups():
                 _lookups[key] = find()
 
-    def options(self, kwargs: Mapping[str, Any]) -> Strict:
+    def options(self, kwargs: Mapping[str, Any]) -> StrictModel:
         """Those of chats, or those of raw text generation.
 
         Raises:
@@ -112,7 +114,7 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
         try:
             return tgi.TextOptions(**{**self.generation_kwargs, **kwargs})
         except ValidationError as error:
-            raise Fatal(f"Runtime parameters of `{type(self).__name__}`: {explain(error)}") from None
+            raise Fatal(f"Runtime parameters of `{type(self).__name__}`: {format_validation_error(error)}") from None
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat, with one request."""
@@ -124,33 +126,35 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
                 body = self._body(input, num_generations, options)
                 return await chat_completions.complete(self._endpoint(), headers, body, self.timeout)
             template, special = _lookups[self.tokenizer_id]
-            text = render_chat(template, self._told(input), **special)
-            body = tgi.encode(text, options, None if self._mode() == "prompt" else self.structured_output)
+            text = render_chat(template, self._with_schema_prompt(input), **special)
+            body = tgi.encode(
+                text, options, None if self._resolve_structured_mode() == "prompt" else self.structured_output
+            )
             return await chat_completions.complete(self._server_url(), headers, body, self.timeout, tgi.decode)
         except Transient as error:
             if error.status != 503 or self.model_id:
                 raise
             raise _not_running(error.message, **_details(error)) from None
 
-    def _url(self) -> str:
+    def _resolve_base_url(self) -> str:
         if self.endpoint_name:  # its page: where it runs is asked for when that is needed
             return f"https://endpoints.huggingface.co/{self.endpoint_namespace or '~'}/endpoints/{self.endpoint_name}"
-        return super()._url()
+        return super()._resolve_base_url()
 
     def _server_url(self) -> str:
-        return _lookups[self._endpoint_key()] if self.endpoint_name else self._url()
+        return _lookups[self._endpoint_key()] if self.endpoint_name else self._resolve_base_url()
 
     def _endpoint(self) -> str:
         return f"{self._server_url()}{self._path}/chat/completions"
 
-    def _key(self) -> str:
+    def _resolve_api_key(self) -> str:
         """The key in force, or the token that `hf auth login` has left here."""
         if self.api_key or os.getenv(self._api_key_env):
-            return super()._key()
-        return _cli_token(int(time.monotonic() // 60)) or super()._key()
+            return super()._resolve_api_key()
+        return _cli_token(int(time.monotonic() // 60)) or super()._resolve_api_key()
 
-    def _mode(self) -> StructuredMode | Literal["regex"] | None:
-        mode = super()._mode()
+    def _resolve_structured_mode(self) -> StructuredMode | Literal["regex"] | None:
+        mode = super()._resolve_structured_mode()
         if mode == "regex" and self.model_id:
             raise Fatal("The router of a `model_id` takes no regular expression: use a JSON schema with a `pattern`.")
         if mode in ("tool", "json_object") and self.tokenizer_id:
@@ -162,7 +166,7 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
         return body if body["model"] else {name: value for name, value in body.items() if name != "model"}
 
     def _endpoint_key(self) -> Hashable:
-        return (self._url(), hash(self.api_key))
+        return (self._resolve_base_url(), hash(self.api_key))
 
     def _pending_lookups(self) -> list[tuple[Hashable, Callable[[], Any]]]:
         """What has to be found before the first request, and how."""
@@ -170,7 +174,7 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
         if self.endpoint_name:
             needed[self._endpoint_key()] = self._find_endpoint
         if tokenizer := self.tokenizer_id:
-            needed[tokenizer] = lambda: tgi.load_chat_template(tokenizer, self._key())
+            needed[tokenizer] = lambda: tgi.load_chat_template(tokenizer, self._resolve_api_key())
         return [(key, find) for key, find in needed.items() if key not in _lookups]
 
     def _find_endpoint(self) -> str:
@@ -179,7 +183,7 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
 
         name, place = self.endpoint_name or "", f"endpoint {self.endpoint_name}"
         try:
-            endpoint = get_inference_endpoint(name, namespace=self.endpoint_namespace, token=self._key())
+            endpoint = get_inference_endpoint(name, namespace=self.endpoint_namespace, token=self._resolve_api_key())
         except Exception as error:
             raise error_from_sdk(error, place) from None
         state = endpoint.raw["status"]["state"]

@@ -10,9 +10,9 @@ from pydantic import Field, HttpUrl
 from llms.clients import event_loop
 from llms.clients.chat_completions import decode, encode_structured_output
 from llms.clients.errors import error_from_response, error_from_sdk, rate_limit_headers
-from llms.config.extras import package
-from llms.config.prices import FEW, MILLION, Price
-from llms.config.strict import Strict
+from llms.config.extras import import_optional
+from llms.config.prices import MILLION, SAMPLE_TOKENS, Price
+from llms.config.strict import StrictModel
 from llms.errors import Fatal, LLMError, Transient
 from llms.options import (
     ChatOptions,
@@ -59,7 +59,7 @@ class LiteLLM(RemoteLLM):
     _logo_url = HttpUrl("https://avatars.githubusercontent.com/u/121462774")
     packages: ClassVar[tuple[str, ...]] = ("litellm",)
     _default_base_url: ClassVar[str | None] = None
-    generations_at_once: ClassVar[int | None] = 1
+    max_generations_per_request: ClassVar[int | None] = 1
 
     litellm_params: dict[str, Any] = Field(
         default_factory=dict,
@@ -84,7 +84,7 @@ class LiteLLM(RemoteLLM):
         service_tier: str | None = Field(default=None, description="`auto`, `default`, `flex`, `priority` …")
         extra_body: ExtraBody = Field(default=None, description="More members for the request's body.")
 
-    def ready(self) -> None:
+    def prepare(self) -> None:
         """Check the package, the name of the provider, and its key where it has one.
 
         Raises:
@@ -103,12 +103,12 @@ class LiteLLM(RemoteLLM):
             raise Fatal(
                 f"`{type(self).__name__}` has no API key for `{self.model}`: pass `api_key=` or set {variables}."
             )
-        super().ready()
+        super().prepare()
 
     def cost(self, usage: Usage) -> float | None:
         """Dollars for this usage, at the price given or, at the provider's own address, the one LiteLLM knows."""
         price = self.price or (None if self.base_url else _list_price(self._sdk(), self.model))
-        return price.of(usage) if price else None
+        return price.cost(usage) if price else None
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat, once: not every provider takes `n`."""
@@ -128,20 +128,20 @@ class LiteLLM(RemoteLLM):
                 choice["message"] |= choice["message"].get("provider_specific_fields") or {}
             output = decode(reply)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise Transient(f"`{self._url()}` answered no completion: {error!r}", status=200) from None
+            raise Transient(f"`{self._resolve_base_url()}` answered no completion: {error!r}", status=200) from None
         headers = response._hidden_params.get("additional_headers") or {}
         output.headers = rate_limit_headers(
             {name.removeprefix("llm_provider-"): f"{value}" for name, value in headers.items()}
         )
         return output
 
-    def _build_request(self, chat: ChatType, options: Strict) -> dict[str, Any]:
+    def _build_request(self, chat: ChatType, options: StrictModel) -> dict[str, Any]:
         """What LiteLLM is called with."""
         request: dict[str, Any] = {
             "model": self.model,
-            "messages": self._told(chat),
+            "messages": self._with_schema_prompt(chat),
             "api_base": self.base_url,
-            "api_key": self._key() or None,
+            "api_key": self._resolve_api_key() or None,
             "timeout": self.timeout,
             "num_retries": 0,
             "max_retries": 0,
@@ -150,8 +150,8 @@ class LiteLLM(RemoteLLM):
         ours = options.model_dump(by_alias=True, exclude_none=True)
         if pattern := self._regex():
             ours["extra_body"] = encode_structured_output("regex", pattern) | ours.get("extra_body", {})
-        elif mode := self._mode():
-            request |= encode_structured_output(mode, self._schema(), strict_schema)
+        elif mode := self._resolve_structured_mode():
+            request |= encode_structured_output(mode, self._json_schema(), strict_schema)
         return request | ours | self.litellm_params
 
     def _regex(self) -> str | None:
@@ -165,9 +165,9 @@ class LiteLLM(RemoteLLM):
         headers, body = getattr(error, "litellm_response_headers", None), getattr(error, "body", None)
         status, message = getattr(error, "status_code", None), getattr(error, "message", None) or str(error)
         if not isinstance(status, int) or status == 200:  # an answer that nobody can read is no refusal
-            return error_from_sdk(error, self._url())
+            return error_from_sdk(error, self._resolve_base_url())
         failed = error_from_response(
-            status, headers or {}, json.dumps(body) if isinstance(body, dict) else message, self._url()
+            status, headers or {}, json.dumps(body) if isinstance(body, dict) else message, self._resolve_base_url()
         )
         failed.code = failed.code or ERROR_CODES.get(type(error).__name__)
         return failed
@@ -175,23 +175,23 @@ class LiteLLM(RemoteLLM):
     def _sdk(self) -> Any:
         for name, value in IMPORT_ENV.items():
             os.environ.setdefault(name, value)
-        litellm = package("litellm", self)
+        litellm = import_optional("litellm", self)
         litellm.suppress_debug_info = True  # it would print advice on every error
         return litellm
 
-    def _url(self) -> str:
+    def _resolve_base_url(self) -> str:
         """The base URL given, or the name of the provider, whose address LiteLLM knows."""
-        return super()._url() if self.base_url else self.model.partition("/")[0]
+        return super()._resolve_base_url() if self.base_url else self.model.partition("/")[0]
 
-    def _key(self) -> str:
+    def _resolve_api_key(self) -> str:
         """The key given; without one, LiteLLM reads the provider's variable."""
-        return self._sound(self.api_key.get_secret_value()) if self.api_key else ""
+        return self._validate_api_key(self.api_key.get_secret_value()) if self.api_key else ""
 
-    def _mode(self) -> Any:
+    def _resolve_structured_mode(self) -> Any:
         """How this model is held to its structure: the strictest way that its provider has, where none is named."""
         if self._regex():
             return "regex"
-        mode = super()._mode()
+        mode = super()._resolve_structured_mode()
         if mode != "json_schema" or self.structured_mode:
             return mode
         takes = self._sdk().get_supported_openai_params(self.model) or ()
@@ -204,13 +204,13 @@ def _list_price(litellm: Any, model: str) -> Price | None:
 
     def dollars(**tokens: int) -> float:
         usage = {"prompt_tokens": 0, "completion_tokens": 0} | tokens
-        return sum(litellm.cost_per_token(model=model, **usage)) * MILLION / FEW
+        return sum(litellm.cost_per_token(model=model, **usage)) * MILLION / SAMPLE_TOKENS
 
     try:
         return Price(
-            input=dollars(prompt_tokens=FEW),
-            output=dollars(completion_tokens=FEW),
-            cache_read=dollars(prompt_tokens=FEW, cache_read_input_tokens=FEW),
+            input=dollars(prompt_tokens=SAMPLE_TOKENS),
+            output=dollars(completion_tokens=SAMPLE_TOKENS),
+            cache_read=dollars(prompt_tokens=SAMPLE_TOKENS, cache_read_input_tokens=SAMPLE_TOKENS),
         )
     except Exception:  # it raises whatever the provider's own price function does
         return None

@@ -19,8 +19,8 @@ from llms import demo, local
 from llms.base import AsyncLLM
 from llms.clients import chat_completions
 from llms.clients.errors import error_message
-from llms.config.extras import package
-from llms.config.strict import Strict
+from llms.config.extras import import_optional
+from llms.config.strict import StrictModel
 from llms.errors import Fatal, Rejected
 from llms.local.base import LocalLLM
 from llms.options import ChatOptions, MaxNewTokens, MinP, TopKOrAll
@@ -122,7 +122,7 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
     timeout: float = Field(default=600.0, gt=0, description="Seconds to wait for one answer, its turn included.")  # type: ignore[override]
 
     packages: ClassVar[tuple[str, ...]] = ("xllamacpp",)
-    generations_at_once: ClassVar[int | None] = 1
+    max_generations_per_request: ClassVar[int | None] = 1
 
     class Options(ChatOptions):
         """Runtime parameters."""
@@ -141,7 +141,7 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
         """The file's name without its ending, or the demo model's."""
         return self.model_path.stem if self.model_path else demo.NAME
 
-    def ready(self) -> None:
+    def prepare(self) -> None:
         """Start the server, if it is not up yet.
 
         Raises:
@@ -181,7 +181,7 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
         return output
 
     async def _ask(
-        self, server: _Server, chat: ChatType, num_generations: int, options: Strict, held_to: dict[str, Any]
+        self, server: _Server, chat: ChatType, num_generations: int, options: StrictModel, held_to: dict[str, Any]
     ) -> GenerateOutput:
         body = chat_completions.encode(self.model_name, chat, num_generations, options, {}) | held_to
         if held_to:  # the server takes one of them
@@ -197,7 +197,7 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
             reason == "length" and structure and validation_error(structure, text or "") for text, reason in texts
         )
 
-    def ready_hidden_states(self) -> None:
+    def prepare_hidden_states(self) -> None:
         """Start the server that gives hidden states, and no other."""
         self._hidden_state_server()
 
@@ -232,7 +232,7 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
         return local.shared_engine(self._engine_key(), self._start)
 
     def _start(self, hidden_states: bool = False) -> _Server:
-        xllamacpp = package("xllamacpp", self)
+        xllamacpp = import_optional("xllamacpp", self)
         path = self.model_path or demo.GGUF
         if not path.is_file():
             raise Fatal(f"`LlamaServerLLM` finds no file `{path}`: `model_path` is the path of a GGUF file.")

@@ -12,8 +12,8 @@ from pydantic import Field, HttpUrl, model_validator
 
 from llms import local
 from llms.clients.chat_template import render_chat
-from llms.config.extras import package
-from llms.config.strict import Strict
+from llms.config.extras import import_optional
+from llms.config.strict import StrictModel
 from llms.errors import Fatal, Rejected
 from llms.local.automaton import Automaton, Guide
 from llms.local.base import LocalLLM, raise_if_rejected
@@ -77,7 +77,7 @@ class LlamaCppLLM(LocalLLM):
     )
     verbose: bool = Field(default=False, description="Whether llama.cpp says what it does, on the error stream.")
 
-    class Options(Strict):
+    class Options(StrictModel):
         """Runtime parameters."""
 
         max_new_tokens: MaxNewTokens = Field(
@@ -106,7 +106,7 @@ class LlamaCppLLM(LocalLLM):
         """The file's name without its ending."""
         return Path(self.model_path or self.filename or "").stem
 
-    def ready(self) -> None:
+    def prepare(self) -> None:
         """Load the model, downloading it first where it is not here yet, and compile what its texts are held to."""
         self._automaton(self._engine())
 
@@ -155,7 +155,7 @@ class LlamaCppLLM(LocalLLM):
         return local.shared_engine(self._engine_key(), self._start)
 
     def _start(self) -> LlamaEngine:
-        llama_cpp = package("llama_cpp", self)
+        llama_cpp = import_optional("llama_cpp", self)
         set_verbose(self.verbose)
         return LlamaEngine(
             llama_cpp,
@@ -179,7 +179,7 @@ class LlamaCppLLM(LocalLLM):
         return self.model_path
 
     def _downloaded(self, repo_id: str, filename: str) -> Path:
-        hub = package("huggingface_hub", self)
+        hub = import_optional("huggingface_hub", self)
         split = SPLIT_FILE_NAME.fullmatch(filename)
         count = int(split["count"]) if split else 1
         names = [f"{split['name']}-{at:05}-of-{count:05}.gguf" for at in range(1, count + 1)] if split else [filename]
@@ -207,7 +207,7 @@ class LlamaCppLLM(LocalLLM):
     def _automaton(self, engine: LlamaEngine) -> Automaton | None:
         if self.structured_output is None:
             return None
-        package("outlines_core", self)
+        import_optional("outlines_core", self)
         return engine.compiler.compile(self.structured_output)
 
     def _answer(

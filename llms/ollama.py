@@ -13,8 +13,8 @@ from llms.clients import event_loop
 from llms.clients.chat_completions import encode_structured_output
 from llms.clients.errors import error_from_response, error_from_sdk
 from llms.clients.images import parse_data_url
-from llms.config.extras import package
-from llms.config.strict import Strict
+from llms.config.extras import import_optional
+from llms.config.strict import StrictModel
 from llms.errors import Fatal, Rejected, Transient
 from llms.options import ChatOptions, MaxNewTokens, MinP, ReturnLogprobs, TopKOrAll, TopLogprobs
 from llms.remote import RemoteLLM, StructuredMode
@@ -50,7 +50,7 @@ class OllamaLLM(RemoteLLM):
     _base_url_env: ClassVar[str | None] = "OLLAMA_HOST"
     _default_base_url: ClassVar[str | None] = f"http://127.0.0.1:{DEFAULT_PORT}"
     _structured_modes: ClassVar[tuple[StructuredMode, ...]] = ("json_schema", "json_object", "prompt")
-    generations_at_once: ClassVar[int | None] = 1
+    max_generations_per_request: ClassVar[int | None] = 1
 
     class Options(ChatOptions):
         """Runtime parameters."""
@@ -78,29 +78,31 @@ class OllamaLLM(RemoteLLM):
             default=None, description="How long the model stays in memory afterwards: seconds, or a text like `10m`."
         )
 
-    def ready(self) -> None:
+    def prepare(self) -> None:
         """Check that the packages are there; no key is needed.
 
         Raises:
             Fatal: Naming what is missing.
         """
-        package("ollama", self)
-        package("httpx_aiohttp", self)
-        super().ready()
+        import_optional("ollama", self)
+        import_optional("httpx_aiohttp", self)
+        super().prepare()
 
     def cost(self, usage: Usage) -> float | None:
         """Dollars for this usage: none on a server of one's own; unknown where ollama.com computes."""
         if self.price:
-            return self.price.of(usage)
-        return None if "ollama.com" in self._url() or self.model.endswith("cloud") else 0.0
+            return self.price.cost(usage)
+        return None if "ollama.com" in self._resolve_base_url() or self.model.endswith("cloud") else 0.0
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat, once: the API has no way to ask for more in one request."""
         return await event_loop.run_on_loop(self._complete(self._build_request(input, self.options(kwargs))))
 
     async def _complete(self, request: dict[str, Any]) -> GenerateOutput:
-        url = self._url()
-        client = event_loop.shared_client(("ollama", url, self._key()), self._client, lambda client: client.close())
+        url = self._resolve_base_url()
+        client = event_loop.shared_client(
+            ("ollama", url, self._resolve_api_key()), self._client, lambda client: client.close()
+        )
         try:
             async with asyncio.timeout(self.timeout):
                 return _decode(await client.chat(**request))
@@ -117,45 +119,46 @@ class OllamaLLM(RemoteLLM):
             raise failed from None
 
     def _client(self) -> Any:
-        httpx_aiohttp = package("httpx_aiohttp", self)
+        httpx_aiohttp = import_optional("httpx_aiohttp", self)
 
         async def refuse(response: Any) -> None:
             if response.is_error:  # here, because the SDK's exception knows no headers
                 await response.aread()
-                raise error_from_response(response.status_code, response.headers, response.text, self._url())
+                raise error_from_response(
+                    response.status_code, response.headers, response.text, self._resolve_base_url()
+                )
 
         # No limit: admission is the engine's, and a request that queues for a connection spends its time-out there.
         session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        return package("ollama", self).AsyncClient(
-            host=self._url(),
+        return import_optional("ollama", self).AsyncClient(
+            host=self._resolve_base_url(),
             timeout=None,  # ours
-            headers={"Authorization": f"Bearer {key}"} if (key := self._key()) else None,
+            headers={"Authorization": f"Bearer {key}"} if (key := self._resolve_api_key()) else None,
             transport=httpx_aiohttp.AiohttpTransport(client=session),
             event_hooks={"response": [refuse]},
         )
 
-    def _address(self) -> str:
+    def _configured_base_url(self) -> str:
         """The server in any of the spellings its own programs take: `host`, `host:port`, `:port`, a URL."""
-        address = super()._address()
+        address = super()._configured_base_url()
         if "://" in address:
             return address
         place, slash, path = address.partition("/")
         place = place if re.search(r":\d+$", place) else f"{place}:{DEFAULT_PORT}"
         return f"http://{'127.0.0.1' if place.startswith(':') else ''}{place}{slash}{path}"
 
-    def _key(self) -> str:
-        return super()._key() if self.api_key or os.getenv(self._api_key_env) else ""
+    def _resolve_api_key(self) -> str:
+        return super()._resolve_api_key() if self.api_key or os.getenv(self._api_key_env) else ""
 
-    def _build_request(self, chat: ChatType, options: Strict) -> dict[str, Any]:
+    def _build_request(self, chat: ChatType, options: StrictModel) -> dict[str, Any]:
         """What the SDK is called with."""
-        ours = encode_structured_output(self._mode() or "", self._schema()) | options.model_dump(
-            by_alias=True, exclude_none=True
-        )
+        ours = encode_structured_output(self._resolve_structured_mode() or "", self._json_schema())
+        ours |= options.model_dump(by_alias=True, exclude_none=True)
         response_format, more = ours.pop("response_format", {"type": "text"}), ours.pop("options", {})
         beside = {name: ours.pop(name) for name in TOP_LEVEL_OPTIONS if name in ours}
         return {
             "model": self.model,
-            "messages": [_encode_message(each) for each in self._told(chat)],
+            "messages": [_encode_message(each) for each in self._with_schema_prompt(chat)],
             "format": _encode_format(response_format),
             "options": ours | more or None,
         } | beside

@@ -49,9 +49,9 @@ class OpenAILLM(ChatCompletionsLLM):
         service_tier: str | None = Field(default=None, description="`auto`, `default`, `flex`, `priority` …")
         extra_body: ExtraBody = None
 
-    def account(self) -> Hashable:
+    def rate_limit_scope(self) -> Hashable:
         """The organization and the project too: each has limits of its own."""
-        return (super().account(), *self._billing_headers().values())
+        return (super().rate_limit_scope(), *self._billing_headers().values())
 
     async def _headers(self) -> dict[str, str]:
         return self._billing_headers() | await super()._headers()

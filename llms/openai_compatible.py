@@ -28,24 +28,24 @@ class ChatCompletionsLLM(RemoteLLM, ABC):
         body = self._body(input, num_generations, self.options(kwargs))
         return await chat_completions.complete(self._endpoint(), await self._headers(), body, self.timeout)
 
-    def _url(self) -> str:
-        return super()._url().removesuffix(self._path)
+    def _resolve_base_url(self) -> str:
+        return super()._resolve_base_url().removesuffix(self._path)
 
     def _endpoint(self) -> str:
-        return f"{self._url()}{self._path}/chat/completions"
+        return f"{self._resolve_base_url()}{self._path}/chat/completions"
 
     async def _headers(self) -> dict[str, str]:
         more = {name: value.get_secret_value() for name, value in (self.default_headers or {}).items()}
         return await self._authorization() | more
 
     async def _authorization(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._key()}"}
+        return {"Authorization": f"Bearer {self._resolve_api_key()}"}
 
     def _body(self, chat: ChatType, num_generations: int, options: BaseModel) -> dict[str, Any]:
         """The request's body, for this provider."""
-        mode, structure = self._mode(), self.structured_output
+        mode, structure = self._resolve_structured_mode(), self.structured_output
         narrow = strict_schema if self._supports_strict_schema else None
         held_to = (
             chat_completions.encode_structured_output(mode, structure["schema"], narrow) if mode and structure else {}
         )
-        return chat_completions.encode(self.model, self._told(chat), num_generations, options, held_to)
+        return chat_completions.encode(self.model, self._with_schema_prompt(chat), num_generations, options, held_to)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from llms.config.strict import Strict
+from llms.config.strict import StrictModel
 
 
 def _expand_response_format(value: Any) -> Any:
@@ -62,7 +62,7 @@ ExtraBody = Annotated[
 ]
 
 
-class CommonOptions(Strict):
+class CommonOptions(StrictModel):
     """Options of every API in the shape of OpenAI's; an option that is unset is not sent."""
 
     max_new_tokens: MaxNewTokens = Field(default=None, serialization_alias="max_completion_tokens")

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, HttpUrl, SecretStr
 
 from llms import local
-from llms.config.extras import package
-from llms.config.strict import Strict
+from llms.config.extras import import_optional
+from llms.config.strict import StrictModel
 from llms.errors import Fatal, Rejected
 from llms.local.automaton import Automaton
 from llms.local.base import LocalLLM, raise_if_rejected
@@ -95,7 +95,7 @@ class TransformersLLM(LocalLLM):
     )
     seed: int | None = Field(default=None, ge=0, description="Makes sampling repeatable, unless a call has its own.")
 
-    class Options(Strict):
+    class Options(StrictModel):
         """Runtime parameters. Those that are unset are as the model's own configuration has them."""
 
         max_new_tokens: MaxNewTokens = Field(
@@ -120,7 +120,7 @@ class TransformersLLM(LocalLLM):
         """The name or path of the model."""
         return self.model
 
-    def ready(self) -> None:
+    def prepare(self) -> None:
         """Load the model, downloading it first where it is not here yet, and compile what its texts are held to."""
         self._automaton(self._engine())
 
@@ -197,7 +197,7 @@ class TransformersLLM(LocalLLM):
         return local.shared_engine(self._engine_key(), self._start)
 
     def _start(self) -> TransformersEngine:
-        torch, transformers = package("torch", self), package("transformers", self)
+        torch, transformers = import_optional("torch", self), import_optional("transformers", self)
         return TransformersEngine(torch, transformers, *load_model(torch, transformers, self))
 
     def _held(self, engine: TransformersEngine, limit: int, options: dict[str, Any]) -> Automaton | None:
@@ -214,7 +214,7 @@ class TransformersLLM(LocalLLM):
     def _automaton(self, engine: TransformersEngine) -> Automaton | None:
         if self.structured_output is None:
             return None
-        package("outlines_core", self)
+        import_optional("outlines_core", self)
         return engine.compiler.compile(self.structured_output)
 
     def _answer(

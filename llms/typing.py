@@ -79,7 +79,7 @@ class Usage:
         )
 
 
-KINDS: dict[str, Any] = {
+_FIELD_TYPES: dict[str, Any] = {
     "cost": float | int | None,
     "seconds": float | int,
     "headers": Mapping | None,
@@ -132,7 +132,7 @@ class GenerateOutput(list[str | None]):
         self.error = error
 
     @classmethod
-    def of(cls, texts: "Iterable[str | None]", num_generations: int) -> "GenerateOutput":
+    def coerce(cls, texts: "Iterable[str | None]", num_generations: int) -> "GenerateOutput":
         """The same texts as a `GenerateOutput`; one that already is passes untouched.
 
         Raises:
@@ -144,11 +144,11 @@ class GenerateOutput(list[str | None]):
         output = texts if isinstance(texts, cls) else cls(texts)
         if len(output) != num_generations:
             raise ValueError(f"{len(output)} generations came where {num_generations} were asked for")
-        if odd := output._odd():
+        if odd := output._invalid_reason():
             raise ValueError(f"an answer's {odd}")
         return output
 
-    def _odd(self) -> str | None:
+    def _invalid_reason(self) -> str | None:
         """What is not as it should be; models of the user's own make outputs, too."""
         if not all(text is None or isinstance(text, str) for text in self):
             return f"texts are texts or `None`, not {list(self)!r:.200}"
@@ -158,7 +158,7 @@ class GenerateOutput(list[str | None]):
                 return f"`{name}` are one per text, not {parts!r:.200}"
         if not isinstance(self.usage, Usage) or not all(isinstance(each, int) for each in astuple(self.usage)):
             return f"`usage` is a `Usage` of whole numbers, not {self.usage!r:.200}"
-        for name, kind in KINDS.items():
+        for name, kind in _FIELD_TYPES.items():
             if not isinstance(value := getattr(self, name), kind):
                 return f"`{name}` cannot be {value!r:.200}"
         if self.headers and not all(isinstance(value, str) for value in self.headers.values()):
@@ -166,7 +166,7 @@ class GenerateOutput(list[str | None]):
         return None
 
     @classmethod
-    def joined(cls, outputs: "list[GenerateOutput]") -> "GenerateOutput":
+    def join(cls, outputs: "list[GenerateOutput]") -> "GenerateOutput":
         """The generations of several requests for the same chat as if one had brought them all."""
         costs = [output.cost for output in outputs]
         return cls(
@@ -193,7 +193,7 @@ class GenerateOutput(list[str | None]):
         self[:], self.finish_reasons, self.error = none, none.finish_reasons, error
         self.reasoning, self.logprobs = none.reasoning, none.logprobs
 
-    def each(self) -> "list[GenerateOutput]":
+    def split(self) -> "list[GenerateOutput]":
         """Every generation by itself; what the request took is with none of them."""
         parts = zip(self, self.finish_reasons, self.reasoning, self.logprobs, strict=True)
         return [
@@ -201,7 +201,7 @@ class GenerateOutput(list[str | None]):
             for text, reason, thought, logprobs in parts
         ]
 
-    def take(self, at: int, other: "GenerateOutput") -> None:
+    def replace_generation(self, at: int, other: "GenerateOutput") -> None:
         """Put the one generation of another request in place `at`; what that took comes on top."""
         self[at], self.finish_reasons[at] = other[0], other.finish_reasons[0]
         self.reasoning[at], self.logprobs[at] = other.reasoning[0], other.logprobs[0]
@@ -210,9 +210,9 @@ class GenerateOutput(list[str | None]):
         self.seconds += other.seconds
         self.attempts += other.attempts
 
-    def again(self) -> "GenerateOutput":
+    def replay(self) -> "GenerateOutput":
         """The same generations for an equal chat: nothing was asked for it, and nothing paid."""
-        copy = GenerateOutput.joined(self.each())
+        copy = GenerateOutput.join(self.split())
         copy.error, copy.cached, copy.cost = self.error, self.error is None, 0.0
         return copy
 

@@ -16,9 +16,9 @@ from llms.clients import chat_completions, event_loop
 from llms.clients.chat_completions import encode_structured_output
 from llms.clients.errors import error_from_sdk
 from llms.clients.images import parse_data_url
-from llms.config.extras import package
-from llms.config.prices import listed
-from llms.config.strict import Strict
+from llms.config.extras import import_optional
+from llms.config.prices import list_price
+from llms.config.strict import StrictModel
 from llms.errors import Fatal, Rejected, Transient
 from llms.options import (
     ChatOptions,
@@ -69,7 +69,7 @@ class VertexAILLM(RemoteLLM):
     _base_url_env: ClassVar[str | None] = "GOOGLE_VERTEX_BASE_URL"
     _default_base_url: ClassVar[str | None] = "https://aiplatform.googleapis.com"
     _structured_modes: ClassVar[tuple[StructuredMode, ...]] = ("json_schema", "json_object", "prompt")
-    generations_at_once: ClassVar[int | None] = 8
+    max_generations_per_request: ClassVar[int | None] = 8
 
     project: str | None = Field(
         default=None, description="Google Cloud project; `GOOGLE_CLOUD_PROJECT` or the credentials' own when empty."
@@ -108,20 +108,21 @@ class VertexAILLM(RemoteLLM):
         service_tier: str | None = Field(default=None, description="`standard`, `flex` or `priority`.")
         extra_body: ExtraBody = Field(default=None, description="More members for the request's body.")
 
-    def ready(self) -> None:
+    def prepare(self) -> None:
         """Check the packages, the credentials and the project.
 
         Raises:
             Fatal: Naming what is missing.
         """
-        package("google.genai", self)
+        import_optional("google.genai", self)
         self._client_credentials()
-        super().ready()
+        super().prepare()
 
     def cost(self, usage: Usage) -> float | None:
         """Dollars for this usage, at the price given or, at Google's own addresses, its list price."""
-        price = self.price or (listed("google", self.model) if self._url().endswith(".googleapis.com") else None)
-        return price.of(usage) if price else None
+        google = self._resolve_base_url().endswith(".googleapis.com")
+        price = self.price or (list_price("google", self.model) if google else None)
+        return price.cost(usage) if price else None
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat `num_generations` times, with one request."""
@@ -129,10 +130,10 @@ class VertexAILLM(RemoteLLM):
         return await event_loop.run_on_loop(self._complete(request, num_generations))
 
     async def _complete(self, request: dict[str, Any], num_generations: int) -> GenerateOutput:
-        url = self._url()
-        key = ("vertexai", url, self._key(), self._project(), self._location())
+        url = self._resolve_base_url()
+        key = ("vertexai", url, self._resolve_api_key(), self._project(), self._location())
         client = event_loop.shared_client(key, self._client, lambda client: client.aio.aclose())
-        auth = package("google.auth.exceptions", self)
+        auth = import_optional("google.auth.exceptions", self)
         try:
             response = await client.aio.models.generate_content(**request)
         except auth.GoogleAuthError as error:
@@ -148,13 +149,15 @@ class VertexAILLM(RemoteLLM):
             raise Transient(f"`{url}` answered no completion: {text[:500] or 'nothing'}", status=200) from None
 
     def _client(self) -> Any:
-        url = self._url()
+        url = self._resolve_base_url()
         session = event_loop.shared_client(
             ("vertexai", url), lambda: _open_session(url), lambda session: session.close()
         )
         # Without `retry_options`, it sleeps and asks a second time where the line is bad.
         http = {"base_url": url, "aiohttp_client": session, "retry_options": {"attempts": 1}}
-        return package("google.genai", self).Client(enterprise=True, **self._client_credentials(), http_options=http)
+        return import_optional("google.genai", self).Client(
+            enterprise=True, **self._client_credentials(), http_options=http
+        )
 
     def _client_credentials(self) -> dict[str, Any]:
         """Who asks, as the SDK calls it: the key of express mode, or credentials and a project."""
@@ -167,7 +170,7 @@ class VertexAILLM(RemoteLLM):
 
     def _credentials(self) -> tuple[Any, str | None]:
         """The credentials in force, and the project they belong to."""
-        auth = package("google.auth", self)
+        auth = import_optional("google.auth", self)
         if not self.credentials:
             try:
                 return _default_credentials(auth, os.getenv("GOOGLE_APPLICATION_CREDENTIALS"))
@@ -179,7 +182,8 @@ class VertexAILLM(RemoteLLM):
                 ) from None
         secret = self.credentials.get_secret_value()
         if not secret.lstrip().startswith("{"):
-            return package("google.oauth2.credentials", self).Credentials(token=self._sound(secret)), None
+            token = self._validate_api_key(secret)
+            return import_optional("google.oauth2.credentials", self).Credentials(token=token), None
         try:
             return auth.load_credentials_from_dict(json.loads(secret), scopes=LOGIN_SCOPES)
         except (ValueError, auth.exceptions.GoogleAuthError):  # whose messages quote what they cannot read
@@ -189,9 +193,9 @@ class VertexAILLM(RemoteLLM):
         """The key of express mode, where it is in force: what is passed goes before what the environment says."""
         key = os.getenv(self._api_key_env) if not (self.credentials or self._project()) else None
         key = self.api_key.get_secret_value() if self.api_key else key
-        return key and self._sound(key)
+        return key and self._validate_api_key(key)
 
-    def _key(self) -> str:
+    def _resolve_api_key(self) -> str:
         """The secret in force; the application-default credentials are none of ours."""
         return self._express_key() or (self.credentials.get_secret_value() if self.credentials else "")
 
@@ -201,32 +205,31 @@ class VertexAILLM(RemoteLLM):
     def _location(self) -> str:
         return self.location or os.getenv("GOOGLE_CLOUD_LOCATION") or "global"
 
-    def _url(self) -> str:
+    def _resolve_base_url(self) -> str:
         """The base URL in force; that of the location where none is given."""
-        location, url = self._location(), super()._url()
+        location, url = self._location(), super()._resolve_base_url()
         if url != self._default_base_url or location == "global" or (self._express_key() and not self.project):
             return url
         if location in ("us", "eu"):
             return f"https://aiplatform.{location}.rep.googleapis.com"
         return f"https://{location}-aiplatform.googleapis.com"
 
-    def _build_request(self, chat: ChatType, num_generations: int, options: Strict) -> dict[str, Any]:
+    def _build_request(self, chat: ChatType, num_generations: int, options: StrictModel) -> dict[str, Any]:
         """What the SDK is called with."""
         config: dict[str, Any] = {
             "automatic_continuation": False,  # each request is one request
             "automatic_function_calling": {"disable": True},
             "should_return_http_response": True,  # the SDK's own reading of it costs more than sending it
         }
-        chat = self._told(chat)
+        chat = self._with_schema_prompt(chat)
         if system := [
             part for message in chat if message["role"] == "system" for part in _encode_parts(message["content"])
         ]:
             config["system_instruction"] = {"parts": system}
         if num_generations > 1:
             config["candidate_count"] = num_generations
-        ours = encode_structured_output(self._mode() or "", self._schema()) | options.model_dump(
-            by_alias=True, exclude_none=True
-        )
+        ours = encode_structured_output(self._resolve_structured_mode() or "", self._json_schema())
+        ours |= options.model_dump(by_alias=True, exclude_none=True)
         config |= _encode_format(ours.pop("response_format", {}))
         if stop := ours.pop("stop", None):
             config["stop_sequences"] = [stop] if isinstance(stop, str) else stop

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, HttpUrl, SecretStr
 
 from llms import local
-from llms.config.strict import Strict
+from llms.config.strict import StrictModel
 from llms.errors import Fatal, Rejected
 from llms.local.automaton import Automaton
 from llms.local.base import LocalLLM, raise_if_rejected
@@ -110,7 +110,7 @@ class vLLM(LocalLLM):
     )
     seed: int | None = Field(default=None, ge=0, description="Makes sampling repeatable, unless a call has its own.")
 
-    class Options(Strict):
+    class Options(StrictModel):
         """Runtime parameters. Those that are unset are as the model's own configuration has them."""
 
         max_new_tokens: MaxNewTokens = Field(
@@ -138,11 +138,11 @@ class vLLM(LocalLLM):
         """The name or path of the model."""
         return self.model
 
-    def ready(self) -> None:
+    def prepare(self) -> None:
         """Start the engine, downloading the model first where it is not here yet, and compile the structure."""
         self._automaton(self._writer())
 
-    def ready_hidden_states(self) -> None:
+    def prepare_hidden_states(self) -> None:
         """Start the engine that hidden states come from, and no other: a GPU has no room for both at once."""
         self._reader()
 

@@ -12,14 +12,14 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from llms import Fatal
-from llms.config.strict import Strict
+from llms.config.strict import StrictModel
 from tasks import dag
 from tasks.typing import BatchResult, Failure, PartialBatchError, Row, RowId, RowLineage
 
 S = TypeVar("S", bound="Step")
 
 
-class Step(Strict, ABC):
+class Step(StrictModel, ABC):
     """A step from rows to rows.
 
     Subclasses define `process`, and `inputs` and `outputs` where they read and add columns. Fields are configuration

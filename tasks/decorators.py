@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from llms.config.strict import explain, nearest
+from llms.config.strict import did_you_mean, format_validation_error
 from tasks.base import GeneratorStep, GlobalStep, Step
 from tasks.task import Task
 from tasks.templates import Template, render, required_columns
@@ -56,7 +56,7 @@ def step(
     """
     read, added = _column_list("step", "inputs", inputs), _column_list("step", "outputs", outputs)
     if step_type not in _BASES:
-        raise ValueError(f"there is no `step_type={step_type!r}`: {nearest(str(step_type), _BASES)}")
+        raise ValueError(f"there is no `step_type={step_type!r}`: {did_you_mean(str(step_type), _BASES)}")
     source = step_type == "generator"
     if source and read:
         raise ValueError('a generator gets no rows: leave out `inputs`, or `step_type="generator"`.')
@@ -135,7 +135,7 @@ def task(
         if unknown := [name for name in named if name not in read]:
             raise ValueError(
                 f"a prompt of `{function.__name__}` names `{unknown[0]}`, no column of `inputs`: "
-                f"{nearest(unknown[0], read)}"
+                f"{did_you_mean(unknown[0], read)}"
             )
 
         def format_input(self: Task, row: Row) -> ChatType:
@@ -254,13 +254,13 @@ def _parse_prompts(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
         raise ValueError(f"the prompts of `{name}` have no `user_message_template: |`, the prompt indented below it.")
     for key, prompt in prompts.items():
         if key not in (known := ("system_prompt", "user_message_template")):
-            raise ValueError(f"the prompts of `{name}` have a `{key}`: {nearest(str(key), known)}")
+            raise ValueError(f"the prompts of `{name}` have a `{key}`: {did_you_mean(str(key), known)}")
         if not isinstance(prompt, str):
             raise ValueError(f"`{key}` of `{name}` is no text: write `{key}: |`, and the prompt indented below it.")
         try:
             prompts[key] = _TEMPLATE.validate_python(re.sub(r"(?<!\{)\{([A-Za-z_]\w*)\}(?!\})", r"{{ \1 }}", prompt))
         except ValidationError as error:
-            raise ValueError(f"`{key}` of `{name}`: {explain(error)}") from None
+            raise ValueError(f"`{key}` of `{name}`: {format_validation_error(error)}") from None
     description = "\n\n".join(part for each in (parts[0], parts[2]) if (part := each.strip()))
     return description, {key: prompt.strip() for key, prompt in prompts.items()}
 

@@ -52,7 +52,7 @@ ENTRIES = ("deployments", "deployments serve", "deployments worker", "flows.resu
 MODULES = {
     "flows.errors": ["Refused", "RunFailed"],
     "llms.base": ["LLM", "AsyncLLM", "StructuredLLM"],
-    "llms.errors": ["Drained", "Fatal", "LLMError", "Rejected", "Throttled", "Transient"],
+    "llms.errors": ["BudgetExceeded", "Fatal", "LLMError", "Rejected", "Throttled", "Transient"],
     "llms.remote": ["RemoteLLM"],
     "llms.store": ["IRRELEVANT", "StoreError", "key_of"],
     "llms.typing": ["ChatType", "FormattedInput", "GenerateOutput", "HiddenState", "StructuredOutputType", "Usage"],

@@ -19,7 +19,7 @@ from flows.preview.approval import ApprovalDeclined
 from flows.reporting import terminal
 from flows.runtime import server
 from llms import Fatal
-from llms.config.strict import explain
+from llms.config.strict import format_validation_error
 
 USER_ERRORS = (ApprovalDeclined, ConfigurationError, RunFailed, Fatal, ParameterTypeError, ValidationError)
 """What a person can mend: told as a sentence, not as a stack trace."""
@@ -88,7 +88,7 @@ def _record_interrupts() -> list[int]:
 
 def _message(mistake: BaseException) -> str:
     if isinstance(mistake, ValidationError):
-        return explain(mistake)
+        return format_validation_error(mistake)
     if isinstance(mistake, ParameterTypeError):  # "Flow run received invalid parameters:\n - name: why"
         lines = [line.removeprefix(" - ").partition(": ") for line in str(mistake).splitlines()[1:]]
         return "\n".join(f"`{name}`: {why.removeprefix('Value error, ')}" for name, _, why in lines)

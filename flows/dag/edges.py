@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from flows.errors import ConfigurationError
-from llms.config.strict import nearest
+from llms.config.strict import did_you_mean
 from tasks import Step, sample_n_steps
 from tasks.dag import DagBuilder, Route
 from tasks.routing import Sample
@@ -54,7 +54,7 @@ def parse_edges(text: str, names: Collection[str]) -> Iterator[tuple[str, str, R
         targets = [name.strip() for name in part[1:-1].split(",")] if part[:1] == "[" and part[-1] == "]" else [part]
         for name in targets:
             if name not in names:
-                raise ValueError(f"there is no step `{name}`: {nearest(name, names)}")
+                raise ValueError(f"there is no step `{name}`: {did_you_mean(name, names)}")
         route = Route(by, tuple(targets)) if by else None
         yield from ((source, target, route) for source in sources for target in targets)
         sources, by = targets, None

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from flows.errors import ConfigurationError
-from llms.config.strict import nearest
+from llms.config.strict import did_you_mean
 from tasks import CombineOutputs, GeneratorStep, GlobalStep, Join, Step, Task
 from tasks.columns.keep_columns import DropsColumns
 from tasks.dag import Route
@@ -148,10 +148,10 @@ class Graph:
     def _check_mappings(self, step: Step) -> None:
         for name in step.input_mappings:
             if step.inputs and name not in (known := [*step.inputs, *step.optional_inputs]):
-                raise ConfigurationError(f"`{step.name}` has no input column `{name}`: {nearest(name, known)}")
+                raise ConfigurationError(f"`{step.name}` has no input column `{name}`: {did_you_mean(name, known)}")
         for name in step.output_mappings:
             if step.outputs and name not in (known := [*step.outputs, *_added_columns(step)]):
-                raise ConfigurationError(f"`{step.name}` has no output column `{name}`: {nearest(name, known)}")
+                raise ConfigurationError(f"`{step.name}` has no output column `{name}`: {did_you_mean(name, known)}")
 
     def _check_branches(self, step: Step) -> None:
         """Refuse branches of which each has a model fill a column that there is one of when they are joined."""
@@ -223,7 +223,7 @@ class Graph:
             left = columns.made | {name for name in brought if all(each.keeps(name) for each in narrowed)}
             raise ConfigurationError(
                 f"`{step.name}` reads `{column}`, which rows have no longer after `{dropped.name}`: "
-                f"{nearest(column, left)}"
+                f"{did_you_mean(column, left)}"
             )
         first, *others = sorted(columns.sources)
         return next((each for each in others if column in self._source_columns(each)), first)

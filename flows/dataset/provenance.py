@@ -10,7 +10,7 @@ from typing import Any
 
 from flows.settings.step_parameters import get_llm
 from llms import LLM, demo
-from llms.any_llm import secrets
+from llms.any_llm import secret_fields
 from llms.local.base import LocalLLM
 from tasks import LoadDataFromHub, Step
 
@@ -28,7 +28,7 @@ def describe_step(step: Step) -> dict[str, Any]:
     fields |= step.model_dump(mode="json", include=prompts, exclude_none=True)
     if llm := get_llm(step):
         fields["llm"] = {"class": type(llm).__name__, "model_name": llm.model_name}
-        fields["llm"] |= llm.model_dump(mode="json", exclude_defaults=True, exclude=secrets(type(llm)))
+        fields["llm"] |= llm.model_dump(mode="json", exclude_defaults=True, exclude=secret_fields(type(llm)))
     return {"class": type(step).__name__, **fields}
 
 

@@ -15,7 +15,7 @@ from prefect.futures import PrefectFuture
 from flows import results
 from flows.dag.graph import Graph
 from flows.execution.step_task import RunStopping, StepTask, StopEvent
-from llms import Drained, LLMError
+from llms import BudgetExceeded, LLMError
 from tasks import GeneratorStep, Step, Task
 from tasks.typing import BatchResult, ModelUsage, Row, RowLineage
 
@@ -83,7 +83,7 @@ class Executor:
 
         Raises:
             Fatal: If no row can work.
-            Drained: If the budget is spent; all requests in flight have ended by then.
+            BudgetExceeded: If the budget is spent; all requests in flight have ended by then.
         """
         global_steps = [step for step in self._graph.order if self._graph.is_barrier(step)]
         for head in [*self._graph.sources, *global_steps]:  # now: objects their code refers to may change as they run
@@ -99,7 +99,7 @@ class Executor:
                 self._stream(step := global_steps.pop(0), self._run_global_step(step, global_steps))
         except BaseException as error:
             self._stop.set()
-            is_consequence = isinstance(error, CancelledError | Drained)
+            is_consequence = isinstance(error, CancelledError | BudgetExceeded)
             if is_consequence:
                 for batch in self._in_flight:  # their task runs are ending, and one of them may have the cause
                     self._wait_notified(batch, batch.pending & batch.results.keys())
@@ -235,7 +235,7 @@ class Executor:
                 elif not isinstance(result, CancelledError | RunStopping | PrefectException):  # those have a cause
                     self._first_error = self._first_error or result
                 if isinstance(result, LLMError) and isinstance(step, Task):
-                    usage = sum(map(ModelUsage.of, result.spent), ModelUsage())
+                    usage = sum(map(ModelUsage.of, result.paid_outputs), ModelUsage())
                     self._usage_of_failed.append((step, BatchResult(model_usage={step.llm.model_name: usage})))
             finally:
                 batch.pending.discard(step.name)

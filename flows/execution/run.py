@@ -25,7 +25,7 @@ from flows.reporting.report import PrefectReporter
 from flows.runtime import memory
 from flows.runtime.task_runners import distributed_runner, without_flow_payload
 from flows.settings.run_settings import OutputFormat
-from llms import AsyncLLM, Drained, Fatal
+from llms import AsyncLLM, BudgetExceeded, Fatal
 from llms.clients import event_loop
 from llms.limits.budget import Budget
 from llms.typing import Usage
@@ -91,7 +91,7 @@ class Run:
                 self._stream(Executor(self.graph, shown.on_done, self._on_commit))
             self._check_error_rate(final=True)
         except BaseException as error:
-            self._write_summary("drained" if isinstance(error, Drained) else "failed", started, error)
+            self._write_summary("drained" if isinstance(error, BudgetExceeded) else "failed", started, error)
             if not temporary and self.summary.rows:
                 error.add_note(f"{self.summary.rows:,} rows made before that are in `{folder.partial}`.")
             report.on_end(self.summary, folder.partial, error)
@@ -127,7 +127,7 @@ class Run:
         with event_loop.cancel_scope() as cancel, self.budget.activate(), without_flow_payload():
             try:
                 executor.run(self._taken)
-            except Drained:
+            except BudgetExceeded:
                 raise
             except BaseException:
                 cancel()  # what is in flight would be waited for, and thrown away
@@ -191,7 +191,7 @@ class Run:
             "edges": self.graph.edges,
             "versions": provenance.package_versions(self.graph.steps),
             "limits": {
-                step.name: step.llm.limits()
+                step.name: step.llm.limiter_stats()
                 for step in self.graph.steps
                 if isinstance(step, Task) and isinstance(step.llm, AsyncLLM)
             },

@@ -34,8 +34,8 @@ from flows.dag import edges
 from flows.errors import ConfigurationError
 from flows.pipeline.serialize import Serializer, step_classes
 from llms import LLM
-from llms.any_llm import model, models, secrets
-from llms.config.strict import explain, nearest
+from llms.any_llm import model_classes, resolve_model, secret_fields
+from llms.config.strict import did_you_mean, format_validation_error
 from tasks import Step, dag
 from tasks.dag import DagBuilder
 
@@ -96,7 +96,7 @@ class Document:
         try:
             yield
         except (TypeError, ValueError) as error:
-            what = explain(error) if isinstance(error, ValidationError) else error
+            what = format_validation_error(error) if isinstance(error, ValidationError) else error
             raise ConfigurationError(f"`{self.file}`, {place}: {what}") from None
 
 
@@ -146,7 +146,7 @@ def _layout_error(document: Any) -> str | None:
         return "this is no pipeline, it has no `steps`: write one with `pipeline.save(…)`."
     for key in document:
         if key not in KEYS:
-            return f"a pipeline has no `{key}`: {nearest(str(key), KEYS)}"
+            return f"a pipeline has no `{key}`: {did_you_mean(str(key), KEYS)}"
     version = document.get("format")
     if version is None:
         return f"it does not say how it is laid out: begin it with `format: {FORMAT_VERSION}`."
@@ -197,13 +197,13 @@ def _resolve_models(value: Any) -> Any:
     """The models a field is given as a class and fields, or as a saved block and what differs from it."""
     match value:
         case {"class": name, **fields}:
-            known = [each for each, cls in models().items() if not inspect.isabstract(cls)]
+            known = [each for each, cls in model_classes().items() if not inspect.isabstract(cls)]
             if name not in known:
                 raise ValueError(_unknown_class_message("model", name, known))
-            return model({"block_type_slug": name, **fields})
+            return resolve_model({"block_type_slug": name, **fields})
         case {"block": str(slug), **fields}:
-            saved = model(slug)
-            if hidden := secrets(type(saved)) & fields.keys():
+            saved = resolve_model(slug)
+            if hidden := secret_fields(type(saved)) & fields.keys():
                 raise ValueError(f"`{min(hidden)}` does not belong in a file: keep it in the block.")
             changed = type(saved)(**{name: getattr(saved, name) for name in type(saved).model_fields} | fields)
             # a copy remembers its block, and is written as one again
@@ -220,7 +220,7 @@ def _unknown_class_message(kind: str, name: Any, known: Collection[str]) -> str:
         return f"it has no `class`: write the {kind}'s, `class: {min(known)}`."
     if several := [each for each in known if each.endswith(f".{name}")]:
         return f"there are several classes `{name}`: write which, {' or '.join(f'`{each}`' for each in several)}."
-    near = nearest(name, [each for each in known if "." not in each])
+    near = did_you_mean(name, [each for each in known if "." not in each])
     return (
         f"there is no {kind} `{name}`: {near} One of your own is known once its module is imported: do that first "
         "(in the shell: `--import my_module`)."

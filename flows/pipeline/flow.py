@@ -9,7 +9,7 @@ from prefect import Flow
 from flows.dataset.distiset import Distiset
 from flows.errors import ConfigurationError
 from flows.reporting.states import with_row_state
-from llms.any_llm import kept_in_clear, secret_in
+from llms.any_llm import find_secret, plaintext_secret_message
 
 P = ParamSpec("P")
 
@@ -27,8 +27,8 @@ class DatasetFlow(Flow[P, Distiset]):
             """
             given = dict(zip(inspect.signature(self.fn).parameters, args, strict=False)) | kwargs
             for name, value in given.items():
-                if name != "data" and (secret := secret_in(value)):  # rows may say what they like
-                    raise ConfigurationError(f"`{name}`: {kept_in_clear(secret)}")
+                if name != "data" and (secret := find_secret(value)):  # rows may say what they like
+                    raise ConfigurationError(f"`{name}`: {plaintext_secret_message(secret)}")
             return super().__call__(*args, **kwargs)
 
     def with_options(self, *args: Any, **kwargs: Any) -> "DatasetFlow[P]":

@@ -22,7 +22,7 @@ from flows.preview.estimate import Estimate
 from flows.runtime import server
 from flows.settings.run_settings import OutputFormat
 from flows.settings.step_parameters import parameters_model, to_json, validate_parameters, with_parameters
-from llms.config.strict import Strict, explain
+from llms.config.strict import StrictModel, format_validation_error
 from tasks import GeneratorStep, Source, Step, dag, load_data
 
 
@@ -150,7 +150,7 @@ class Pipeline:
         Raises:
             ConfigurationError: If something cannot work; nothing was paid for.
             Fatal: If no request can work.
-            Drained: If it has spent what it may.
+            BudgetExceeded: If it has spent what it may.
             RunFailed: If too many rows failed.
             ApprovalDeclined: If somebody said no.
         """
@@ -197,7 +197,7 @@ class Pipeline:
         """
         return self.run(parameters, dry_run=batch_size)
 
-    def _flow(self, graph: Graph | None, model: type[Strict], **where: Any) -> "Flow[..., Distiset]":
+    def _flow(self, graph: Graph | None, model: type[StrictModel], **where: Any) -> "Flow[..., Distiset]":
         def run(
             parameters: model = model(),  # type: ignore[valid-type]  # noqa: B008
             output: Path | None = None,
@@ -260,7 +260,7 @@ class Pipeline:
         try:
             steps = [with_parameters(step, given.get(step.name, {})) for step in self.steps]
         except ValidationError as error:
-            raise ConfigurationError(explain(error)) from None
+            raise ConfigurationError(format_validation_error(error)) from None
         finally:
             dag.current.reset(outer)
         return Graph(steps, *self._named_edges())

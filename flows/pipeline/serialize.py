@@ -14,7 +14,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from flows.errors import ConfigurationError
 from llms import LLM
-from llms.any_llm import model, models, secrets
+from llms.any_llm import model_classes, resolve_model, secret_fields
 from tasks import Filter, LoadDataFromDicts, Step
 
 MAX_INLINE_ROWS = 1_000
@@ -65,15 +65,15 @@ class Serializer:
         if name and not getattr(llm, "_is_anonymous", False):
             slug = f"{cls.get_block_type_slug()}/{name}"
             try:
-                saved = model(slug)
+                saved = resolve_model(slug)
             except ValueError as error:
                 raise ConfigurationError(f"`{where}`: {error}") from None
-            for secret in secrets(cls):
+            for secret in secret_fields(cls):
                 self._serialize(getattr(llm, secret), where)
             differs = {each for each in cls.model_fields if getattr(llm, each) != getattr(saved, each, None)}
-            changed = self._serialize_fields(llm, where, differs - secrets(cls))
+            changed = self._serialize_fields(llm, where, differs - secret_fields(cls))
             return {"block": slug, **changed} if changed else slug
-        if models().get(cls.__name__) is not cls:
+        if model_classes().get(cls.__name__) is not cls:
             raise _stale_class_error(where, cls)
         return {"class": cls.__name__, **self._serialize_fields(llm, where)}
 

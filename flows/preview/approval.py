@@ -29,7 +29,7 @@ from rich.prompt import Prompt
 from flows.errors import ConfigurationError
 from flows.preview.estimate import Estimate
 from flows.runtime import server
-from llms.config.strict import explain
+from llms.config.strict import format_validation_error
 
 SAMPLE_ROWS = 10
 """Rows of each source that are made first, to estimate from."""
@@ -164,4 +164,4 @@ def _ask_at_terminal(form: type[RunInput]) -> RunInput:
         try:
             return form(**given)
         except ValidationError as error:
-            console.print(explain(error))
+            console.print(format_validation_error(error))

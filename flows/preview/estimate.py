@@ -216,12 +216,12 @@ class _Estimator:
 
 def _rate_limit_scope(llm: LLM) -> Hashable:
     """What shares a limit."""
-    return llm.account() if isinstance(llm, AsyncLLM) else llm.model_name
+    return llm.rate_limit_scope() if isinstance(llm, AsyncLLM) else llm.model_name
 
 
 def _throughput_limits(llm: AsyncLLM, total: Amounts) -> tuple[int, float]:
     """Requests that may be in flight, and the least seconds that rates allow."""
-    known = llm.limits()
+    known = llm.limiter_stats()
     by_requests = [total[0] / rate for rate in (llm.requests_per_minute, known["learned_rpm"]) if rate]
     by_tokens = [(total[1] + total[2]) / llm.tokens_per_minute] if llm.tokens_per_minute else []
     return known["limit"], 60 * max([*by_requests, *by_tokens], default=0.0)

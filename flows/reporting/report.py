@@ -12,7 +12,7 @@ from flows.reporting import artifacts, assets, states, terminal
 from flows.reporting.events import RunEvents, event_payload
 from flows.reporting.progress import ProgressListener
 from flows.settings.step_parameters import get_llm
-from llms import Drained
+from llms import BudgetExceeded
 from llms.config import redaction
 
 
@@ -28,7 +28,7 @@ class PrefectReporter:
     def __init__(self, pipeline: str, graph: Graph, output: Path | None) -> None:
         self._graph = graph
         self._output = output
-        self._secrets = set[str]().union(*map(redaction.of, filter(None, map(get_llm, graph.steps))))
+        self._secrets = set[str]().union(*map(redaction.secrets_of, filter(None, map(get_llm, graph.steps))))
         self.listeners: list[ProgressListener] = []
         self._context = FlowRunContext.get()
         if self._context and (run := self._context.flow_run):
@@ -59,11 +59,13 @@ class PrefectReporter:
             get_run_logger().warning("Prefect's UI does not show what came of the run: %s", trouble)
 
     def _hide(self, text: str) -> str:
-        return redaction.hidden(text, self._secrets)
+        return redaction.redact(text, self._secrets)
 
 
 def _final_state(error: BaseException | None) -> str:
     """How a run ended; one that was cancelled, or whose process was told to end, was interrupted."""
     if error is None:
         return "completed"
-    return "drained" if isinstance(error, Drained) else "failed" if isinstance(error, Exception) else "interrupted"
+    return (
+        "drained" if isinstance(error, BudgetExceeded) else "failed" if isinstance(error, Exception) else "interrupted"
+    )

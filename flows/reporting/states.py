@@ -14,7 +14,7 @@ from prefect.states import Completed
 from flows.dataset.distiset import Distiset
 from flows.dataset.summary import Summary
 from flows.errors import RunFailed
-from llms import Drained
+from llms import BudgetExceeded
 
 P = ParamSpec("P")
 
@@ -84,10 +84,13 @@ def _on_completion(flow: "Flow[..., Any]", flow_run: FlowRun, state: "State[Any]
 def _on_failure(flow: "Flow[..., Any]", flow_run: FlowRun, state: "State[Any]") -> None:
     _failures.pop(flow_run.id, None)
     error = getattr(state.data, "result", None)
-    if isinstance(error, Drained | RunFailed) and state.name == "Failed":
+    if isinstance(error, BudgetExceeded | RunFailed) and state.name == "Failed":
         sentences = [f"{error}", *getattr(error, "__notes__", [])]
         _rename_state(
-            flow_run, state, BUDGET_SPENT if isinstance(error, Drained) else TOO_MANY_FAILURES, " ".join(sentences)
+            flow_run,
+            state,
+            BUDGET_SPENT if isinstance(error, BudgetExceeded) else TOO_MANY_FAILURES,
+            " ".join(sentences),
         )
 
 

@@ -16,7 +16,7 @@ from prefect.results import get_default_result_storage, resolve_result_storage
 
 from flows.results import KEY_PREFIX, BatchResultSerializer
 from flows.runtime import server
-from llms.store.cli import day, parser_of, show_table
+from llms.store.cli import format_time, make_parser, print_table
 
 RESULT_FILE_NAME = re.compile("[0-9a-f]{32}")
 """What the file of a result is called."""
@@ -51,7 +51,7 @@ def main() -> None:
     Raises:
         SystemExit: If it cannot be done; the message says why.
     """
-    parser = parser_of("flows.results", "What steps made of each batch, kept for other runs.", "results", "step")
+    parser = make_parser("flows.results", "What steps made of each batch, kept for other runs.", "results", "step")
     parser.add_argument(
         "--storage",
         metavar="FOLDER | BLOCK",
@@ -124,9 +124,9 @@ def _show(folder: Path) -> None:
         made = list(group)
         written = [each.written for each in made]
         size = f"{sum(each.size for each in made) / 1e6:,.1f}"
-        rows.append((step, f"{len(made):,}", size, day(min(written)), day(max(written))))
+        rows.append((step, f"{len(made):,}", size, format_time(min(written)), format_time(max(written))))
     if rows:
-        show_table(("step", "results", "MB", "oldest", "newest"), rows)
+        print_table(("step", "results", "MB", "oldest", "newest"), rows)
 
 
 def _delete(folder: Path, seconds: float, step: str | None) -> None:

@@ -21,9 +21,9 @@ from pydantic_core import CoreSchema
 
 from flows.errors import ConfigurationError
 from llms import LLM
-from llms.any_llm import Form, model, no_secret, secrets
-from llms.config.forms import fields_of
-from llms.config.strict import Strict, explain
+from llms.any_llm import ModelPicker, forbid_secrets, resolve_model, secret_fields
+from llms.config.forms import form_fields
+from llms.config.strict import StrictModel, format_validation_error
 from llms.options import CommonOptions
 from tasks import Step, Task
 
@@ -46,18 +46,18 @@ class StepParameters:
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         groups = {name: self._group(name, cls) for name, cls in self._steps.items()}
-        return {"type": "object", "properties": groups} | no_secret(within=3)
+        return {"type": "object", "properties": groups} | forbid_secrets(within=3)
 
     def _group(self, name: str, cls: type[Step]) -> JsonSchemaValue:
-        fields = fields_of(Task if issubclass(cls, Task) else Step, *FLOW_LEVEL_FIELDS)
+        fields = form_fields(Task if issubclass(cls, Task) else Step, *FLOW_LEVEL_FIELDS)
         if issubclass(cls, Task):
-            options = {"title": "Generation Kwargs", "type": "object", "properties": fields_of(CommonOptions)}
-            inner = {"generation_kwargs": options | no_secret(within=1)}
-            fields["llm"] = {"title": "Model", "type": "object", "properties": inner} | no_secret(within=2)
-        return {"title": name, "type": "object", "properties": fields} | no_secret(within=2)
+            options = {"title": "Generation Kwargs", "type": "object", "properties": form_fields(CommonOptions)}
+            inner = {"generation_kwargs": options | forbid_secrets(within=1)}
+            fields["llm"] = {"title": "Model", "type": "object", "properties": inner} | forbid_secrets(within=2)
+        return {"title": name, "type": "object", "properties": fields} | forbid_secrets(within=2)
 
 
-def parameters_model(steps: Iterable[Step]) -> type[Strict]:
+def parameters_model(steps: Iterable[Step]) -> type[StrictModel]:
     """The model of all the steps' parameters: `{step: {field: value, "llm": {…, "generation_kwargs": {…}}}}`.
 
     Every field of a step but its name is a runtime parameter, and every field of its model but the secrets. Defaults
@@ -79,7 +79,7 @@ def with_parameters(step: Step, given: Mapping[str, Any]) -> Step:
     return type(step)(**values)
 
 
-def validate_parameters(of: type[Strict], parameters: Any) -> dict[str, dict[str, Any]]:
+def validate_parameters(of: type[StrictModel], parameters: Any) -> dict[str, dict[str, Any]]:
     """Only what was given, coerced to its type; another model as itself, with the secrets it has.
 
     Raises:
@@ -88,7 +88,7 @@ def validate_parameters(of: type[Strict], parameters: Any) -> dict[str, dict[str
     try:
         groups = of.model_validate(parameters or {})
     except ValidationError as error:
-        raise ConfigurationError(explain(error)) from None
+        raise ConfigurationError(format_validation_error(error)) from None
     given = groups.model_dump(by_alias=True, exclude_unset=True)
     for number in groups.model_fields_set:
         group = getattr(groups, number)
@@ -101,7 +101,7 @@ def to_json(given: Any) -> Any:
     """The parameters as JSON that could be given again: a model as its class and fields, without the secrets."""
     match given:
         case LLM():
-            fields = given.model_dump(mode="json", exclude_defaults=True, exclude=secrets(type(given)))
+            fields = given.model_dump(mode="json", exclude_defaults=True, exclude=secret_fields(type(given)))
             return {name: value for name, value in fields.items() if not name.startswith("_")}
         case Mapping():
             return {name: to_json(each) for name, each in given.items()}
@@ -117,7 +117,7 @@ def _contains_model(value: Any) -> bool:
     return isinstance(value, LLM) or any(map(_contains_model, within))
 
 
-class _Parameters(Strict):
+class _Parameters(StrictModel):
     """What all steps' parameters have in common."""
 
     @model_validator(mode="before")
@@ -137,29 +137,29 @@ def _drop_unset_options(parameters: Any) -> Any:
             return parameters
 
 
-def _step_model(step: Step) -> type[Strict]:
+def _step_model(step: Step) -> type[StrictModel]:
     fields = _fields(step, exclude={"name"})
     for name, llm in _models_of(step).items():
         options = _options_model(llm)
-        of_llm = _fields(llm, exclude=secrets(type(llm)))
+        of_llm = _fields(llm, exclude=secret_fields(type(llm)))
         of_llm["generation_kwargs"] = (options, Field(default_factory=options, title="Generation kwargs"))
-        group = create_model(type(llm).__name__, __base__=Strict, **of_llm)
+        group = create_model(type(llm).__name__, __base__=StrictModel, **of_llm)
         either: Any = Annotated[SerializeAsAny[group], WrapValidator(_own_or_other_model), _OwnOrOtherModel()]
         title = type(step).model_fields[name].title or ("Model" if name == "llm" else name)
         fields[name] = (either, Field(default_factory=group, title=title))
-    return create_model(step.name, __base__=Strict, **fields)
+    return create_model(step.name, __base__=StrictModel, **fields)
 
 
 def _own_or_other_model(value: Any, own: ValidatorFunctionWrapHandler) -> Any:
     """A model's parameters, or the model that is named instead."""
     match value:
         case Block() | str() | {"block_type_slug": _} | {"$ref": _}:
-            return model(value)
+            return resolve_model(value)
         case _:
             return own(value)
 
 
-class _OwnOrOtherModel(Form):
+class _OwnOrOtherModel(ModelPicker):
     """Shows a model's parameters in Prefect's UI, and in further tabs the models to take instead."""
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -196,7 +196,7 @@ def _fields(of: BaseModel, exclude: set[str]) -> dict[str, Any]:
     return fields
 
 
-def _options_model(llm: LLM) -> type[Strict]:
+def _options_model(llm: LLM) -> type[StrictModel]:
     """A model's options, none of them required, with what it has as the default."""
     fields: dict[str, Any] = {}
     for name, field in llm.Options.model_fields.items():
@@ -204,7 +204,7 @@ def _options_model(llm: LLM) -> type[Strict]:
         optional.default = llm.generation_kwargs.get(name, None if field.is_required() else field.default)
         optional.serialization_alias = None
         fields[name] = (Optional[field.annotation], optional)  # noqa: UP045
-    base = type("Options", (Strict,), {"model_config": llm.Options.model_config})
+    base = type("Options", (StrictModel,), {"model_config": llm.Options.model_config})
     return create_model(f"{type(llm).__name__}.Options", __base__=base, **fields)
 
 

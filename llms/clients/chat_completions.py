@@ -75,7 +75,7 @@ async def _complete(
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
         failure = Fatal(f"`{url}` is not an address: `base_url` is one, `https://` included.")
     except aiohttp.ClientError as error:
-        what = redaction.hidden(f"{error}", ())  # a proxy that refuses is named with its login
+        what = redaction.redact(f"{error}", ())  # a proxy that refuses is named with its login
         failure = Transient(f"`{url}`: {type(error).__name__}: {what}")
     except ValueError as error:  # a key with a line break, a login in the URL: no request was sent
         failure = Fatal(f"`{url}` cannot be asked: {error}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from llms.errors import Fatal, LLMError, Rejected, Transient, from_status
+from llms.errors import Fatal, LLMError, Rejected, Transient, error_from_status
 
 TRANSIENT_ERROR_NAMES = re.compile(
     "timeout|connect|protocol|disconnect|network|payload|readerror|writeerror|jsondecode|incomplete", re.I
@@ -21,7 +21,7 @@ def error_from_response(status: int, headers: Mapping[str, str], text: str, url:
     message, code = error_message(text)
     folded = {name.lower(): value for name, value in headers.items()}
     wait = _retry_after(folded)
-    return from_status(
+    return error_from_status(
         status,
         f"`{url}` answered {status}: {message}",
         code=code,

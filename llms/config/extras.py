@@ -6,7 +6,7 @@ from typing import Any
 from llms.errors import Fatal
 
 
-def package(name: str, llm: object, extra: str | None = None) -> Any:
+def import_optional(name: str, llm: object, extra: str | None = None) -> Any:
     """Import `name` for a model.
 
     Args:

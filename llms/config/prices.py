@@ -4,14 +4,14 @@ from functools import lru_cache
 
 from pydantic import Field
 
-from llms.config.strict import Strict
+from llms.config.strict import StrictModel
 from llms.typing import Usage
 
 MILLION = 1_000_000
-FEW = 1_000  # tokens to ask the table about: many would be priced as a long context
+SAMPLE_TOKENS = 1_000  # tokens to ask the table about: many would be priced as a long context
 
 
-class Price(Strict):
+class Price(StrictModel):
     """Dollars per million tokens."""
 
     input: float = Field(ge=0, description="Of input.")
@@ -20,7 +20,7 @@ class Price(Strict):
 
     cache_write: float | None = Field(default=None, ge=0, description="Of input kept in a cache; as input when empty.")
 
-    def of(self, usage: Usage) -> float:
+    def cost(self, usage: Usage) -> float:
         """Dollars for this usage; its input includes what was read from a cache, or kept in one."""
         read, kept = usage.cache_read_input_tokens, usage.cache_creation_input_tokens
         dollars = (usage.input_tokens - read - kept) * self.input + usage.output_tokens * self.output
@@ -30,7 +30,7 @@ class Price(Strict):
 
 
 @lru_cache
-def listed(provider: str, model: str) -> Price | None:
+def list_price(provider: str, model: str) -> Price | None:
     """The list price of a provider's model; `None` when the table has none.
 
     Args:
@@ -41,14 +41,18 @@ def listed(provider: str, model: str) -> Price | None:
     from genai_prices import calc_price
 
     def dollars(**tokens: int) -> float:
-        return float(calc_price(Tokens(**tokens), model_ref=model, provider_id=provider).total_price) * MILLION / FEW
+        return (
+            float(calc_price(Tokens(**tokens), model_ref=model, provider_id=provider).total_price)
+            * MILLION
+            / SAMPLE_TOKENS
+        )
 
     try:
         return Price(
-            input=dollars(input_tokens=FEW),
-            output=dollars(output_tokens=FEW),
-            cache_read=dollars(input_tokens=FEW, cache_read_tokens=FEW),
-            cache_write=dollars(input_tokens=FEW, cache_write_tokens=FEW),
+            input=dollars(input_tokens=SAMPLE_TOKENS),
+            output=dollars(output_tokens=SAMPLE_TOKENS),
+            cache_read=dollars(input_tokens=SAMPLE_TOKENS, cache_read_tokens=SAMPLE_TOKENS),
+            cache_write=dollars(input_tokens=SAMPLE_TOKENS, cache_write_tokens=SAMPLE_TOKENS),
         )
     except LookupError:
         return None

@@ -6,17 +6,19 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import ConfigDict, create_model
 
-from llms.config.strict import Strict
+from llms.config.strict import StrictModel
 
 if TYPE_CHECKING:
     from llms.base import LLM
 
 
-def options_of(cls: "type[LLM]", generate: Callable[..., Any], inherited: type[Strict]) -> type[Strict]:
+def options_from_signature(
+    cls: "type[LLM]", generate: Callable[..., Any], inherited: type[StrictModel]
+) -> type[StrictModel]:
     """The runtime parameters that a function declares.
 
     Args:
-        inherited: Those of the class before, which it takes too when it takes any; `Strict` itself has none.
+        inherited: Those of the class before, which it takes too when it takes any; `StrictModel` itself has none.
     """
     try:
         hints = get_type_hints(inspect.unwrap(generate), include_extras=True)
@@ -30,8 +32,8 @@ def options_of(cls: "type[LLM]", generate: Callable[..., Any], inherited: type[S
         and each.name not in ("input", "inputs", "num_generations")
     }
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
-    if takes_any and inherited is not Strict:  # `**kwargs` passed on to a model that declares them
+    if takes_any and inherited is not StrictModel:  # `**kwargs` passed on to a model that declares them
         return create_model("Options", __base__=inherited, **named) if named else inherited
     config = ConfigDict(extra="allow" if takes_any else "forbid", arbitrary_types_allowed=True, protected_namespaces=())
-    base = type("Options", (Strict,), {"model_config": config, "__module__": cls.__module__})
+    base = type("Options", (StrictModel,), {"model_config": config, "__module__": cls.__module__})
     return create_model(f"{cls.__name__}Options", __base__=base, **named)

@@ -8,29 +8,29 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """A pydantic model without unknown fields: each is an error that names the nearest right one."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), hide_input_in_errors=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unknown_names(cls, values: Any) -> Any:
+    def _reject_unknown_fields(cls, values: Any) -> Any:
         fits = not isinstance(values, dict) or values.keys() <= cls.model_fields.keys()
         if not fits and cls.model_config.get("extra") == "forbid":
-            known = [name for field in cls.model_fields.items() for name in spellings(*field)]
+            known = [name for field in cls.model_fields.items() for name in field_names(*field)]
             for name in values.keys() - set(known) - {"block_type_slug"}:
-                raise ValueError(f"`{cls.__qualname__}` has no `{name}`: {nearest(name, known)}")
+                raise ValueError(f"`{cls.__qualname__}` has no `{name}`: {did_you_mean(name, known)}")
             return {name: value for name, value in values.items() if name != "block_type_slug"}
         return values
 
 
-def spellings(name: str, field: FieldInfo) -> Iterable[str]:
+def field_names(name: str, field: FieldInfo) -> Iterable[str]:
     """The names a field may be given under."""
     return [name, *([field.alias] if field.alias else [])]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown name: what was probably meant, or all there is."""
     known = sorted(known)
     if close := get_close_matches(name, known, n=1):
@@ -38,7 +38,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"there are {', '.join(f'`{each}`' for each in known)}." if known else "there are none."
 
 
-def explain(error: ValidationError) -> str:
+def format_validation_error(error: ValidationError) -> str:
     """A validation error as sentences: one per field, without the values, which may be secret."""
     lines = []
     for item in error.errors(include_url=False, include_input=False):

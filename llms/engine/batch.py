@@ -9,7 +9,7 @@ from llms.clients import event_loop
 from llms.config import redaction
 from llms.engine import schema_retry
 from llms.engine.cache import Recall
-from llms.errors import Drained, Fatal, LLMError, Rejected
+from llms.errors import BudgetExceeded, Fatal, LLMError, Rejected
 from llms.limits import budget
 from llms.typing import ChatType, GenerateOutput, Usage
 
@@ -33,7 +33,7 @@ async def answer_all(
 
     Raises:
         Fatal: If no request can work.
-        Drained: If the run may spend no more; what was in flight is in the store by then.
+        BudgetExceeded: If the run may spend no more; what was in flight is in the store by then.
     """
     recall = await asyncio.to_thread(Recall, requests, num_generations, options, look_up)
     tasks: dict[object, asyncio.Task[GenerateOutput]] = {}
@@ -46,11 +46,11 @@ async def answer_all(
     except* Fatal as group:
         fatal = next(each for each in group.exceptions if isinstance(each, Fatal))
     done = [task.result() for task in tasks.values() if not task.cancelled() and not task.exception()]
-    fatal = fatal or next((each.error for each in done if isinstance(each.error, Drained)), None)
+    fatal = fatal or next((each.error for each in done if isinstance(each.error, BudgetExceeded)), None)
     if fatal:  # not raised above, where the group it is in would become its context: it is to pickle
         raise _with_spending(fatal, done)
     first = {twin: task.result() for twin, task in tasks.items()}
-    return [first.pop(twin, None) or tasks[twin].result().again() for twin in map(recall.twin, range(len(requests)))]
+    return [first.pop(twin, None) or tasks[twin].result().replay() for twin in map(recall.twin, range(len(requests)))]
 
 
 def answer_batch(
@@ -66,7 +66,7 @@ def answer_batch(
 
     Raises:
         Fatal: If no request can work.
-        Drained: If the run may spend no more; what was answered before is in the store by then.
+        BudgetExceeded: If the run may spend no more; what was answered before is in the store by then.
     """
     recall = Recall(requests, num_generations, options, look_up)
     new: dict[int, GenerateOutput] = {}
@@ -112,7 +112,7 @@ def _isolated(
         else:
             outputs = llm.generate(chats, num_generations, **options)
     except Fatal as error:
-        redaction.hide(error, llm)
+        redaction.redact_error(error, llm)
         raise
     except Exception as error:
         if len(chats) > 1:  # find the chat that did it: the others have their answers
@@ -127,7 +127,7 @@ def _isolated(
 def _billed(llm: "LLM", texts: Any, num_generations: int) -> GenerateOutput:
     """An output of `generate`, with what it cost; one that holds what it should not is a failure."""
     try:
-        output = GenerateOutput.of(texts, num_generations)
+        output = GenerateOutput.coerce(texts, num_generations)
     except ValueError as error:
         return _failed(llm, error, num_generations)
     output.cost = llm.cost(output.usage) if output.cost is None else output.cost
@@ -136,7 +136,7 @@ def _billed(llm: "LLM", texts: Any, num_generations: int) -> GenerateOutput:
 
 def _failed(llm: "LLM", error: Exception, num_generations: int) -> GenerateOutput:
     reason = error if isinstance(error, LLMError) else Rejected(f"{type(error).__name__}: {error}")
-    redaction.hide(reason, llm)
+    redaction.redact_error(reason, llm)
     return GenerateOutput.failed(reason, num_generations)
 
 
@@ -160,7 +160,7 @@ def _of_its_row(error: Fatal, llm: "LLM", own: "LLM") -> Rejected:
 def _with_spending(error: Fatal, outputs: Iterable[GenerateOutput]) -> Fatal:
     """The error that stops a batch, with what the answers took that had come by then."""
     asked = [each for each in outputs if not each.cached and not (each.usage == Usage() and each.error)]
-    error.spent = [GenerateOutput(usage=each.usage, cost=each.cost, seconds=each.seconds) for each in asked]
+    error.paid_outputs = [GenerateOutput(usage=each.usage, cost=each.cost, seconds=each.seconds) for each in asked]
     return error
 
 
@@ -191,7 +191,7 @@ async def _answered(own: "AsyncLLM", recall: Recall, at: int, options: dict[str,
     """Ask for the generations the store does not have, in as many requests as the API needs for that."""
     llm, chat = recall.requests[at]
     missing = recall.missing(at)
-    most = llm.generations_at_once or len(missing)  # type: ignore[attr-defined]
+    most = llm.max_generations_per_request or len(missing)  # type: ignore[attr-defined]
 
     async def part(numbers: list[int]) -> GenerateOutput:
         async def keep(places: Sequence[int], output: GenerateOutput) -> None:
@@ -207,4 +207,4 @@ async def _answered(own: "AsyncLLM", recall: Recall, at: int, options: dict[str,
     if most >= len(missing):
         return await part(missing)
     parts = [missing[start : start + most] for start in range(0, len(missing), most)]
-    return GenerateOutput.joined(await asyncio.gather(*map(part, parts)))
+    return GenerateOutput.join(await asyncio.gather(*map(part, parts)))

@@ -89,7 +89,7 @@ class Recall:
         """
         if not self._keys or not places or (not self._look_up and store.path() in _left_alone):
             return
-        answers = store.StoredAnswer.of(self.requests[at][0], new)
+        answers = store.StoredAnswer.from_output(self.requests[at][0], new)
         try:
             await store.put({self._keys[at][number]: answers[place] for number, place in places.items()})
         except store.StoreError as error:
@@ -101,9 +101,9 @@ class Recall:
         missing = self.missing(at)
         if new.error or len(missing) == len(self._numbers):
             return new
-        fresh = dict(zip(missing, new.each(), strict=True))
-        output = GenerateOutput.joined(
-            [fresh.get(number) or self._found[self._keys[at][number]].output() for number in self._numbers]
+        fresh = dict(zip(missing, new.split(), strict=True))
+        output = GenerateOutput.join(
+            [fresh.get(number) or self._found[self._keys[at][number]].to_output() for number in self._numbers]
         )
         output.cached = not missing
         if missing:  # what was paid now is what counts

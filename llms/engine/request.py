@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llms.clients.errors import error_from_sdk
 from llms.config import redaction
-from llms.errors import Drained, Fatal, LLMError, Rejected, Throttled, Transient
+from llms.errors import BudgetExceeded, Fatal, LLMError, Rejected, Throttled, Transient
 from llms.limits import budget
 from llms.limits.limiter import Limiter, get_limiter
 from llms.limits.shared_limit import shared_slot
@@ -17,13 +17,13 @@ from llms.typing import ChatType, GenerateOutput
 if TYPE_CHECKING:
     from llms.base import AsyncLLM
 
-ATTEMPTS = 9
+MAX_ATTEMPTS = 9
 """How often a request is sent when the weather is bad: the pauses between them outlast the restart of a server."""
 
-REFUSALS = 50
+MAX_THROTTLED = 50
 """How often a provider may ask one request for patience; the limiter waits in between."""
 
-PATIENCE = 600.0
+MAX_TOTAL_BACKOFF_S = 600.0
 """Seconds a request waits in all between attempts in bad weather."""
 
 Keep = Callable[[GenerateOutput], Awaitable[None]]
@@ -72,7 +72,7 @@ async def answer(
     try:
         async with asyncio.timeout_at(deadline.end):
             await limits.acquire()
-    except Drained as drained:  # an output, for now: what is in flight beside it is to finish
+    except BudgetExceeded as drained:  # an output, for now: what is in flight beside it is to finish
         return GenerateOutput.failed(drained, num_generations)
     except TimeoutError:
         return GenerateOutput.failed(Transient(deadline.missed, attempts=0), num_generations)
@@ -108,7 +108,7 @@ async def _answer(
                     output = await _asked(llm, chat, num_generations, options, deadline)
                 except Exception as error:
                     failure = error_from_sdk(error, type(llm).__name__)
-                    redaction.hide(failure, llm)
+                    redaction.redact_error(failure, llm)
                 else:
                     tokens = output.usage.input_tokens + output.usage.output_tokens
                     slot.on_success(output.seconds if llm.shared_limit else None, tokens, output.headers)
@@ -117,12 +117,12 @@ async def _answer(
                     return output
                 if isinstance(failure, Throttled):  # the limiter makes it wait, and all others; it costs no attempt
                     refusals += 1
-                    again, pause = refusals < REFUSALS, 0.0
+                    again, pause = refusals < MAX_THROTTLED, 0.0
                     slot.on_throttled(failure.retry_after, failure.headers)
                 elif isinstance(failure, Transient):
                     storms += 1
                     pause = failure.retry_after or random.uniform(0.5, 1.0) * min(30.0, 2.0**storms / 4)
-                    again = storms < ATTEMPTS and waited + pause <= PATIENCE
+                    again = storms < MAX_ATTEMPTS and waited + pause <= MAX_TOTAL_BACKOFF_S
                     slot.on_failure(failure.retry_after if again else None)
                 else:
                     again = False
@@ -143,7 +143,7 @@ async def _asked(
     clock = asyncio.timeout_at(min(ends, default=None))
     try:
         async with clock:
-            output = GenerateOutput.of(await llm.agenerate(chat, num_generations, **options), num_generations)
+            output = GenerateOutput.coerce(await llm.agenerate(chat, num_generations, **options), num_generations)
     except TimeoutError:
         if not clock.expired():
             raise
@@ -165,7 +165,7 @@ async def _kept(output: GenerateOutput, keep: Keep, llm: "AsyncLLM") -> None:
         raise
     except Exception as error:
         failure = error if isinstance(error, Rejected) else Rejected(f"{type(error).__name__}: {error}")
-        redaction.hide(failure, llm)
+        redaction.redact_error(failure, llm)
         failure.attempts = output.attempts
         output.fail(failure)
 
@@ -173,7 +173,10 @@ async def _kept(output: GenerateOutput, keep: Keep, llm: "AsyncLLM") -> None:
 def limiter(llm: "AsyncLLM") -> Limiter:
     """Who admits this model's requests, with all others of its account that were given the same limits."""
     return get_limiter(
-        llm.account(), max_in_flight=llm.max_concurrency, rpm=llm.requests_per_minute, tpm=llm.tokens_per_minute
+        llm.rate_limit_scope(),
+        max_in_flight=llm.max_concurrency,
+        rpm=llm.requests_per_minute,
+        tpm=llm.tokens_per_minute,
     )
 
 

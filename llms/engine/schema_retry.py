@@ -63,7 +63,7 @@ async def _mend(
         nonlocal text
         text = again[0]
         judged.update(_judged(structure, again))
-        output.take(at, again)
+        output.replace_generation(at, again)
         if not judged:
             await keep([at], output)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from llms.errors import Drained
+from llms.errors import BudgetExceeded
 from llms.typing import GenerateOutput, Usage
 
 MAX_UNMEASURED_IN_FLIGHT = 8
@@ -51,10 +51,10 @@ class Budget:
             How many of them may, one at least.
 
         Raises:
-            Drained: If there is not enough left for one.
+            BudgetExceeded: If there is not enough left for one.
         """
         if not await self._acquire_one():
-            raise Drained(self._message())
+            raise BudgetExceeded(self._message())
         count = 1
         while count < max_requests and self._fits():
             self._in_flight += 1

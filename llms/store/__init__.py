@@ -1,6 +1,6 @@
 """Durable store of paid answers: one SQLite file for all runs of this machine."""
 
-from llms.store.connection import StoreError, connect, explained, path
+from llms.store.connection import StoreError, connect, path, translate_errors
 from llms.store.database import StoredAnswer, close, get, prepare, put
 from llms.store.key import IRRELEVANT, key_of
 
@@ -10,10 +10,10 @@ __all__ = [
     "StoredAnswer",
     "close",
     "connect",
-    "explained",
     "get",
     "key_of",
     "path",
     "prepare",
     "put",
+    "translate_errors",
 ]

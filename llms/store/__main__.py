@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llms.store.cli import day, parser_of, show_table
-from llms.store.connection import StoreError, connect, explained, path
+from llms.store.cli import format_time, make_parser, print_table
+from llms.store.connection import StoreError, connect, path, translate_errors
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     Raises:
         SystemExit: If it cannot be done; the message says why.
     """
-    parser = parser_of("llms.store", "The answers you have paid for.", "answers", "model")
+    parser = make_parser("llms.store", "The answers you have paid for.", "answers", "model")
     given = parser.parse_args()
     file = path()
     if not file.exists():
@@ -46,7 +46,9 @@ def _show(file: Path) -> None:
     print(f"{file}: {sum(each[2] for each in models):,} answers, {_size(file) / 1e6:,.1f} MB")
     if models:
         head = ("model", "class", "answers", "tokens in", "tokens out", "oldest", "newest")
-        show_table(head, [(*each[:2], *(f"{count:,}" for count in each[2:5]), *map(day, each[5:])) for each in models])
+        print_table(
+            head, [(*each[:2], *(f"{count:,}" for count in each[2:5]), *map(format_time, each[5:])) for each in models]
+        )
 
 
 def _delete(file: Path, seconds: float, model: str | None) -> None:
@@ -62,7 +64,7 @@ def _delete(file: Path, seconds: float, model: str | None) -> None:
 
 @contextmanager
 def _open(file: Path) -> Iterator[sqlite3.Connection]:
-    with explained(file):
+    with translate_errors(file):
         connection = connect(file)
         try:
             yield connection

@@ -10,7 +10,7 @@ from pathlib import Path
 VERSION = 2
 """The format of the file, in its `user_version`."""
 
-PATIENCE = 30.0
+SQLITE_BUSY_TIMEOUT_S = 30.0
 """Seconds to wait for another process that is writing."""
 
 _CREATE = """
@@ -21,19 +21,19 @@ _CREATE = """
         seconds REAL NOT NULL, model TEXT NOT NULL, provider TEXT NOT NULL, created REAL NOT NULL
     )
 """
-_ADDED = {
+_ADDED_COLUMNS = {
     2: ("cache_creation_input_tokens INTEGER NOT NULL DEFAULT 0", "logprobs TEXT"),
 }
 """Columns by the version that brought them: a file of an older one gets them when it is opened."""
 
-_TROUBLES = {
+_KNOWN_ERRORS = {
     sqlite3.SQLITE_BUSY: ("is locked by another program", "end that program"),
     sqlite3.SQLITE_LOCKED: ("is locked by another program", "end that program"),
     sqlite3.SQLITE_CORRUPT: ("is damaged", "move it away"),
     sqlite3.SQLITE_NOTADB: ("is no database", "move it away"),
     sqlite3.SQLITE_FULL: ("finds no room on its disk", "make room"),
 }
-_UNUSABLE = ("cannot be used", "make its folder writable")
+_OTHER_ERROR = ("cannot be used", "make its folder writable")
 
 
 class StoreError(Exception):
@@ -49,13 +49,13 @@ def path() -> Path:
 
 
 @contextmanager
-def explained(file: Path) -> Iterator[None]:
+def translate_errors(file: Path) -> Iterator[None]:
     """Turns what SQLite or the disk says about `file` into a `StoreError`."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        raise _error(file, *_TROUBLES.get(code, _UNUSABLE), str(error)) from None
+        raise _error(file, *_KNOWN_ERRORS.get(code, _OTHER_ERROR), str(error)) from None
 
 
 def _error(file: Path, what: str, cure: str, details: str) -> StoreError:
@@ -71,23 +71,23 @@ def connect(file: Path) -> sqlite3.Connection:
     Raises:
         StoreError: If it cannot be used, or a newer distilflow wrote it.
     """
-    with explained(file):
+    with translate_errors(file):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        connection = sqlite3.connect(file, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(file, timeout=SQLITE_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         try:
-            _prepare(connection, file)
+            _set_up(connection, file)
         except BaseException:
             connection.close()
             raise
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, file: Path) -> None:
-    connection.text_factory = _decoded
+def _set_up(connection: sqlite3.Connection, file: Path) -> None:
+    connection.text_factory = _decode
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > VERSION:
         raise _error(file, "is of a newer distilflow", "install that", f"format {version}, this one knows {VERSION}")
-    mode = _in_wal_mode(connection)
+    mode = _enable_wal(connection)
     if mode != "wal":
         raise _error(file, "is on a disk that several processes cannot share", "use a local one", f"`{mode}`")
     # What is committed is with the kernel, which no `kill -9` reaches. A power cut may cost the last commits, never
@@ -97,15 +97,15 @@ def _prepare(connection: sqlite3.Connection, file: Path) -> None:
         connection.execute("BEGIN IMMEDIATE")
         (version,) = connection.execute("PRAGMA user_version").fetchone()  # another process may have been first
         connection.execute(_CREATE)
-        for column in (column for added, columns in _ADDED.items() if version < added for column in columns):
+        for column in (column for added, columns in _ADDED_COLUMNS.items() if version < added for column in columns):
             connection.execute(f"ALTER TABLE answers ADD COLUMN {column}")
         connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("COMMIT")
 
 
-def _in_wal_mode(connection: sqlite3.Connection) -> str:
+def _enable_wal(connection: sqlite3.Connection) -> str:
     """Switch to WAL. SQLite does not wait its turn for this one, so processes that start together have to."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + SQLITE_BUSY_TIMEOUT_S
     while True:
         try:
             return connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
@@ -115,5 +115,5 @@ def _in_wal_mode(connection: sqlite3.Connection) -> str:
             time.sleep(0.01)
 
 
-def _decoded(text: bytes) -> str:
-    return text.decode("utf-8", "surrogatepass")  # see `store._encoded`
+def _decode(text: bytes) -> str:
+    return text.decode("utf-8", "surrogatepass")  # see `database._encode`

@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from llms.store.connection import StoreError, connect, explained, path
+from llms.store.connection import StoreError, connect, path, translate_errors
 from llms.store.key import IRRELEVANT, key_of
 from llms.typing import FinishReason, GenerateOutput, Logprobs, Usage
 
@@ -30,15 +30,15 @@ __all__ = [
     "StoredAnswer",
     "close",
     "connect",
-    "explained",
     "get",
     "key_of",
     "path",
     "prepare",
     "put",
+    "translate_errors",
 ]
 
-LINGER = 0.005
+COMMIT_DELAY_S = 0.005
 """Seconds an answer waits for company: one commit costs as much for a hundred as for one."""
 
 COLUMNS = (
@@ -81,7 +81,7 @@ class StoredAnswer:
     created: float = field(default_factory=time.time)
 
     @classmethod
-    def of(cls, llm: "LLM", output: GenerateOutput) -> "list[StoredAnswer]":
+    def from_output(cls, llm: "LLM", output: GenerateOutput) -> "list[StoredAnswer]":
         """The generations of one request, each as it is stored."""
         usages = [output.usage, *(Usage() for _ in output[1:])]
         model, provider, now = llm.model_name, type(llm).__name__, time.time()
@@ -90,7 +90,7 @@ class StoredAnswer:
             for generation in zip(output, output.finish_reasons, output.reasoning, output.logprobs, usages, strict=True)
         ]
 
-    def output(self) -> GenerateOutput:
+    def to_output(self) -> GenerateOutput:
         """This generation as if a request had just brought it; `GenerateOutput.joined` makes one of several."""
         return GenerateOutput(
             [self.text],
@@ -120,7 +120,7 @@ async def put(answers: Mapping[str, StoredAnswer]) -> None:
     Raises:
         StoreError: If they could not be written.
     """
-    rows = [_row(key, answer) for key, answer in answers.items() if answer.finish_reason != "error"]
+    rows = [_to_row(key, answer) for key, answer in answers.items() if answer.finish_reason != "error"]
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
     with _lock:
@@ -139,18 +139,18 @@ def get(keys: Iterable[str]) -> dict[str, StoredAnswer]:
     for start in range(0, len(wanted), 500):  # in between, others get their turn
         with _lock:
             store = _store()
-            with explained(store.file):
+            with translate_errors(store.file):
                 rows += store.reader.execute(_SELECT, (json.dumps(wanted[start : start + 500]),)).fetchall()
-    return dict(map(_entry, rows))
+    return dict(map(_from_row, rows))
 
 
-def _row(key: str, answer: StoredAnswer) -> tuple[Any, ...]:
+def _to_row(key: str, answer: StoredAnswer) -> tuple[Any, ...]:
     usage = answer.usage
     return (
         key,
-        _encoded(answer.text),
+        _encode(answer.text),
         answer.finish_reason,
-        _encoded(answer.reasoning),
+        _encode(answer.reasoning),
         usage.input_tokens,
         usage.output_tokens,
         usage.cache_read_input_tokens,
@@ -164,17 +164,17 @@ def _row(key: str, answer: StoredAnswer) -> tuple[Any, ...]:
     )
 
 
-def _entry(row: tuple[Any, ...]) -> tuple[str, StoredAnswer]:
+def _from_row(row: tuple[Any, ...]) -> tuple[str, StoredAnswer]:
     key, text, finish_reason, reasoning, *usage, logprobs, seconds, model, provider, created = row
     likely = logprobs and json.loads(logprobs)
     return key, StoredAnswer(text, finish_reason, reasoning, likely, Usage(*usage), seconds, model, provider, created)
 
 
-def _encoded(text: str | None) -> bytes | None:
+def _encode(text: str | None) -> bytes | None:
     return None if text is None else text.encode("utf-8", "surrogatepass")
 
 
-_Put = tuple[list[tuple[Any, ...]], asyncio.AbstractEventLoop, "asyncio.Future[None]"]
+_PendingWrite = tuple[list[tuple[Any, ...]], asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 """Rows to write, and who waits for that."""
 
 
@@ -184,14 +184,14 @@ class _Store:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.reader, self.writer = connect(file), connect(file)
-        self.queue: SimpleQueue[_Put | None] = SimpleQueue()
-        self.thread = threading.Thread(target=self._work, name="llms-store", daemon=True)
+        self.queue: SimpleQueue[_PendingWrite | None] = SimpleQueue()
+        self.thread = threading.Thread(target=self._write_loop, name="llms-store", daemon=True)
         self.thread.start()
 
-    def _work(self) -> None:
+    def _write_loop(self) -> None:
         while first := self.queue.get():
-            time.sleep(LINGER)
-            batch = [first, *self._waiting()]
+            time.sleep(COMMIT_DELAY_S)
+            batch = [first, *self._drain_queue()]
             failure = None
             try:
                 self._commit([row for rows, _, _ in batch for row in rows])
@@ -199,9 +199,9 @@ class _Store:
                 failure = error
             for loop in {loop for _, loop, _ in batch}:  # each is woken once, not once per answer
                 with suppress(RuntimeError):  # it is closed: nobody waits any more
-                    loop.call_soon_threadsafe(_settle, [done for _, its, done in batch if its is loop], failure)
+                    loop.call_soon_threadsafe(_resolve, [done for _, its, done in batch if its is loop], failure)
 
-    def _waiting(self) -> Iterator[_Put]:
+    def _drain_queue(self) -> Iterator[_PendingWrite]:
         try:
             while each := self.queue.get_nowait():
                 yield each
@@ -210,7 +210,7 @@ class _Store:
             pass
 
     def _commit(self, rows: list[tuple[Any, ...]]) -> None:
-        with explained(self.file):
+        with translate_errors(self.file):
             self.writer.execute("BEGIN IMMEDIATE")
             try:
                 self.writer.executemany(_INSERT, rows)
@@ -227,7 +227,7 @@ class _Store:
         self.writer.close()
 
 
-def _settle(waiting: "list[asyncio.Future[None]]", failure: Exception | None) -> None:
+def _resolve(waiting: "list[asyncio.Future[None]]", failure: Exception | None) -> None:
     for done in waiting:
         if done.done():  # who awaited it was cancelled
             continue

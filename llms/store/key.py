@@ -64,7 +64,7 @@ def key_of(llm: "LLM", chat: ChatType, options: Mapping[str, Any], generation: i
     """
     cls: type = type(llm)
     fields = {name: getattr(llm, name) for name in type(llm).model_fields if name not in IRRELEVANT}
-    if url := getattr(llm, "_url", None):
+    if url := getattr(llm, "_resolve_base_url", None):
         fields["base_url"] = url()
     else:  # it computes here: a text that names a file or a folder means what is in it
         fields |= {name: Path(value).expanduser() for name, value in fields.items() if _on_disk(value)}

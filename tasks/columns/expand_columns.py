@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from llms.config.strict import nearest
+from llms.config.strict import did_you_mean
 from tasks.base import Step
 from tasks.columns.keep_columns import distinct
 from tasks.typing import Row
@@ -54,7 +54,7 @@ class ExpandColumns(Step):
     def _among_the_columns(cls, encoded: bool | list[str], info: Any) -> bool | list[str]:
         columns = _renamed(info.data.get("columns", {}))
         if columns and not isinstance(encoded, bool) and (strange := [name for name in encoded if name not in columns]):
-            raise ValueError(f"`{strange[0]}` is not one of `columns`: {nearest(strange[0], columns)}")
+            raise ValueError(f"`{strange[0]}` is not one of `columns`: {did_you_mean(strange[0], columns)}")
         return encoded
 
     @property

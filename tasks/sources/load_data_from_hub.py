@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from llms.config.strict import nearest
+from llms.config.strict import did_you_mean
 from tasks.base import GeneratorStep
 from tasks.typing import Row
 
@@ -130,7 +130,7 @@ def _open(repo_id: str, config: str | None, split: str, revision: str | None, st
         message = _sentence(error)
         if message.startswith(("Unknown split", "Bad split")):
             names = map(str, datasets.get_dataset_split_names(repo_id, config, revision=revision))
-            raise ValueError(f"`{repo_id}` has no split `{split}`: {nearest(split, names)}") from error
+            raise ValueError(f"`{repo_id}` has no split `{split}`: {did_you_mean(split, names)}") from error
         cure = " Say which with `config`." if "onfig" in message else ""
         raise ValueError(f"`{repo_id}` cannot be loaded: {message}{cure}") from error
 
@@ -150,5 +150,5 @@ def _saved(folder: str, split: str) -> Any:
     # A lone dataset knows its split only if it was once part of several.
     splits = {f"{saved.split or 'train'}": saved} if isinstance(saved, datasets.Dataset) else saved
     if split not in splits:
-        raise ValueError(f"`{folder}` has no split `{split}`: {nearest(split, map(str, splits))}")
+        raise ValueError(f"`{folder}` has no split `{split}`: {did_you_mean(split, map(str, splits))}")
     return splits[split]

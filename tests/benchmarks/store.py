@@ -33,7 +33,7 @@ def measured(what: str) -> Iterator[None]:
 def answer(number: int) -> store.StoredAnswer:
     """One that is like no other."""
     output = GenerateOutput([f"{number}: {TEXT}"], finish_reasons=["stop"], usage=Usage(120, 140), seconds=1.5)
-    return store.StoredAnswer.of(LLM, output)[0]
+    return store.StoredAnswer.from_output(LLM, output)[0]
 
 
 async def requests(one: Callable[[int], Awaitable[None]]) -> None:

@@ -234,7 +234,7 @@ def test_a_token_shows_nowhere(wire):
 
 def test_accounts_are_told_apart_by_their_key(wire):
     fields: list[dict[str, Any]] = [{}, {"api_key": "x"}, {"azure_ad_token": TOKEN}, {"azure_identity": True}]
-    assert len({azure(wire, **each).account() for each in fields}) == 4
+    assert len({azure(wire, **each).rate_limit_scope() for each in fields}) == 4
 
 
 @pytest.fixture
@@ -294,7 +294,7 @@ def test_a_token_that_ends_is_replaced(wire, managed_identity):
 
 @pytest.mark.parametrize("how", ["unwell", "unreachable", "unknown"])
 def test_a_network_that_is_down_when_signing_in_is_bad_weather(how, wire, managed_identity, monkeypatch):
-    monkeypatch.setattr(request, "ATTEMPTS", 1)
+    monkeypatch.setattr(request, "MAX_ATTEMPTS", 1)
     answer = wire.answer
     wire.answer = lambda asked: wire.Reply({"error": "busy"}, 503) if "msi" in asked.path else answer(asked)
     addresses = {"unreachable": "http://127.0.0.1:9/msi/token", "unknown": "http://no.such.invalid/msi/token"}
@@ -306,7 +306,7 @@ def test_a_network_that_is_down_when_signing_in_is_bad_weather(how, wire, manage
 
 
 def test_all_that_wait_are_told_of_one_failure(wire, managed_identity, monkeypatch):
-    monkeypatch.setattr(request, "ATTEMPTS", 1)
+    monkeypatch.setattr(request, "MAX_ATTEMPTS", 1)
     wire.answer = lambda request: wire.Reply({"error": "busy"}, status=503)
     outputs = azure(wire, api_key=None, azure_identity=True).generate([CHAT] * 20)
     assert {type(output.error) for output in outputs} == {Transient}
@@ -353,7 +353,7 @@ def test_a_token_that_is_still_good_is_used_while_there_is_no_other(wrong, wire,
     ],
 )
 def test_a_token_that_has_ended_when_there_is_no_other(wrong, kind, wire, command_line, monkeypatch):
-    monkeypatch.setattr(request, "ATTEMPTS", 1)
+    monkeypatch.setattr(request, "MAX_ATTEMPTS", 1)
     lasts(command_line, 1)
     llm = azure(wire, api_key=None, azure_identity=True)
     llm.generate([CHAT])
@@ -369,7 +369,7 @@ def test_a_token_that_has_ended_when_there_is_no_other(wrong, kind, wire, comman
 
 def test_a_line_that_breaks_when_a_token_has_ended_is_bad_weather(wire, managed_identity, monkeypatch):
     """A credential that worked once is asked directly from then on, and its error comes as it is."""
-    monkeypatch.setattr(request, "ATTEMPTS", 1)
+    monkeypatch.setattr(request, "MAX_ATTEMPTS", 1)
     managed_identity[0] = "1"
     llm, answer = azure(wire, api_key=None, azure_identity=True), wire.answer
     llm.generate([CHAT])

@@ -106,7 +106,7 @@ def test_rows_are_labelled_with_what_is_known_of_the_model(fields, name):
     llm = InferenceEndpointsLLM(**fields, api_key=KEY)
     assert llm.model_name == name
     assert pickle.loads(pickle.dumps(llm)) == llm
-    assert len({llm.account(), InferenceEndpointsLLM(**fields, api_key="hf_other").account()}) == 2
+    assert len({llm.rate_limit_scope(), InferenceEndpointsLLM(**fields, api_key="hf_other").rate_limit_scope()}) == 2
 
 
 def test_the_router_is_asked_for_a_model_by_its_name(wire, monkeypatch):

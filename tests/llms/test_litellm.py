@@ -37,7 +37,7 @@ SHAPE = {"name": "output", "strict": True}
 
 @pytest.fixture(autouse=True)
 def one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request, "ATTEMPTS", 1)
+    monkeypatch.setattr(request, "MAX_ATTEMPTS", 1)
 
 
 def lite(wire: Any, **fields: Any) -> LiteLLM:
@@ -115,7 +115,10 @@ def test_four_ways_to_hold_it_to_a_schema(wire):
 
 def test_the_strictest_way_its_provider_has(wire):
     fields: dict[str, Any] = {"structured_output": {"format": "json", "schema": SCHEMA}}
-    modes = [lite(wire, model=model, **fields)._mode() for model in ("openai/x", "cohere_chat/command-a", "petals/x")]
+    modes = [
+        lite(wire, model=model, **fields)._resolve_structured_mode()
+        for model in ("openai/x", "cohere_chat/command-a", "petals/x")
+    ]
     assert modes == ["json_schema", "tool", "prompt"]
 
 
@@ -239,7 +242,7 @@ def said(message: str, code: str | None) -> dict[str, Any]:
 )
 def test_errors_are_told_apart(status, code, kind, wire, monkeypatch, capfd, caplog):
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr(request, "REFUSALS", 1)
+    monkeypatch.setattr(request, "MAX_THROTTLED", 1)
     wire.answer = lambda request: wire.Reply(said("what is wrong", code), status=status, headers={"Retry-After": "3"})
     if kind is Fatal:
         with pytest.raises(Fatal) as caught:

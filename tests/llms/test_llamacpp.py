@@ -465,7 +465,9 @@ def test_chats_with_structures_of_their_own_are_one_batch(llm, monkeypatch):
     write = LlamaEngine.write
     monkeypatch.setattr(LlamaEngine, "write", lambda engine, texts: calls.append(len(texts)) or write(engine, texts))
     schemas = [record(kind={"const": f"kind {at}"}, n={"type": "integer"}) for at in range(8)]
-    requests = [(llm.held_to({"schema": schema}), chat) for schema, chat in zip(schemas, CHATS, strict=False)]
+    requests = [
+        (llm.with_structured_output({"schema": schema}), chat) for schema, chat in zip(schemas, CHATS, strict=False)
+    ]
     options = {"temperature": 0, "max_new_tokens": 30}
     together = llm.generate_together([*requests, (llm, CHAT)], **options)
     assert calls == [9]
@@ -476,7 +478,7 @@ def test_chats_with_structures_of_their_own_are_one_batch(llm, monkeypatch):
 
 
 def test_what_a_structure_of_ones_own_makes_impossible_costs_its_own_chats_only(llm):
-    long, short = (llm.held_to({"schema": rf"a{{{size}}}"}) for size in (400, 3))
+    long, short = (llm.with_structured_output({"schema": rf"a{{{size}}}"}) for size in (400, 3))
     refused, answered = llm.generate_together([(long, CHAT), (short, CHAT)], max_new_tokens=9)
     assert answered == ["aaa"] and isinstance(refused.error, Rejected)
     assert "`structured_output` needs `max_new_tokens` of" in str(refused.error)

@@ -39,7 +39,7 @@ from llms import (
     Throttled,
     Transient,
 )
-from llms.any_llm import model, models
+from llms.any_llm import model_classes, resolve_model
 from llms.clients import event_loop
 from llms.typing import ChatType, GenerateOutput, HiddenState, Usage
 from tests.support.api_profiles import dialect_of, installed, sample, some, ways
@@ -47,7 +47,7 @@ from tests.support.api_profiles import dialect_of, installed, sample, some, ways
 for module in pkgutil.iter_modules(llms.__path__, "llms."):
     import_module(module.name)
 
-MODELS = [cls for cls in models().values() if cls.__module__.startswith("llms.") and not isabstract(cls)]
+MODELS = [cls for cls in model_classes().values() if cls.__module__.startswith("llms.") and not isabstract(cls)]
 WITH_KEY = [cls for cls in MODELS if issubclass(cls, RemoteLLM)]
 CHAT: ChatType = [{"role": "user", "content": "What's the capital of Spain?"}]
 
@@ -177,7 +177,7 @@ def test_a_structure_given_as_a_class_is_saved_as_a_schema(cls, prefect_server):
 @each(MODELS)
 def test_load_reads_a_block_on_the_class_and_readies_one_on_an_instance(cls, prefect_server, monkeypatch):
     readied = []
-    monkeypatch.setattr(cls, "ready", lambda self: readied.append(self))
+    monkeypatch.setattr(cls, "prepare", lambda self: readied.append(self))
     some(cls).save("ready", overwrite=True)
     llm = cls.load("ready")
     assert not readied
@@ -353,7 +353,7 @@ class TestModelsOfTheUsersOwn:
         assert pickle.loads(pickle.dumps(llm)) == llm
 
     def test_it_can_be_named_in_a_shell(self, cls):
-        assert model(cls.__name__) == cls() == model({"block_type_slug": cls.get_block_type_slug()})
+        assert resolve_model(cls.__name__) == cls() == resolve_model({"block_type_slug": cls.get_block_type_slug()})
 
 
 @each([Typed, TypedAsync])
@@ -422,7 +422,7 @@ def test_a_subclass_does_not_take_its_parents_place(prefect_server):
     class Extended(OpenAILLM):
         """OpenAI, with something on top."""
 
-    assert models()["OpenAILLM"] is OpenAILLM and models()["Extended"] is Extended
+    assert model_classes()["OpenAILLM"] is OpenAILLM and model_classes()["Extended"] is Extended
     assert type(Block.load("openai-llm/parent")) is OpenAILLM
     assert Extended.get_block_type_slug() == "extended"
 
@@ -463,7 +463,7 @@ def test_what_was_answered_is_kept_when_a_later_part_of_the_batch_breaks():
         broken: ClassVar[bool] = True
         held: str = ""
 
-        def held_to(self, structured_output: Any) -> Any:
+        def with_structured_output(self, structured_output: Any) -> Any:
             return self.model_copy(update={"held": structured_output})
 
         def generate(self, inputs: Any, num_generations: int = 1) -> Any:
@@ -475,7 +475,7 @@ def test_what_was_answered_is_kept_when_a_later_part_of_the_batch_breaks():
     chats = [(CHAT, "a"), (CHAT, "a"), (CHAT, "b")]
     with pytest.raises(Fatal, match="out of memory") as caught:
         Breaking().generate_outputs(chats)
-    assert [(each.usage, each.cost) for each in caught.value.spent] == [(Usage(3, 1), 0.5)] * 2
+    assert [(each.usage, each.cost) for each in caught.value.paid_outputs] == [(Usage(3, 1), 0.5)] * 2
     Breaking.broken = False
     outputs = Breaking().generate_outputs(chats)
     assert outputs == [["a"], ["a"], ["b"]] and [output.cached for output in outputs] == [True, True, False]
@@ -573,7 +573,7 @@ class Leaky(CustomLLM):
 
     token: SecretStr = SecretStr("sk-of-the-field")
 
-    def ready(self) -> None:
+    def prepare(self) -> None:
         raise Fatal("no entry with sk-of-the-field")
 
     def generate(self, inputs: Any, num_generations: int = 1) -> Any:
@@ -609,7 +609,7 @@ def test_no_secret_is_in_what_a_model_that_is_not_ready_says():
         """The same."""
 
         token: SecretStr = SecretStr("sk-of-the-field")
-        ready = Leaky.ready
+        prepare = Leaky.prepare
 
     with pytest.raises(Fatal, match=r"no entry with \*\*\*"):
         LeakyAsync().generate([CHAT])
@@ -619,7 +619,7 @@ def test_a_key_that_is_found_elsewhere_is_a_secret_too(wire):
     class Elsewhere(OpenAILLM):
         """Has its key from a file, as some providers do."""
 
-        def _key(self) -> str:
+        def _resolve_api_key(self) -> str:
             return "sk-of-a-file"
 
     wire.answer = lambda request: wire.Reply({"error": {"message": "no sk-of-a-file"}}, status=400)
@@ -818,7 +818,7 @@ def saved(prefect_server) -> OpenAILLM:
 class TestAnyLLM:
     def test_a_model_is_itself(self):
         llm = OpenAILLM(model="gpt-4")
-        assert model(llm) is llm
+        assert resolve_model(llm) is llm
 
     @pytest.mark.parametrize(
         "named",
@@ -833,16 +833,16 @@ class TestAnyLLM:
         ids=str,
     )
     def test_a_class_and_its_fields(self, named):
-        assert model(named) == OpenAILLM(model="gpt-4")
+        assert resolve_model(named) == OpenAILLM(model="gpt-4")
 
     def test_fields_may_hold_json_and_addresses(self):
         named = """OpenAILLM model=m base_url=http://127.0.0.1:1/v1 generation_kwargs='{"temperature": 0.3}'"""
-        assert model(named) == OpenAILLM(
+        assert resolve_model(named) == OpenAILLM(
             model="m", base_url="http://127.0.0.1:1/v1", generation_kwargs={"temperature": 0.3}
         )
 
     def test_a_model_without_fields(self):
-        assert model("LlamaServerLLM") == LlamaServerLLM()
+        assert resolve_model("LlamaServerLLM") == LlamaServerLLM()
 
     def test_a_saved_block(self, saved):
         identity = str(saved._block_document_id)
@@ -853,11 +853,11 @@ class TestAnyLLM:
             {"$ref": {"block_document_id": identity}},
             json.dumps({"$ref": {"block_document_id": identity}}),
         ):
-            assert model(named) == saved
+            assert resolve_model(named) == saved
 
     def test_a_saved_block_inside_a_running_event_loop(self, saved):
         async def parameters() -> LLM:
-            return model("openai-llm/prod")
+            return resolve_model("openai-llm/prod")
 
         assert asyncio.run(parameters()) == saved
 
@@ -883,7 +883,7 @@ class TestAnyLLM:
     )
     def test_what_names_no_model_is_refused_with_the_cure(self, named, cure):
         with pytest.raises(ValueError, match=cure):
-            model(named)
+            resolve_model(named)
 
     @pytest.mark.parametrize(
         "named",
@@ -897,19 +897,19 @@ class TestAnyLLM:
     )
     def test_no_refusal_repeats_a_key(self, named):
         with pytest.raises(ValueError) as refusal:
-            model(named)
+            resolve_model(named)
         assert "sk-secret" not in str(refusal.value)
 
     def test_a_block_that_is_not_there(self, saved):
         with pytest.raises(ValueError, match=r"no saved block `openai-llm/nowhere`: save one"):
-            model("openai-llm/nowhere")
+            resolve_model("openai-llm/nowhere")
         with pytest.raises(ValueError, match="no saved block"):
-            model({"$ref": {"block_document_id": "00000000-0000-0000-0000-000000000000"}})
+            resolve_model({"$ref": {"block_document_id": "00000000-0000-0000-0000-000000000000"}})
 
     def test_a_block_that_is_no_model(self, saved):
         Secret(value="sk-secret").save("no-model", overwrite=True)
         with pytest.raises(ValueError, match="^the block `secret/no-model` is a `Secret`, not a model"):
-            model("secret/no-model")
+            resolve_model("secret/no-model")
 
     def test_as_a_field(self):
         assert TypeAdapter(AnyLLM).validate_python("OpenAILLM model=gpt-4") == OpenAILLM(model="gpt-4")

@@ -48,7 +48,7 @@ def image(url: str) -> ChatType:
 @pytest.fixture(autouse=True)
 def speaks_like_ollama(wire: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
-    monkeypatch.setattr(request, "ATTEMPTS", 1)
+    monkeypatch.setattr(request, "MAX_ATTEMPTS", 1)
     wire.answer = lambda request: wire.Reply(reply())
 
 
@@ -215,7 +215,7 @@ def test_the_address_is_read_as_its_sdk_reads_it(spelling, monkeypatch):
     from ollama._client import _parse_host
 
     monkeypatch.setenv("OLLAMA_HOST", spelling)
-    assert OllamaLLM(model="qwen3")._url() == _parse_host(spelling)
+    assert OllamaLLM(model="qwen3")._resolve_base_url() == _parse_host(spelling)
 
 
 @pytest.mark.parametrize("spelling", ["127.0.0.1:{}", "localhost:{}", "http://127.0.0.1:{}", "127.0.0.1:{}/", ":{}"])
@@ -247,7 +247,7 @@ def test_a_key_is_sent_where_there_is_one(wire, monkeypatch):
     ],
 )
 def test_errors_are_told_apart(status, body, kind, wire, monkeypatch):
-    monkeypatch.setattr(request, "REFUSALS", 1)
+    monkeypatch.setattr(request, "MAX_THROTTLED", 1)
     wire.answer = lambda request: wire.Reply(body, status=status, headers={"Retry-After": "3"})
     if kind is Fatal:
         with pytest.raises(Fatal) as caught:
@@ -306,7 +306,7 @@ def test_two_loops_a_thread_and_every_time_out_share_one_client(wire):
     thread.start()
     thread.join()
     assert answers == [["Madrid."]] * 4
-    ours = [key for key in event_loop._loop_thread().clients if key[0] == "ollama" and llm._url() in key]
+    ours = [key for key in event_loop._loop_thread().clients if key[0] == "ollama" and llm._resolve_base_url() in key]
     assert len(ours) == 1
 
 

@@ -442,7 +442,7 @@ def test_organization_and_project_are_sent_as_the_sdk_sends_them(variables, pass
         assert ours.headers.get(header) == theirs.headers.get(header)
     assert ("openai-project" in ours.headers) is bool(variables or "project" in passed)
     other = llm.model_copy(update={"organization": "org-2"})
-    assert other.account() != llm.account() == llm.model_copy().account()
+    assert other.rate_limit_scope() != llm.rate_limit_scope() == llm.model_copy().rate_limit_scope()
 
 
 # ------------------------------------------------------------------------------------------------------- what they read

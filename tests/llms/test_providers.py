@@ -177,8 +177,8 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.fixture
 def once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is tried again."""
-    monkeypatch.setattr(request, "ATTEMPTS", 1)
-    monkeypatch.setattr(request, "REFUSALS", 1)
+    monkeypatch.setattr(request, "MAX_ATTEMPTS", 1)
+    monkeypatch.setattr(request, "MAX_THROTTLED", 1)
 
 
 def harmless(error: LLMError) -> None:
@@ -282,7 +282,7 @@ def test_gives_as_many_texts_as_asked_for_and_counts_each_token_once(provider):
     assert output == ["Madrid."] * 3 and output.finish_reasons == ["stop"] * 3 and output.reasoning == [None] * 3
     requests, usage = len(provider.wire.requests), provider.dialect.usage
     assert sum(map(provider.dialect.count, provider.bodies())) == 3
-    assert requests == -(-3 // (provider.cls.generations_at_once or 3))
+    assert requests == -(-3 // (provider.cls.max_generations_per_request or 3))
     assert output.usage == Usage(
         usage.input_tokens * requests,
         usage.output_tokens * 3,
@@ -434,7 +434,7 @@ def test_every_row_may_have_a_schema_of_its_own(provider):
 
 def test_a_pattern_is_sent_or_refused_before_any_request(provider):
     llm = provider.llm(structured_output={"format": "regex", "schema": PATTERN})
-    if provider.cls is LlamaServerLLM or provider.cls._takes_patterns:
+    if provider.cls is LlamaServerLLM or provider.cls._supports_regex:
         provider.says("I like it.")
         provider.says("B+")
         assert llm.load() is None and llm.generate([CHAT]) == [["B+"]]

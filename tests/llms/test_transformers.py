@@ -251,8 +251,10 @@ def test_greedy_texts_are_those_of_plain_transformers(llm):
 
 def test_chats_with_structures_of_their_own_are_one_batch(llm):
     schemas = [record(kind={"const": f"kind {at}"}, n={"type": "integer"}) for at in range(8)]
-    requests = [(llm.held_to({"schema": schema}), chat) for schema, chat in zip(schemas, CHATS, strict=False)]
-    requests += [(llm.held_to({"schema": "a{400}"}), CHAT)]
+    requests = [
+        (llm.with_structured_output({"schema": schema}), chat) for schema, chat in zip(schemas, CHATS, strict=False)
+    ]
+    requests += [(llm.with_structured_output({"schema": "a{400}"}), CHAT)]
     model, sizes = llm._engine().model, list[int]()
     hook = model.base_model.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True

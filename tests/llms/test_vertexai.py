@@ -48,7 +48,7 @@ def speaks_like_gemini(wire: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     monkeypatch.setenv("CLOUDSDK_CONFIG", "/nonexistent")
-    monkeypatch.setattr(request, "ATTEMPTS", 1)
+    monkeypatch.setattr(request, "MAX_ATTEMPTS", 1)
 
     def answer(request: Any) -> Any:
         count = request.body["generationConfig"].get("candidateCount", 1)
@@ -312,7 +312,7 @@ def test_asks_where_the_sdk_would(fields, url, wire):
     llm = VertexAILLM(model="gemini-2.5-flash", **fields)
     login = {"api_key": KEY} if "api_key" in fields else {**fields, "credentials": Credentials(token="x")}
     client = genai.Client(enterprise=True, **login)
-    assert llm._url() == url == (client._api_client._http_options.base_url or "").rstrip("/")
+    assert llm._resolve_base_url() == url == (client._api_client._http_options.base_url or "").rstrip("/")
     cost = llm.cost(Usage(1_000_000))
     assert cost is not None and 0.01 < cost < 10
     assert gemini(wire, model="gemini-2.5-flash").cost(Usage(1)) is None
@@ -361,7 +361,7 @@ def test_a_login_that_is_refused(wire, monkeypatch):
     ],
 )
 def test_errors_are_told_apart(status, body, kind, wire, monkeypatch):
-    monkeypatch.setattr(request, "REFUSALS", 1)
+    monkeypatch.setattr(request, "MAX_THROTTLED", 1)
     kind_of_text = {"Content-Type": "text/html"} if isinstance(body, str) else {}
     wire.answer = lambda request: wire.Reply(body, status=status, headers=kind_of_text)
     if kind is Fatal:
@@ -427,7 +427,9 @@ def test_two_loops_a_thread_and_every_time_out_share_one_client(wire):
     thread.join()
     assert answers == [["Madrid."]] * 4
     ours = [
-        key for key in event_loop._loop_thread().clients if key[0] == "vertexai" and llm._url() in key and KEY in key
+        key
+        for key in event_loop._loop_thread().clients
+        if key[0] == "vertexai" and llm._resolve_base_url() in key and KEY in key
     ]
     assert len(ours) == 1
 

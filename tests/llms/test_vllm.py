@@ -192,7 +192,7 @@ def test_structures_of_their_own_are_written_in_one_batch(llm, monkeypatch):
         write(engine, texts, options)
 
     monkeypatch.setattr(TextEngine, "write", counted)
-    digits, user = llm.held_to({"schema": "[0-9]{2}"}), llm.held_to({"schema": User})
+    digits, user = llm.with_structured_output({"schema": "[0-9]{2}"}), llm.with_structured_output({"schema": User})
     requests = [(digits, CHAT), (llm, CHAT), (user, CHAT), (digits, CHATS[1])]
     outputs = llm.generate_together(requests, 2, max_new_tokens=200, temperature=0)
     assert batches == [8]
@@ -202,7 +202,7 @@ def test_structures_of_their_own_are_written_in_one_batch(llm, monkeypatch):
 
 @pytest.mark.parametrize("options", [{"max_new_tokens": 12}, {"stop": "!"}, {"stop_token_ids": [2000]}], ids=str)
 def test_a_structure_that_cannot_be_had_costs_its_own_rows_only(options, llm):
-    long = llm.held_to({"schema": "[0-9]{40}"})
+    long = llm.with_structured_output({"schema": "[0-9]{40}"})
     refused, answered = llm.generate_together([(long, CHAT), (llm, CHAT)], temperature=0, **options)
     assert answered == [MADRID] and not answered.error
     assert refused == [None] and isinstance(refused.error, Rejected) and "`structured_output`" in str(refused.error)
@@ -406,8 +406,8 @@ def test_hidden_states_are_readied_without_the_engine_for_texts(monkeypatch):
     monkeypatch.setattr("llms.vllm.start_engine", lambda llm, kind: started.append(kind) or kind)
     llm = vLLM(model="no-such-model-of-hidden-states")
     try:
-        llm.ready_hidden_states()
-        llm.ready_hidden_states()
+        llm.prepare_hidden_states()
+        llm.prepare_hidden_states()
         assert started == [HiddenStateEngine]
         llm.load()
         assert started == [HiddenStateEngine, TextEngine]

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 import llms
 from llms import LLM, LLMError, RemoteLLM, Throttled
-from llms.any_llm import models
+from llms.any_llm import model_classes
 from llms.typing import FinishReason, Usage
 
 KEY = "sk-secret-of-the-test"
@@ -782,7 +782,7 @@ def shipped() -> list[type[LLM]]:
     """Every class of models that ships with this."""
     for module in pkgutil.iter_modules(llms.__path__, "llms."):
         import_module(module.name)
-    found = [cls for cls in models().values() if cls.__module__.startswith("llms.") and not isabstract(cls)]
+    found = [cls for cls in model_classes().values() if cls.__module__.startswith("llms.") and not isabstract(cls)]
     return sorted(found, key=lambda cls: cls.__name__.lower())
 
 

@@ -37,12 +37,14 @@ def _capabilities(way: Way) -> tuple[str, ...]:
     knobs = [name for name in ("reasoning_effort", "thinking", "think", "reasoning") if name in options]
     return (
         "messages" if dialect.turns else "one text",
-        {None: "one request", 1: "a request each"}.get(cls.generations_at_once, f"{cls.generations_at_once} a request"),
+        {None: "one request", 1: "a request each"}.get(
+            cls.max_generations_per_request, f"{cls.max_generations_per_request} a request"
+        ),
         f"`{options['seed'].serialization_alias or 'seed'}`" if "seed" in options else "",
         "yes" if options.keys() & {"logprobs", "top_n_tokens"} else "",
         "yes" if dialect.images else "",
         ", ".join(f"`{mode}`" for mode in dialect.modes(cls)),
-        dialect.patterns or ("yes" if cls._takes_patterns else ""),
+        dialect.patterns or ("yes" if cls._supports_regex else ""),
         ", ".join(["apart"] * dialect.thinks + [f"`{name}`" for name in knobs]),
         ", ".join(kind for name, kind in USAGE.items() if getattr(dialect.usage, name)),
     )

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llms.config.extras import package
+from llms.config.extras import import_optional
 from llms.errors import Fatal
 from llms.local.transformers.engine import is_out_of_memory
 
@@ -96,7 +96,7 @@ def _quantization(transformers: Any, llm: "TransformersLLM") -> dict[str, Any]:
         return {}
     settings = llm.quantization if isinstance(llm.quantization, dict) else {f"load_in_{llm.quantization}": True}
     if settings.get("quant_method", "bitsandbytes") == "bitsandbytes":
-        package("bitsandbytes", llm, "quantization")
+        import_optional("bitsandbytes", llm, "quantization")
     return {"quantization_config": transformers.quantizers.AutoQuantizationConfig.from_dict(settings)}
 
 

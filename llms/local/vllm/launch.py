@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llms.config.extras import package
+from llms.config.extras import import_optional
 from llms.errors import Fatal
 from llms.local.vllm.engine import HiddenStateEngine, TextEngine, VllmEngine, error_message
 from llms.local.vllm.guide import LOGITS_PROCESSOR
@@ -61,7 +61,9 @@ def start_engine(llm: "vLLM", kind: type[E]) -> E:
             name: value for name, value in told.items() if name not in SPECULATIVE_ARGUMENTS | {"logits_processors"}
         }
         told |= {"runner": "pooling", "convert": "embed"}
-        told["pooler_config"] = package("vllm.config", llm).PoolerConfig(task="token_embed", use_activation=False)
+        told["pooler_config"] = import_optional("vllm.config", llm).PoolerConfig(
+            task="token_embed", use_activation=False
+        )
     try:
         with _seeing(llm):
             engine = vllm.LLM(**told)
@@ -107,8 +109,10 @@ def _told(llm: "vLLM", guided: bool) -> dict[str, Any]:
     if guided:
         told["logits_processors"] = [*told.get("logits_processors", ()), LOGITS_PROCESSOR]
     sized = told.keys() & {"gpu_memory_utilization", "kv_cache_memory_bytes"} or "VLLM_CPU_KVCACHE_SPACE" in os.environ
-    if not sized and package("vllm.platforms", llm).current_platform.is_cpu():
-        told["kv_cache_memory_bytes"] = int(CPU_MEMORY_FRACTION * package("psutil", llm).virtual_memory().available)
+    if not sized and import_optional("vllm.platforms", llm).current_platform.is_cpu():
+        told["kv_cache_memory_bytes"] = int(
+            CPU_MEMORY_FRACTION * import_optional("psutil", llm).virtual_memory().available
+        )
     return told
 
 

@@ -269,7 +269,7 @@ class TestCard:
                 return "sayer-7"
 
             def cost(self, usage):
-                return self.price.of(usage)
+                return self.price.cost(usage)
 
             async def agenerate(self, input, num_generations=1, temperature: float = 1.0):
                 if "3" in input[-1]["content"]:

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from flows import Distiset, Pipeline
-from llms import Drained, Fatal, OpenAILLM, store
+from llms import BudgetExceeded, Fatal, OpenAILLM, store
 from tasks import (
     CombineOutputs,
     ExpandColumns,
@@ -568,7 +568,7 @@ def test_what_was_stopped_goes_on(nodes, how, data, wire, tmp_path_factory):
             # Prefect says `Task run is not set` of a Ctrl-C that comes before a task run has a state
             error = stopped.__context__ if isinstance(stopped, ValueError) and how == "Ctrl-C" else stopped
             event(f"{how}: {type(error).__name__}")
-            assert isinstance(error, {"Ctrl-C": KeyboardInterrupt, "drained": Drained}.get(how, Fatal))
+            assert isinstance(error, {"Ctrl-C": KeyboardInterrupt, "drained": BudgetExceeded}.get(how, Fatal))
             bench.check_stopped()
         finally:
             trap.where = None

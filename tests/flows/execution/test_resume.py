@@ -22,7 +22,7 @@ from prefect.states import Cancelling, Scheduled
 
 from flows import Pipeline, RunFailed
 from flows.results import BatchResultSerializer, digest_rows, step_identity
-from llms import Drained, OpenAILLM
+from llms import BudgetExceeded, OpenAILLM
 from tasks import (
     CombineOutputs,
     Filter,
@@ -219,7 +219,7 @@ class TestAgain:
 
     def test_a_spent_budget_goes_on_from_there(self, wire, forget):
         echoing(wire)
-        with pytest.raises(Drained):
+        with pytest.raises(BudgetExceeded):
             three(wire).run(max_tokens_total=13 * 25)
         before = asked(wire)
         assert 20 <= len(before) <= 30

@@ -17,7 +17,7 @@ from flows import Pipeline
 from flows.preview import approval
 from flows.preview.approval import SAMPLE_ROWS, ApprovalDeclined
 from flows.reporting import events
-from llms import Drained, OpenAILLM, Price
+from llms import BudgetExceeded, OpenAILLM, Price
 from tasks import LoadDataFromDicts, TextGeneration
 from tests.support.waiting import wait_until
 
@@ -140,7 +140,7 @@ def test_the_budget_given_is_kept_to(wire):
     run = started.asks()
     assert form(run)[0]["properties"]["max_cost"]["default"] == 1000, "what was asked for is proposed"
     resume(run, decision="run", max_cost=180)
-    assert isinstance(started.ends(), Drained)
+    assert isinstance(started.ends(), BudgetExceeded)
     assert len(wire.requests) == SAMPLE_ROWS + 20, "twenty requests are 180 dollars"
     assert state(run)["type"] == "FAILED"
 
@@ -161,7 +161,7 @@ def test_tokens_where_no_price_is_known(wire):
     assert "max_cost" not in schema["properties"]
     assert schema["properties"]["max_tokens_total"]["default"] == 980  # thirteen each, and a quarter more
     resume(run, decision="run", max_tokens_total=130)
-    assert isinstance(started.ends(), Drained) and len(wire.requests) == SAMPLE_ROWS + 10
+    assert isinstance(started.ends(), BudgetExceeded) and len(wire.requests) == SAMPLE_ROWS + 10
 
 
 def test_in_a_flow_of_ones_own_each_pipeline_asks(wire):
@@ -190,7 +190,7 @@ def test_at_a_terminal_it_is_asked_for_there(wire, monkeypatch, capsys):
     keyboard, screen = pty.openpty()
     monkeypatch.setattr(sys, "stdin", os.fdopen(screen))
     os.write(keyboard, b"run\nmany\nany\nrun\n180\nany\n")
-    with pytest.raises(Drained):
+    with pytest.raises(BudgetExceeded):
         pipeline(wire).run(approve=True)
     said = capsys.readouterr().err
     assert "Estimate for 60 rows" in said and "Dollars it may spend" in said and "`max_cost`" in said

@@ -32,7 +32,7 @@ from flows.reporting.artifacts import MAX_TEXT_CHARS, StepProgressArtifacts, art
 from flows.reporting.events import RunEvents, spend_thresholds
 from flows.reporting.progress import RunSnapshot, StepSnapshot
 from flows.text_generation import text_generation
-from llms import AsyncLLM, Drained, OpenAILLM, Price, Rejected
+from llms import AsyncLLM, BudgetExceeded, OpenAILLM, Price, Rejected
 from llms.typing import ChatType, GenerateOutput, Usage
 from tasks import LoadDataFromDicts, LoadDataFromFiles, LoadDataFromHub, TextGeneration
 from tests.support.prefect_server import PrefectServer
@@ -281,7 +281,7 @@ class TestStates:
         assert f"20 rows made before that are in `{tmp_path / 'out.partial'}`." in state.message
         state = poor.flow(output=tmp_path / "poor", max_cost=0.2, return_state=True)
         assert (state.type.value, state.name) == ("FAILED", "Budget spent") and "`max_cost=0.2`" in state.message
-        with pytest.raises(Drained):
+        with pytest.raises(BudgetExceeded):
             state.result()
 
 

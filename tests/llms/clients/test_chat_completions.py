@@ -275,7 +275,7 @@ def test_errors_are_told_apart_by_status_and_code(status, body, kind, code, wire
     assert (error.status, error.code, error.request_id) == (status, code, "req-1")
     assert str(status) in str(error) and wire.url in str(error)
     assert (body["error"]["message"] if code and isinstance(body.get("error"), dict) else "") in str(error)
-    assert len(wire.requests) == error.attempts == (request.ATTEMPTS if kind is Transient else 1)
+    assert len(wire.requests) == error.attempts == (request.MAX_ATTEMPTS if kind is Transient else 1)
     harmless(error)
 
 
@@ -315,7 +315,7 @@ def test_waits_as_long_as_it_is_asked_to_and_then_succeeds(headers, seconds, wir
     (output,) = llm.generate([CHAT])
     assert output == ["Madrid."] and output.attempts == 2 and output.error is None
     assert seconds <= time.monotonic() - started
-    assert llm.limits()["seconds_paused"] == pytest.approx(seconds)
+    assert llm.limiter_stats()["seconds_paused"] == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("value", ["soon", "", "nan", "inf", "-1", "0", "Wed, 99 Foo 2026"])
@@ -324,7 +324,7 @@ def test_nonsense_about_when_to_come_back_is_passed_over(value, wire):
     llm = openai_llm(wire)
     (output,) = llm.generate([CHAT])
     assert output == ["Madrid."] and output.attempts == 2
-    assert llm.limits()["seconds_paused"] < 0.1
+    assert llm.limiter_stats()["seconds_paused"] < 0.1
 
 
 def test_throttling_is_waited_out_however_often(wire):
@@ -338,13 +338,13 @@ def test_all_wait_when_one_is_refused(wire):
     llm = openai_llm(wire)
     outputs = llm.generate([CHAT] * 200)
     assert all(output == ["Madrid."] for output in outputs)
-    known = llm.limits()
+    known = llm.limiter_stats()
     assert (known["admitted"], known["throttled"], known["episodes"]) == (201, 1, 1)
     assert known["seconds_paused"] == pytest.approx(1)
 
 
 def test_patience_ends(wire, monkeypatch):
-    monkeypatch.setattr(request, "REFUSALS", 3)
+    monkeypatch.setattr(request, "MAX_THROTTLED", 3)
     wire.answer = lambda request: wire.Reply(said("slow down", None), status=429, headers={"Retry-After": "0.02"})
     error = failure(wire)
     assert isinstance(error, Throttled) and (error.status, error.attempts, error.retry_after) == (429, 3, 0.02)
@@ -359,9 +359,9 @@ def test_patience_ends_with_a_broken_server_too(wire, pauses):
 
 def test_being_throttled_costs_no_attempt(wire):
     throttled = wire.Reply(said("slow down", None), status=429, headers={"Retry-After": "0.02"})
-    wire.script(*[throttled] * request.ATTEMPTS, *[wire.Reply("", status=500)] * (request.ATTEMPTS - 1))
+    wire.script(*[throttled] * request.MAX_ATTEMPTS, *[wire.Reply("", status=500)] * (request.MAX_ATTEMPTS - 1))
     (output,) = openai_llm(wire).generate([CHAT])
-    assert output == ["Madrid."] and output.attempts == 2 * request.ATTEMPTS
+    assert output == ["Madrid."] and output.attempts == 2 * request.MAX_ATTEMPTS
 
 
 def test_bad_weather_passes(wire, pauses):
@@ -374,7 +374,7 @@ def test_bad_weather_passes(wire, pauses):
 def test_a_server_that_takes_too_long(wire):
     wire.answer = lambda request: wire.Reply(delay=0.5)
     error = failure(wire, timeout=0.05)
-    assert type(error) is Transient and "within 0.05 s" in str(error) and error.attempts == request.ATTEMPTS
+    assert type(error) is Transient and "within 0.05 s" in str(error) and error.attempts == request.MAX_ATTEMPTS
     harmless(error)
 
 
@@ -382,14 +382,14 @@ def test_a_server_that_is_not_there(wire):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound but not listening: refused, and nobody else gets the port
         error = failure(wire, base_url=f"http://127.0.0.1:{unused.getsockname()[1]}/v1")
-    assert type(error) is Transient and error.attempts == request.ATTEMPTS
+    assert type(error) is Transient and error.attempts == request.MAX_ATTEMPTS
     harmless(error)
 
 
 def test_a_server_that_hangs_up(wire):
     wire.answer = lambda request: wire.Reply(drop=True)
     error = failure(wire)
-    assert type(error) is Transient and error.attempts == request.ATTEMPTS <= len(wire.requests)
+    assert type(error) is Transient and error.attempts == request.MAX_ATTEMPTS <= len(wire.requests)
     harmless(error)
 
 
@@ -408,7 +408,7 @@ def test_an_answer_that_is_none(body, wire):
     wire.answer = lambda request: wire.Reply(body, headers={"X-Request-Id": "req-1"})
     error = failure(wire)
     assert type(error) is Transient and (error.status, error.request_id) == (200, "req-1")
-    assert wire.url in str(error) and error.attempts == request.ATTEMPTS
+    assert wire.url in str(error) and error.attempts == request.MAX_ATTEMPTS
     if "overloaded" in body:
         assert error.code == "overloaded" and "overloaded" in str(error)
     harmless(error)

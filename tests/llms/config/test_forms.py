@@ -26,13 +26,13 @@ from flows import ConfigurationError, Pipeline
 from flows.settings.step_parameters import parameters_model, to_json, validate_parameters, with_parameters
 from flows.text_generation import text_generation
 from llms import LLM, AnyLLM, LlamaServerLLM, OpenAILLM
-from llms.any_llm import model, models, secrets
+from llms.any_llm import model_classes, resolve_model, secret_fields
 from tasks import LoadDataFromDicts, TextGeneration
 from tests.support.files import replace_in_file
 from tests.support.shipped_flows import SHIPPED_FLOWS
 from tests.support.waiting import wait_until
 
-MODELS = [cls for cls in models().values() if cls.__module__.startswith("llms.")]
+MODELS = [cls for cls in model_classes().values() if cls.__module__.startswith("llms.")]
 NAMED = [
     "openai-llm/forms",
     "OpenAILLM model=m timeout=30",
@@ -219,8 +219,8 @@ class TestEveryModel:
 
     def test_keys_are_masked_and_no_part_of_a_flow_s_form(self, cls: type[LLM]) -> None:
         schema = cls.model_json_schema()
-        assert set(schema["secret_fields"]) == secrets(cls)
-        assert not secrets(cls) & form(text_generation)["definitions"][cls.__name__]["properties"].keys()
+        assert set(schema["secret_fields"]) == secret_fields(cls)
+        assert not secret_fields(cls) & form(text_generation)["definitions"][cls.__name__]["properties"].keys()
 
 
 def test_options_that_have_no_form_stay_a_dictionary() -> None:
@@ -281,7 +281,7 @@ class TestSaved:
     def test_one_that_lacks_a_newer_field_has_its_default(self, rest: Callable[..., httpx.Response]) -> None:
         kept = {"model": "m", "generation_kwargs": {"temperature": "0.5"}}
         self.left(rest, kept)
-        found = model("openai-llm/forms")
+        found = resolve_model("openai-llm/forms")
         assert isinstance(found, OpenAILLM) and found.timeout == 120.0
         assert found.options({}).model_dump(exclude_none=True) == {"temperature": 0.5}
 
@@ -296,14 +296,14 @@ class TestSaved:
         self, rest: Callable[..., httpx.Response], kept: dict[str, Any], why: str
     ) -> None:
         self.left(rest, kept)
-        for load in (lambda: model("openai-llm/forms"), lambda: OpenAILLM.load("forms")):
+        for load in (lambda: resolve_model("openai-llm/forms"), lambda: OpenAILLM.load("forms")):
             with pytest.raises((ValueError, RuntimeError)) as error:
                 load()
             assert why in str(error.value) and "`prefect block delete openai-llm/forms`" in str(error.value)
         with get_client(sync_client=True) as client:  # and that is a cure
             client.request("DELETE", "/block_documents/{id}", path_params={"id": str(self.identity())})
         OpenAILLM(model="m").save("forms", overwrite=True)
-        assert model("openai-llm/forms").model_name == "m"
+        assert resolve_model("openai-llm/forms").model_name == "m"
 
     def left(self, rest: Callable[..., httpx.Response], data: dict[str, Any]) -> None:
         """Make the saved block what an earlier version kept."""

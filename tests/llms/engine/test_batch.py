@@ -14,7 +14,7 @@ import pytest
 
 from flows import Distiset, Pipeline, RunFailed
 from llms import Fatal, OpenAILLM, Transient
-from llms.engine.request import ATTEMPTS
+from llms.engine.request import MAX_ATTEMPTS
 from llms.typing import ChatType
 from tasks import LoadDataFromDicts, TextGeneration
 from tests.benchmarks.provider import Provider, running
@@ -80,7 +80,7 @@ def test_bad_weather_loses_no_row_and_no_answer_is_paid_twice(provider: Provider
     seen = provider.stats()
     assert {"500", "reset", "gone", "malformed", "truncated"} < seen["status"].keys()  # there was weather
     assert seen["answered"] == 300 and seen["repeats"] == 0
-    assert max(provider.asked().values()) <= ATTEMPTS
+    assert max(provider.asked().values()) <= MAX_ATTEMPTS
 
 
 @pytest.mark.usefixtures("short_pauses")
@@ -90,9 +90,9 @@ def test_weather_that_does_not_pass_is_recorded_after_so_many_attempts(kind: str
     outputs = model(provider).generate_outputs(chats(3))
     for output in outputs:
         assert list(output) == [None] and isinstance(output.error, Transient)
-        assert output.attempts == output.error.attempts == ATTEMPTS
+        assert output.attempts == output.error.attempts == MAX_ATTEMPTS
         assert provider.url in str(output.error)
-    assert set(provider.asked().values()) == {ATTEMPTS}
+    assert set(provider.asked().values()) == {MAX_ATTEMPTS}
 
 
 @pytest.mark.usefixtures("short_pauses")

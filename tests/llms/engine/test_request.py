@@ -107,7 +107,7 @@ def test_an_answer_has_its_deadline():
 
 def test_the_deadline_covers_all_attempts():
     (output,) = Slow(failures=100, deadline=0.6).generate(CHATS[:1])
-    assert str(output.error) == "bad weather" and 1 <= output.attempts < request.ATTEMPTS
+    assert str(output.error) == "bad weather" and 1 <= output.attempts < request.MAX_ATTEMPTS
 
 
 def test_a_deadline_begins_with_the_first_request_not_in_the_queue():
@@ -170,7 +170,7 @@ def test_a_model_of_ones_own_that_takes_too_long_is_asked_again(monkeypatch):
     assert Scripted.asked == 3
     (output,) = scripted(monkeypatch, *[slow] * 20, timeout=0.01).generate(CHATS[:1])
     assert isinstance(output.error, Transient) and "within 0.01 s (`timeout`)" in str(output.error)
-    assert Scripted.asked == output.attempts == request.ATTEMPTS
+    assert Scripted.asked == output.attempts == request.MAX_ATTEMPTS
 
 
 def test_without_a_timeout_a_model_of_ones_own_has_all_the_time_it_wants(monkeypatch):
@@ -191,7 +191,7 @@ def test_the_restart_of_a_server_is_survived(monkeypatch):
     monkeypatch.setattr(request, "asyncio", SimpleNamespace(**names))
     monkeypatch.setattr(random, "uniform", lambda low, high: low)
     (output,) = scripted(monkeypatch, *[raising(Transient("starting"))] * 20).generate(CHATS[:1])
-    assert output.error and len(pauses) == request.ATTEMPTS - 1 and sum(pauses) > 40
+    assert output.error and len(pauses) == request.MAX_ATTEMPTS - 1 and sum(pauses) > 40
 
 
 # --- what odd models do -----------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def test_a_generation_that_failed_at_the_provider_is_asked_for_again_and_then_re
     wire.answer = lambda request: broken
     (output,) = model(wire).generate(CHATS[:1])
     assert isinstance(output.error, Transient) and "the generation failed" in str(output.error)
-    assert output == [None] and output.attempts == request.ATTEMPTS
+    assert output == [None] and output.attempts == request.MAX_ATTEMPTS
 
 
 class Unauthorized(Exception):
@@ -255,14 +255,14 @@ def test_what_was_paid_before_a_run_stopped_is_told(monkeypatch):
     paid = lambda: GenerateOutput(["x"], usage=Usage(5, 1), cost=0.25)  # noqa: E731
     with pytest.raises(Fatal) as caught:
         scripted(monkeypatch, paid, paid, raising(Fatal("no credit")), max_concurrency=1).generate(CHATS[:5])
-    assert [(each.usage, each.cost, list(each)) for each in caught.value.spent] == [(Usage(5, 1), 0.25, [])] * 2
-    assert [each.cost for each in pickle.loads(pickle.dumps(caught.value)).spent] == [0.25] * 2
+    assert [(each.usage, each.cost, list(each)) for each in caught.value.paid_outputs] == [(Usage(5, 1), 0.25, [])] * 2
+    assert [each.cost for each in pickle.loads(pickle.dumps(caught.value)).paid_outputs] == [0.25] * 2
 
 
 class OneAtATime(Slow):
     """An API without an `n`."""
 
-    generations_at_once: ClassVar[int | None] = 1
+    max_generations_per_request: ClassVar[int | None] = 1
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, seed: int | None = None) -> GenerateOutput:
         assert num_generations == 1

@@ -8,7 +8,7 @@ import pytest
 
 from flows import Pipeline
 from flows.errors import ConfigurationError
-from llms import LLM, AsyncLLM, Drained, LlamaServerLLM, OpenAILLM, Price, Transient
+from llms import LLM, AsyncLLM, BudgetExceeded, LlamaServerLLM, OpenAILLM, Price, Transient
 from llms.clients import event_loop
 from llms.limits.budget import MAX_UNMEASURED_IN_FLIGHT, Budget
 from llms.typing import ChatType, GenerateOutput, Usage
@@ -28,7 +28,9 @@ def run(wire, rows=60, llm=None, folder=None, **limits):
 
 @pytest.mark.parametrize(("limit", "most"), [({"max_cost": 180}, 20), ({"max_tokens_total": 130}, 10)])
 def test_a_run_stops_at_its_limit_and_goes_on_with_more(wire, tmp_path, limit, most):
-    with pytest.raises(Drained, match=f"`{next(iter(limit))}={next(iter(limit.values()))}`.*with more goes on") as stop:
+    with pytest.raises(
+        BudgetExceeded, match=f"`{next(iter(limit))}={next(iter(limit.values()))}`.*with more goes on"
+    ) as stop:
         run(wire, folder=tmp_path / "out", **limit)
     assert len(wire.requests) == most  # to the dollar: all requests cost the same here
     facts = json.loads((tmp_path / "out.partial" / "run.json").read_text())
@@ -44,7 +46,7 @@ def test_a_run_stops_at_its_limit_and_goes_on_with_more(wire, tmp_path, limit, m
 
 def test_what_is_in_flight_is_finished(wire, tmp_path):
     wire.answer = lambda request: wire.Reply(delay=0.2)
-    with pytest.raises(Drained):
+    with pytest.raises(BudgetExceeded):
         run(wire, max_cost=90)
     assert len(wire.requests) == 10
     run(wire)
@@ -83,7 +85,7 @@ def test_one_request_more_is_no_request_less():
         return await asyncio.gather(*(one() for _ in range(50)), return_exceptions=True)
 
     outcomes = event_loop.run(all_of_them())
-    assert spent == 100 and sum(isinstance(each, Drained) for each in outcomes) == 30
+    assert spent == 100 and sum(isinstance(each, BudgetExceeded) for each in outcomes) == 30
     assert max(seen[:MAX_UNMEASURED_IN_FLIGHT]) == MAX_UNMEASURED_IN_FLIGHT
 
 
@@ -120,7 +122,7 @@ def test_a_failure_that_nobody_was_billed_for_says_nothing_of_what_one_costs():
         paid = GenerateOutput([None], usage=Usage(40, 0), error=Transient("cut"))  # a failure, too
         await budget.release([paid])
         assert await budget.acquire() == 1
-        with pytest.raises(Drained):  # a third one of 40 would pass the limit
+        with pytest.raises(BudgetExceeded):  # a third one of 40 would pass the limit
             await asyncio.wait_for(asyncio.gather(budget.acquire(), budget.release([paid])), 10)
 
     event_loop.run(check())
@@ -162,7 +164,7 @@ def chats(count: int) -> list[ChatType]:
 
 def test_an_engine_that_takes_a_batch_stops_at_the_limit_too(wire, tmp_path):
     Batch.sizes.clear()
-    with pytest.raises(Drained, match="`max_cost=25`"):
+    with pytest.raises(BudgetExceeded, match="`max_cost=25`"):
         run(wire, rows=200, llm=Batch(), folder=tmp_path / "out", max_cost=25)
     assert sum(Batch.sizes) == 25
     assert run(wire, rows=200, llm=Batch(), folder=tmp_path / "out").summary.rows == 200
@@ -171,10 +173,10 @@ def test_an_engine_that_takes_a_batch_stops_at_the_limit_too(wire, tmp_path):
 
 def test_an_engine_that_takes_a_batch_is_asked_as_much_as_fits_and_tells_what_was_spent():
     Batch.sizes.clear()
-    with pytest.raises(Drained) as caught, Budget(max_cost=30).activate():
+    with pytest.raises(BudgetExceeded) as caught, Budget(max_cost=30).activate():
         Batch().generate_outputs(chats(100))
     assert Batch.sizes == [MAX_UNMEASURED_IN_FLIGHT, 30 - MAX_UNMEASURED_IN_FLIGHT]
-    assert len(caught.value.spent) == sum(each.cost for each in caught.value.spent) == 30
+    assert len(caught.value.paid_outputs) == sum(each.cost for each in caught.value.paid_outputs) == 30
 
 
 def test_without_a_limit_it_is_asked_all_at_once_and_its_cost_is_known():
@@ -198,11 +200,11 @@ class Sampler(AsyncLLM):
 
 
 def test_a_model_of_ones_own_is_counted(wire):
-    with pytest.raises(Drained):
+    with pytest.raises(BudgetExceeded):
         run(wire, rows=60, llm=Sampler(), max_cost=25)
 
 
 def test_what_a_run_had_spent_when_it_stopped_is_told():
-    with pytest.raises(Drained) as caught, Budget(max_cost=20).activate():
+    with pytest.raises(BudgetExceeded) as caught, Budget(max_cost=20).activate():
         Sampler().generate_outputs(chats(60))
-    assert len(caught.value.spent) == 20 and all(each.cost == 1.0 for each in caught.value.spent)
+    assert len(caught.value.paid_outputs) == 20 and all(each.cost == 1.0 for each in caught.value.paid_outputs)

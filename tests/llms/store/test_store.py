@@ -21,7 +21,7 @@ from pydantic import Field, SecretStr
 
 import llms
 from llms import LLM, AsyncLLM, Fatal, LlamaServerLLM, OpenAILLM, Rejected, store
-from llms.any_llm import models
+from llms.any_llm import model_classes
 from llms.clients import event_loop
 from llms.store import IRRELEVANT, StoredAnswer, StoreError, key_of
 from llms.store import connection as store_file
@@ -31,7 +31,7 @@ from tests.support.api_profiles import some
 for module in pkgutil.iter_modules(llms.__path__, "llms."):
     import_module(module.name)
 
-MODELS = [cls for cls in models().values() if cls.__module__.startswith("llms.") and not isabstract(cls)]
+MODELS = [cls for cls in model_classes().values() if cls.__module__.startswith("llms.") and not isabstract(cls)]
 CHAT: ChatType = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Capital of Spain?"}]
 GPT = OpenAILLM(model="gpt-5", api_key=SecretStr("sk-1"))
 ROOT = Path(__file__).parents[3]
@@ -86,18 +86,18 @@ def test_a_request_is_taken_apart_and_put_together_again() -> None:
         usage=Usage(9, 8, 5, 2),
         seconds=1.5,
     )
-    parts = StoredAnswer.of(GPT, output)
+    parts = StoredAnswer.from_output(GPT, output)
     assert {(part.model, part.provider) for part in parts} == {("gpt-5", "OpenAILLM")}
     put(a=parts[0], b=parts[1])
     found = store.get(["a", "b"])
-    again = GenerateOutput.joined([found["a"].output(), found["b"].output()])
+    again = GenerateOutput.join([found["a"].to_output(), found["b"].to_output()])
     assert list(again) == ["a", None]
     for name in ("finish_reasons", "reasoning", "usage", "seconds", "error"):
         assert getattr(again, name) == getattr(output, name)
 
 
 def test_errors_are_not_kept() -> None:
-    (failed,) = StoredAnswer.of(GPT, GenerateOutput.failed(Rejected("too long"), 1))
+    (failed,) = StoredAnswer.from_output(GPT, GenerateOutput.failed(Rejected("too long"), 1))
     put(a=failed, b=StoredAnswer("b", "error"), c=StoredAnswer("c", "stop"))
     assert store.get(["a", "b", "c"]).keys() == {"c"}
 
@@ -154,7 +154,7 @@ def test_it_is_in_the_home_of_the_user_unless_told_otherwise(monkeypatch: pytest
 
 def test_nothing_that_was_asked_and_no_secret_is_in_the_file(file: Path) -> None:
     chat: ChatType = [{"role": "user", "content": "a confidential question"}]
-    put(**{key_of(GPT, chat, {}, 0): StoredAnswer.of(GPT, GenerateOutput(["yes"]))[0]})
+    put(**{key_of(GPT, chat, {}, 0): StoredAnswer.from_output(GPT, GenerateOutput(["yes"]))[0]})
     store.close()
     content = file.read_bytes()
     assert b"yes" in content and b"confidential" not in content and b"sk-1" not in content
@@ -456,7 +456,7 @@ def test_a_file_where_the_folder_should_be(file: Path) -> None:
 def test_a_lock_of_another_program(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(a=StoredAnswer("a"))
     store.close()
-    monkeypatch.setattr(store_file, "PATIENCE", 0.2)
+    monkeypatch.setattr(store_file, "SQLITE_BUSY_TIMEOUT_S", 0.2)
     other = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreError, match="is locked by another program .*: end that program"):
@@ -464,7 +464,7 @@ def test_a_lock_of_another_program(file: Path, monkeypatch: pytest.MonkeyPatch) 
     assert store.get(["a", "b"]).keys() == {"a"}  # who only reads is not in the way
     store.close()
 
-    monkeypatch.setattr(store_file, "PATIENCE", 30.0)
+    monkeypatch.setattr(store_file, "SQLITE_BUSY_TIMEOUT_S", 30.0)
     threading.Timer(0.3, other.close).start()
     put(b=StoredAnswer("b"))  # a short one is waited for
     assert store.get(["a", "b"]).keys() == {"a", "b"}
@@ -473,7 +473,7 @@ def test_a_lock_of_another_program(file: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_program_that_keeps_the_file_to_itself(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(a=StoredAnswer("a"))
     store.close()
-    monkeypatch.setattr(store_file, "PATIENCE", 0.2)
+    monkeypatch.setattr(store_file, "SQLITE_BUSY_TIMEOUT_S", 0.2)
     other = sqlite3.connect(file, isolation_level=None)
     other.execute("PRAGMA locking_mode = EXCLUSIVE")
     other.execute("BEGIN EXCLUSIVE")
@@ -624,7 +624,7 @@ def test_a_store_that_is_damaged_and_not_needed_is_said_to_be_once(counting, cap
 def test_a_store_that_somebody_locks_holds_up_nobody_who_does_not_need_it(counting, caplog, monkeypatch):
     put(a=StoredAnswer("a"))
     store.close()
-    monkeypatch.setattr(store_file, "PATIENCE", 2.0)
+    monkeypatch.setattr(store_file, "SQLITE_BUSY_TIMEOUT_S", 2.0)
     other = sqlite3.connect(store.path(), isolation_level=None)
     other.execute("PRAGMA locking_mode = EXCLUSIVE")
     other.execute("BEGIN EXCLUSIVE")
