@@ -1,4 +1,4 @@
-"""One run of a pipeline, inside a flow run: from the checks to the finished folder."""
+"""One run of a pipeline, inside a flow run: checks, execution, output folder, reports."""
 
 import tempfile
 import time
@@ -33,7 +33,7 @@ from tasks import Step, Task
 from tasks.typing import BatchResult, Failure, add_costs
 
 MIN_FAILURES_TO_ABORT = 10
-"""Failures in a step before their share may end the run."""
+"""Failures in a step before their share may fail the run."""
 
 
 class Run:
@@ -74,40 +74,41 @@ class Run:
         self._prompts: dict[str, Any] = {}  # the first each step has sent
 
     def execute(self) -> Distiset:
-        """Check, load, stream, write; a run that does not end well leaves what it made in `<output>.partial`."""
+        """Run the steps and write the dataset; a run that fails leaves its rows in `<output>.partial`."""
         self.graph.check()
         self._load()
         started = time.perf_counter()
-        temporary = None if self.output else Path(tempfile.mkdtemp(prefix="distilflow-"))
-        place = self.output or temporary / "dataset"  # type: ignore[operator]
-        folder = OutputFolder(place, self._leaves.values(), self.output_format)
-        self._folder = folder
-        report = PrefectReporter(self.name, self.graph, self.output)
+        temporary = None
+        if (output := self.output) is None:
+            temporary = Path(tempfile.mkdtemp(prefix="distilflow-"))
+            output = temporary / "dataset"
+        self._folder = folder = OutputFolder(output, self._leaves.values(), self.output_format)
+        reporter = PrefectReporter(self.name, self.graph, self.output)
         try:
             with (
-                terminal.live_progress(self.graph, self._taken, self.summary, *report.listeners) as shown,
+                terminal.live_progress(self.graph, self._taken, self.summary, *reporter.listeners) as progress,
                 memory.reduced_gc(),
             ):
-                self._stream(Executor(self.graph, shown.on_done, self._on_commit))
+                self._stream(Executor(self.graph, progress.on_done, self._on_commit))
             self._check_error_rate(final=True)
         except BaseException as error:
             self._write_summary("drained" if isinstance(error, BudgetExceeded) else "failed", started, error)
             if not temporary and self.summary.rows:
                 error.add_note(f"{self.summary.rows:,} rows made before that are in `{folder.partial}`.")
-            report.on_end(self.summary, folder.partial, error)
+            reporter.on_end(self.summary, folder.partial, error)
             if temporary:
                 rmtree(temporary, ignore_errors=True)
             raise
         self._write_summary("completed", started)
         dataset = Distiset(folder.promote())
-        report.on_end(self.summary, dataset.folder)
+        reporter.on_end(self.summary, dataset.folder)
         if temporary:
             weakref.finalize(dataset, rmtree, temporary, ignore_errors=True)
         get_run_logger().info("%r", dataset)
         return dataset
 
     def _load(self) -> None:
-        limits = [name for name, most in self.budget.limits.items() if most is not None]
+        limits = [name for name, limit in self.budget.limits.items() if limit is not None]
         if limits and (runner := distributed_runner()):
             raise ConfigurationError(
                 f"`{limits[0]}` is counted in one process, and `{runner}` sends batches to others: leave one out."
@@ -130,11 +131,11 @@ class Run:
             except BudgetExceeded:
                 raise
             except BaseException:
-                cancel()  # what is in flight would be waited for, and thrown away
+                cancel()  # or requests in flight would be awaited, and their answers dropped
                 raise
 
     def _on_commit(self, step: Step, result: BatchResult) -> None:
-        """Write a leaf's rows and every step's failures, and add up."""
+        """Write a leaf's rows and every step's failures, and update the summary."""
         if self._watch:
             self._watch.record(step, result)
         summary = self.summary.steps[step.name]
@@ -144,10 +145,9 @@ class Run:
         summary.seconds += result.seconds
         for model, used in result.model_usage.items():
             summary.models.setdefault(model, ModelSummary()).add(used)
-            whole = self.summary
-            whole.input_tokens += used.usage.input_tokens
-            whole.output_tokens += used.usage.output_tokens
-            whole.cost = add_costs(whole.cost, used.cost)
+            self.summary.input_tokens += used.usage.input_tokens
+            self.summary.output_tokens += used.usage.output_tokens
+            self.summary.cost = add_costs(self.summary.cost, used.cost)
         self.summary.failures += len(result.failures)
         self._folder.write_failures(result.failures)
         if leaf := self._leaves.get(step.name):
@@ -162,12 +162,12 @@ class Run:
             self._check_error_rate(final=False)
 
     def _check_error_rate(self, final: bool) -> None:
-        """End the run when a step loses too many rows, or, at its end, has lost all."""
+        """Fail the run when too many rows have failed in a step, or, at the end, all of them."""
         for name, step in self.summary.steps.items():
             total = step.rows_in or step.rows + step.failures
             too_many = step.failures >= MIN_FAILURES_TO_ABORT and step.failures > self.max_error_rate * total
-            lost_all = final and step.failures >= total > 0 and not step.rows and self.max_error_rate < 1
-            if too_many or lost_all:
+            all_failed = final and step.failures >= total > 0 and not step.rows and self.max_error_rate < 1
+            if too_many or all_failed:
                 first = self._first_failures[name]
                 where = f" ({first.origin})" if first.origin else ""
                 limit = f", more than `max_error_rate={self.max_error_rate:g}`" if too_many else ""
@@ -185,7 +185,7 @@ class Run:
             **({"error": f"{type(error).__name__}: {error}"} if error else {}),
             "flow_run": {"id": str(run.id), "name": run.name} if run else None,
             "parameters": self.parameters,
-            "budget": {name: most for name, most in self.budget.limits.items() if most is not None},
+            "budget": {name: limit for name, limit in self.budget.limits.items() if limit is not None},
             "steps": {step.name: provenance.describe_step(step) for step in self.graph.steps},
             "prompts": self._prompts,
             "edges": self.graph.edges,

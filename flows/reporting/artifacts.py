@@ -1,4 +1,4 @@
-"""What the page of a flow run in Prefect's UI shows: how far each step is, and at the end what came of it."""
+"""Artifacts on the page of a flow run in Prefect's UI: progress of each step, and a summary at the end."""
 
 import json
 import re
@@ -20,27 +20,33 @@ from flows.dataset.distiset import Distiset
 from flows.reporting.progress import RunSnapshot, StepSnapshot
 from flows.runtime.humanize import duration, money, truncate
 
-MIN_INTERVAL_S, MAX_INTERVAL_S = 2.0, 20.0
-"""Seconds between two looks at the steps, at least; and at most, if the run takes hardly any CPU itself."""
+MIN_INTERVAL_S = 2.0
+
+MAX_INTERVAL_S = 20.0
+"""Interval of updates when the run takes too little CPU itself for `MAX_CPU_FRACTION`."""
 
 MAX_CPU_FRACTION = 0.005
-"""What of the run's CPU its progress may take."""
+"""Share of the run's CPU that updates of its progress may take."""
 
-MAX_SAMPLE_ROWS, MAX_FAILURES, MAX_FAILURES_PER_CLASS = 5, 30, 3
-"""Rows that are shown: of each dataset; that failed, in all, and of each class of error in a step."""
+MAX_SAMPLE_ROWS = 5
+"""Rows shown of each dataset."""
+
+MAX_FAILURES = 30
+
+MAX_FAILURES_PER_CLASS = 3
+"""Failures shown per step and class of error."""
 
 MAX_TEXT_CHARS = 400
-"""Characters of a text that are shown."""
 
 
 def artifact_key(*names: str) -> str:
-    """What an artifact is called: the same in every run of a flow, so that the UI shows one as versions of another."""
-    words = re.sub(r"[^a-z0-9]+", "-", "-".join(dict.fromkeys(names)).lower())
-    return words.strip("-") or "pipeline"
+    """Return an artifact's key, equal in every run of a flow, so that the UI shows them as versions of one artifact."""
+    slug = re.sub(r"[^a-z0-9]+", "-", "-".join(dict.fromkeys(names)).lower())
+    return slug.strip("-") or "pipeline"
 
 
 class StepProgressArtifacts:
-    """A progress artifact per step, kept up to date at no more than a two-hundredth of the run's CPU."""
+    """A progress artifact per step, updated with at most `MAX_CPU_FRACTION` of the run's CPU."""
 
     def __init__(self, run: FlowRun, *names: str) -> None:
         self._run = run
@@ -48,50 +54,49 @@ class StepProgressArtifacts:
         self._ids: dict[str, UUID] = {}
         self._done: dict[str, int] = {}
         self._client: SyncPrefectClient | None = None
-        self._cost = 0.0
-        self._spent = self._at = 0.0
+        self._update_cpu_s = 0.0
+        self._last_cpu_s = self._last_update = 0.0
 
     def on_update(self, now: RunSnapshot) -> float:
-        """Update the steps that have moved, if enough has happened since to pay for it."""
-        earned = (time.process_time() - self._spent) * MAX_CPU_FRACTION >= self._cost
-        if earned or time.monotonic() - self._at >= MAX_INTERVAL_S:
+        """Update the artifacts of steps that moved, if the CPU budget allows it."""
+        is_affordable = (time.process_time() - self._last_cpu_s) * MAX_CPU_FRACTION >= self._update_cpu_s
+        if is_affordable or time.monotonic() - self._last_update >= MAX_INTERVAL_S:
             self._update(now)
         return MIN_INTERVAL_S
 
     def on_end(self, now: RunSnapshot) -> None:
-        """Leave every step where it is."""
+        """Write the final progress of every step."""
         self._update(now)
 
     def _update(self, now: RunSnapshot) -> None:
-        began = time.thread_time()
+        started = time.thread_time()
         for name, step in now.steps.items():
             if self._done.get(name) != step.done:
                 self._write(name, step)
                 self._done[name] = step.done
-        self._cost = time.thread_time() - began
-        self._spent, self._at = time.process_time(), time.monotonic()
+        self._update_cpu_s = time.thread_time() - started
+        self._last_cpu_s, self._last_update = time.process_time(), time.monotonic()
 
     def _write(self, name: str, step: StepSnapshot) -> None:
         client = self._client = self._client or get_client(sync_client=True)
-        share, said = 100 * (step.fraction or 0.0), f"`{name}`: {step}"
+        percent, text = 100 * (step.fraction or 0.0), f"`{name}`: {step}"
         if id := self._ids.get(name):
-            client.update_artifact(id, ArtifactUpdate(data=share, description=said))
+            client.update_artifact(id, ArtifactUpdate(data=percent, description=text))
         else:
-            artifact = ProgressArtifact(
-                progress=share, key=artifact_key(*self._names, "progress", name), description=said
-            )
+            key = artifact_key(*self._names, "progress", name)
+            artifact = ProgressArtifact(progress=percent, key=key, description=text)
             self._ids[name] = _create(client, self._run, artifact)
 
 
 def publish(run: FlowRun, folder: Path, kept: bool, hide: Callable[[str], str], *names: str) -> None:
-    """Show what a run came to: a summary, some rows, some failures, and where the files are.
+    """Publish a summary, some rows, some failures, and the place of the files.
 
     Args:
         run: The flow run.
-        folder: What the pipeline left, whether it completed or not.
-        kept: Whether it is still there when somebody looks.
-        hide: Takes secrets out of a text: some providers say them again.
-        names: What the artifacts' keys begin with.
+        folder: Folder of the dataset, or of the partial one.
+        kept: Whether the folder outlives the run.
+        hide: Redacts secrets in a text: some providers repeat them.
+        names: Prefix of the artifacts' keys.
     """
     client, facts = get_client(sync_client=True), json.loads((folder / "run.json").read_text())
     failures = list(_failures(folder / "errors.parquet"))
@@ -102,11 +107,11 @@ def publish(run: FlowRun, folder: Path, kept: bool, hide: Callable[[str], str], 
     if samples:
         shown.append(TableArtifact(table=samples, key=artifact_key(*names, "samples"), description="The first rows."))
     if failures:
-        said = f"The first {MAX_FAILURES_PER_CLASS} of each class of error in a step."
-        shown.append(TableArtifact(table=failures, key=artifact_key(*names, "failures"), description=said))
-    for file, called in ((folder, "files"), (folder / "errors.parquet", "failed-rows")):
+        about = f"The first {MAX_FAILURES_PER_CLASS} of each class of error in a step."
+        shown.append(TableArtifact(table=failures, key=artifact_key(*names, "failures"), description=about))
+    for file, name in ((folder, "files"), (folder / "errors.parquet", "failed-rows")):
         if kept and file.exists():
-            shown.append(MarkdownArtifact(markdown=_file_link(file.absolute()), key=artifact_key(*names, called)))
+            shown.append(MarkdownArtifact(markdown=_file_link(file.absolute()), key=artifact_key(*names, name)))
     for artifact in shown:
         _create(client, run, artifact, hide)
 
@@ -114,14 +119,14 @@ def publish(run: FlowRun, folder: Path, kept: bool, hide: Callable[[str], str], 
 def _create(client: SyncPrefectClient, run: FlowRun, artifact: Artifact, hide: Callable[[str], str] = str) -> UUID:
     data: Any = artifact.format(_sync=True)  # type: ignore[call-arg]  # in an event loop too
     data = hide(data) if isinstance(data, str) else data
-    made = ArtifactCreate(
+    request = ArtifactCreate(
         type=artifact.type, key=artifact.key, description=artifact.description, data=data, flow_run_id=run.id
     )
-    return client.create_artifact(made).id
+    return client.create_artifact(request).id
 
 
 def _file_link(path: Path) -> str:
-    """Where a file is, to copy: browsers follow no link to a file from a page that came over HTTP."""
+    """Return a path to copy, and a link: browsers follow no `file:` link from a page served over HTTP."""
     return f"```\n{path}\n```\n\n[{path.name}]({path.as_uri()}), for a browser that opens files."
 
 
@@ -153,7 +158,7 @@ def _summary(facts: dict[str, Any], folder: Path | None) -> str:
         for name, limit in facts.get("limits", {}).items()
     ]
     lines += _markdown_table("Limits", ["step", "sent", "refused", "most in flight", "how the limit moved"], limits)
-    lines += ["## How to go on", "", _next_steps(facts, folder), ""]
+    lines += ["## Next steps", "", _next_steps(facts, folder), ""]
     lines += ["## Files", "", f"`{folder.absolute()}`", ""] if folder else []
     return "\n".join(lines)
 
@@ -161,9 +166,9 @@ def _summary(facts: dict[str, Any], folder: Path | None) -> str:
 def _final_state(facts: dict[str, Any]) -> str:
     if "estimate" in facts:
         return "the first rows"
-    said = {"completed": "completed", "drained": "its budget is spent", "failed": "failed"}
+    states = {"completed": "completed", "drained": "its budget is spent", "failed": "failed"}
     with_failures = " with failures" if facts["state"] == "completed" and facts["summary"]["failures"] else ""
-    return said.get(facts["state"], facts["state"]) + with_failures
+    return states.get(facts["state"], facts["state"]) + with_failures
 
 
 def _next_steps(facts: dict[str, Any], folder: Path | None) -> str:
@@ -176,15 +181,16 @@ def _next_steps(facts: dict[str, Any], folder: Path | None) -> str:
         return redo if facts["summary"]["failures"] else f"Run it again with more rows, or other steps: {again}"
     if facts["state"] == "drained":
         spent = " or ".join(f"`{name}`" for name in facts["budget"])
-        return f"{left}Run it again, the same way, with more {spent}: it goes on from here, as {again}"
-    return f"{left}Mend what is said above and run it again, the same way, or *Retry* it: {again}"
+        return f"{left}Run it again, the same way, with more {spent}: it resumes from here, as {again}"
+    return f"{left}Fix what is said above and run it again, the same way, or *Retry* it: {again}"
 
 
-def _limit_history(history: list[dict[str, Any]], most: int = 8) -> str:
-    said = [f"{move['limit']} at {move['seconds']:.1f} s ({move['reason']})" for move in history]
-    if len(said) > most:
-        said = [*said[: most // 2], f"… {len(said) - most:,} more …", *said[-(most // 2) :]]
-    return "; ".join(said)
+def _limit_history(history: list[dict[str, Any]], max_changes: int = 8) -> str:
+    changes = [f"{change['limit']} at {change['seconds']:.1f} s ({change['reason']})" for change in history]
+    if len(changes) > max_changes:
+        half, left_out = max_changes // 2, len(changes) - max_changes
+        changes = [*changes[:half], f"… {left_out:,} more …", *changes[-half:]]
+    return "; ".join(changes)
 
 
 def _markdown_table(title: str, heads: list[str], rows: list[list[Any]]) -> list[str]:
@@ -196,23 +202,23 @@ def _markdown_table(title: str, heads: list[str], rows: list[list[Any]]) -> list
 
 
 def _markdown_cell(text: Any) -> str:
-    """A text in one line of Markdown that means nothing but itself."""
+    """Escape a text for a cell of a Markdown table."""
     return re.sub(r"([|<>\\*\[\]])", r"\\\1", truncate(" ".join(str(text).split()), MAX_TEXT_CHARS))
 
 
 def _samples(dataset: Distiset) -> Iterator[dict[str, Any]]:
-    """Rows as people read them: the prompt and the answer of every step that asked, then the columns."""
+    """Yield rows for people: prompt and answer of every step that asked a model, then the columns."""
     for leaf in dataset:
         for row in dataset.head(leaf, MAX_SAMPLE_ROWS)[:MAX_SAMPLE_ROWS]:
-            said = {"dataset": leaf} if len(dataset) > 1 else {}
+            cells = {"dataset": leaf} if len(dataset) > 1 else {}
             for name, value in row.items():
                 if name.endswith("_metadata"):
                     first = value[0] if isinstance(value, list) and value else value
                     if isinstance(first, Mapping):
                         step = name.removesuffix("_metadata")
-                        said[f"{step}: prompt"] = _chat_text(first.get("raw_input"))
-                        said[f"{step}: answer"] = _to_text(first.get("raw_output"))
-            yield said | {name: _to_text(value) for name, value in row.items() if not name.endswith("_metadata")}
+                        cells[f"{step}: prompt"] = _chat_text(first.get("raw_input"))
+                        cells[f"{step}: answer"] = _to_text(first.get("raw_output"))
+            yield cells | {name: _to_text(value) for name, value in row.items() if not name.endswith("_metadata")}
 
 
 def _chat_text(messages: Iterable[Mapping[str, Any]] | None) -> str:
@@ -220,7 +226,7 @@ def _chat_text(messages: Iterable[Mapping[str, Any]] | None) -> str:
 
 
 def _failures(file: Path) -> Iterator[dict[str, Any]]:
-    """The first rows that failed, of every class of error in a step."""
+    """Yield the first failures of every class of error in a step."""
     seen = Counter[tuple[str, str]]()
     if not file.exists():
         return

@@ -1,4 +1,4 @@
-"""The lineage of datasets: what a run makes is an asset of Prefect's, and so is what it reads."""
+"""Lineage of datasets: a run's output and its inputs are Prefect assets."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -21,28 +21,27 @@ from flows.reporting.events import event_payload
 from tasks import GeneratorStep, LoadDataFromFiles, LoadDataFromHub
 
 MAX_UPSTREAM_ASSETS = 50
-"""Assets a dataset is said to be made from; Prefect relates an event to a hundred things at most."""
+"""Upstream assets of one dataset; Prefect accepts at most 100 related resources per event."""
 
 
 def emit_materialization(
     output: Path, folder: Path, sources: Iterable[GeneratorStep], hide: Callable[[str], str]
 ) -> None:
-    """Tell Prefect of the dataset a run has made, or failed to make, and of what it was made from.
+    """Emit Prefect's asset events of a run, as a task under `@materialize` would, without a task run.
 
-    A context of Prefect's forms the events, as it does for a task under `@materialize`, without the task run:
-    `prefect.asset.materialization.succeeded` or `.failed`, and a `prefect.asset.referenced` for all that was read.
+    They are `prefect.asset.materialization.succeeded` or `.failed`, and `prefect.asset.referenced` for each input.
 
     Args:
-        output: Where the dataset is, or was to be.
-        folder: What the run left, its `run.json` in it; `output` itself if the run completed.
-        sources: The steps its rows came from.
-        hide: Takes secrets out of a text.
+        output: Folder for the dataset.
+        folder: Folder with the run's `run.json`; `output` if the run completed.
+        sources: Steps its rows come from.
+        hide: Redacts secrets in a text.
     """
     manifest = (folder / "run.json").read_bytes()
     facts = json.loads(manifest)
     summary, completed = Summary.model_validate(facts["summary"]), facts["state"] == "completed"
     models = sorted({model for step in summary.steps.values() for model in step.models})
-    told: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "pipeline": facts["pipeline"],
         "state": facts["state"],
         "leaves": facts["leaves"],
@@ -51,12 +50,12 @@ def emit_materialization(
         **({"manifest": f"sha256:{sha256(manifest).hexdigest()}"} if completed else {"error": facts["error"]}),
     }
     made_with = f" with {', '.join(f'`{model}`' for model in models)}" if models else ""
-    place = Path(hide(f"{output.resolve()}"))
+    path = Path(hide(f"{output.resolve()}"))
     asset = Asset(
-        key=asset_key(place.as_uri()),
+        key=asset_key(path.as_uri()),
         properties=AssetProperties(
-            name=place.name,
-            url=place.as_uri(),
+            name=path.name,
+            url=path.as_uri(),
             description=hide(f"Made by the pipeline `{facts['pipeline']}`{made_with}.")[:MAX_ASSET_DESCRIPTION_LENGTH],
         ),
     )
@@ -65,18 +64,18 @@ def emit_materialization(
         direct_asset_dependencies={Asset(key=each) for each in islice(read, MAX_UPSTREAM_ASSETS) if each != asset.key},
         downstream_assets={asset},
         materialized_by="distilflow",
-        materialization_metadata={asset.key: json.loads(hide(json.dumps(told, ensure_ascii=False)))},
+        materialization_metadata={asset.key: json.loads(hide(json.dumps(metadata, ensure_ascii=False)))},
     )
     context.emit_events(Completed() if completed else Failed())
 
 
 def asset_key(uri: str) -> str:
-    """A URI as the key of an asset, in which Prefect takes no `%`: `file:///my%20words` is `file:///my~20words`."""
-    short = uri.replace("~", "~7E").replace("%", "~")
-    if len(short) <= MAX_ASSET_KEY_LENGTH:
-        return short
+    """Convert a URI to an asset's key, where Prefect allows no `%`: `file:///my%20words` is `file:///my~20words`."""
+    key = uri.replace("~", "~7E").replace("%", "~")
+    if len(key) <= MAX_ASSET_KEY_LENGTH:
+        return key
     digest = f"...{sha256(uri.encode()).hexdigest()[:16]}"
-    return short[: MAX_ASSET_KEY_LENGTH - len(digest)] + digest
+    return key[: MAX_ASSET_KEY_LENGTH - len(digest)] + digest
 
 
 def _source_uris(step: GeneratorStep, hide: Callable[[str], str]) -> Iterator[str]:
@@ -92,18 +91,18 @@ def _source_uris(step: GeneratorStep, hide: Callable[[str], str]) -> Iterator[st
 
 
 def _resolved_path(path: Path) -> Path:
-    """A file or a folder, or the folder in which a glob looks."""
+    """Resolve a file, a folder, or the folder a glob searches."""
     if not path.exists():
         path = Path(*takewhile(lambda part: not has_magic(part), path.parts))
     return path.resolve()
 
 
 def _enclosing_dataset(path: Path) -> Path:
-    """The dataset of a run that a file or folder is a part of, as `outputs/x/default` is of `outputs/x`; or itself."""
+    """Return the dataset that a file or folder is a part of, as `outputs/x/default` is of `outputs/x`; or itself."""
     for folder in islice(path.parents, 2):
         try:
             parts = [*Distiset(folder), "errors.parquet"]
-        except (LookupError, OSError, TypeError, ValueError):  # no dataset of ours
+        except (LookupError, OSError, TypeError, ValueError):  # no dataset
             continue
         if path.relative_to(folder).parts[0] in parts:
             return folder

@@ -1,4 +1,4 @@
-"""Events of Prefect's that say how a run is doing, for automations to act on."""
+"""Prefect events of a run, for automations to act on."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -11,20 +11,18 @@ from flows.dataset.summary import Summary
 from flows.reporting.progress import RunSnapshot
 
 PROGRESS_INTERVAL_S = 15.0
-"""Seconds between two events that say how far a run is, while it moves."""
 
 
 class RunEvents:
-    """Says with events of Prefect's how a run is doing; their resource is the flow run, their payload what is known.
+    """Emits Prefect events; their resource is the flow run, their payload that of `event_payload`.
 
     - `distilflow.run.started`
     - `distilflow.run.progress`, at most every 15 seconds, and only when rows were made since
-    - `distilflow.run.spent`, once for each of $0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10 … that the run has spent
-      altogether, with the amount as the resource's `distilflow.dollars`: automations compare labels, not numbers
+    - `distilflow.run.spent`, once for each of $0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10 … that the run's cost has
+      reached, with the amount as the resource's `distilflow.dollars`: automations compare labels, not numbers
     - at the end `distilflow.run.completed`, `distilflow.run.failed`, `distilflow.run.drained` (its budget is spent) or
-      `distilflow.run.interrupted` (it was cancelled, or its process was told to end); `distilflow.run.previewed`
-      instead of `completed` when the first rows are all there is: of a dry run, or of a run that then asks for its
-      approval
+      `distilflow.run.interrupted` (cancelled, or its process was terminated); `distilflow.run.previewed` instead of
+      `completed` for a dry run, such as the one before an approval
     """
 
     def __init__(self, run: FlowRun, pipeline: str) -> None:
@@ -33,41 +31,41 @@ class RunEvents:
             "prefect.resource.name": run.name,
             "distilflow.pipeline": pipeline,
         }
-        # Prefect relates an event to the flow, the deployment and the pool by itself, not to the tags of its resource
+        # Prefect adds the flow, the deployment and the pool by itself, but not the tags
         self._tags = [{"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in run.tags]
-        self._amounts = spend_thresholds()
-        self._next = next(self._amounts)
+        self._thresholds = spend_thresholds()
+        self._next_threshold = next(self._thresholds)
         self._done = -1
 
-    def emit(self, what: str, payload: dict[str, Any], **labels: str) -> None:
-        """Emit `distilflow.run.<what>`."""
-        more = {f"distilflow.{name}": value for name, value in labels.items()}
-        emit_event(f"distilflow.run.{what}", self._resource | more, related=self._tags, payload=payload)
+    def emit(self, name: str, payload: dict[str, Any], **labels: str) -> None:
+        """Emit `distilflow.run.<name>`."""
+        resource = self._resource | {f"distilflow.{label}": value for label, value in labels.items()}
+        emit_event(f"distilflow.run.{name}", resource, related=self._tags, payload=payload)
 
     def on_update(self, now: RunSnapshot) -> float:
-        """Say how far it is, if it moved."""
+        """Emit the progress if it moved, and the thresholds of cost it has reached."""
         if (done := sum(step.done for step in now.steps.values())) != self._done:
             self._done = done
             self.emit("progress", event_payload(now))
-        self._spent(now)
+        self._emit_spent(now)
         return PROGRESS_INTERVAL_S
 
     def on_end(self, now: RunSnapshot) -> None:
-        """Say what was spent since."""
-        self._spent(now)
+        """Emit the last thresholds."""
+        self._emit_spent(now)
 
-    def _spent(self, now: RunSnapshot) -> None:
-        while now.cost and now.cost >= self._next:
-            self.emit("spent", event_payload(now), dollars=f"{self._next:.2f}".rstrip("0").rstrip("."))
-            self._next = next(self._amounts)
+    def _emit_spent(self, now: RunSnapshot) -> None:
+        while now.cost and now.cost >= self._next_threshold:
+            self.emit("spent", event_payload(now), dollars=f"{self._next_threshold:.2f}".rstrip("0").rstrip("."))
+            self._next_threshold = next(self._thresholds)
 
 
 def spend_thresholds() -> Iterator[float]:
-    """0.01, 0.02, 0.05, 0.1 … dollars."""
+    """Yield 0.01, 0.02, 0.05, 0.1 … dollars."""
     return (step * 10**power for power in count(-2) for step in (1, 2, 5))
 
 
 def event_payload(now: RunSnapshot | Summary) -> dict[str, Any]:
-    """Rows, failures, tokens, dollars and seconds, as the payload of an event."""
+    """Return rows, failures, tokens, dollars and seconds."""
     names = ("rows", "failures", "input_tokens", "output_tokens", "cost", "seconds")
     return {name: getattr(now, name) for name in names}

@@ -1,4 +1,4 @@
-"""How far a run is, step by step: counted as batches are done, and told to those who watch."""
+"""Progress of a run, step by step: counted as batches are done, sent to listeners as snapshots."""
 
 import threading
 import time
@@ -18,24 +18,24 @@ from tasks import GeneratorStep, Join, Step, Task
 from tasks.typing import BatchResult, add_costs
 
 RATE_WINDOW_S = 30.0
-"""Seconds that rates are taken over."""
+"""Sliding window of the rates."""
 
 SHUTDOWN_TIMEOUT_S = 10.0
-"""Seconds a run that is over waits for those who watch it."""
+"""Wait for listeners when the run is over."""
 
 
 @dataclass(frozen=True)
 class StepSnapshot:
-    """Where a step is; `None` is what cannot be known.
+    """Progress of a step; `None` is unknown.
 
     Attributes:
-        rows_in: Rows it is done with; 0, if it is a source.
-        rows_expected: Rows it will have been done with at the end, as far as the steps before it tell.
+        rows_in: Rows it has processed; 0 for a source.
+        rows_expected: Rows it will have processed at the end, estimated from the steps before it.
         rows: Rows it has passed on.
         failures: Rows that failed in it.
-        in_flight: Rows that have come to it and that it is not done with.
-        rows_per_second: Over the last half minute.
-        tokens_per_second: Tokens of output, over the last half minute.
+        in_flight: Rows that have reached it and are not processed yet.
+        rows_per_second: Rate of the last half minute.
+        tokens_per_second: Rate of output tokens, of the last half minute.
         input_tokens: Tokens of its prompts.
         output_tokens: Tokens of the answers.
         cost: Dollars.
@@ -56,12 +56,12 @@ class StepSnapshot:
 
     @property
     def done(self) -> int:
-        """Rows it is done with: those a source has brought, those that came to another step."""
+        """Rows processed: those a source has read, those other steps have taken in."""
         return self.rows_in or self.rows
 
     @property
     def fraction(self) -> float | None:
-        """How much of its work is done, from 0 to 1."""
+        """Fraction of the expected rows that is done, from 0 to 1."""
         return min(1.0, self.done / self.rows_expected) if self.rows_expected else None
 
     def __str__(self) -> str:
@@ -79,17 +79,17 @@ class StepSnapshot:
 
 @dataclass(frozen=True)
 class RunSnapshot:
-    """Where a run is.
+    """Progress of a run.
 
     Attributes:
-        seconds: Since it began.
+        seconds: Seconds since it began.
         rows: Rows in the datasets.
-        failures: Rows that failed, in whatever step.
+        failures: Rows that failed, in any step.
         input_tokens: Tokens of all prompts.
         output_tokens: Tokens of all answers.
-        cost: Dollars; `None` when a price is not known.
-        eta_seconds: Seconds until the last step is done; `None` when that cannot be known.
-        steps: Where each step is.
+        cost: Dollars; `None` when a price is unknown.
+        eta_seconds: Seconds until the last step is done; `None` when unknown.
+        steps: Progress of each step.
     """
 
     seconds: float
@@ -103,20 +103,20 @@ class RunSnapshot:
 
 
 class ProgressListener(Protocol):
-    """Somebody who is told where a run is, by a thread that does nothing else."""
+    """Receives progress snapshots on a background thread."""
 
     def on_update(self, now: RunSnapshot) -> float:
-        """Take note, and say in how many seconds to be told again."""
+        """Handle a snapshot, and return the seconds until the next one."""
         ...
 
     def on_end(self, now: RunSnapshot) -> None:
-        """Take note for the last time."""
+        """Handle the last snapshot."""
         ...
 
 
 @dataclass
 class _StepCounters:
-    """What a step has done, and when it had done how much."""
+    """Counters of a step, and their history over the rate window."""
 
     rows_in: int = 0
     rows: int = 0
@@ -127,7 +127,7 @@ class _StepCounters:
     history: deque[tuple[float, int, int]] = field(default_factory=deque)
 
     def rates(self, now: float) -> tuple[float, float]:
-        """Rows and tokens per second, lately."""
+        """Return rows and tokens per second over the rate window."""
         while len(self.history) > 2 and self.history[1][0] < now - RATE_WINDOW_S:
             self.history.popleft()
         then, rows, tokens = self.history[0]
@@ -136,12 +136,12 @@ class _StepCounters:
 
 
 class ProgressTracker:
-    """Counts what every step does; `finished` costs microseconds, from any thread.
+    """Counts rows, failures and tokens of every step; `on_done` costs microseconds, on any thread.
 
     Args:
-        graph: The steps, checked.
-        limit: Rows that are taken of each source, at most.
-        summary: What is on disk so far. It knows of batches that were there, and let go, before they were counted here.
+        graph: Steps and edges, checked.
+        limit: Rows taken from each source, at most.
+        summary: Counts of the committed batches, which may be ahead of `on_done`.
     """
 
     def __init__(self, graph: Graph, limit: int | None, summary: Summary) -> None:
@@ -151,50 +151,50 @@ class ProgressTracker:
         self.started = time.monotonic()
         self._lock = threading.Lock()
         self._counters = {step.name: _StepCounters() for step in graph.order}
-        for counts in self._counters.values():
-            counts.history.append((self.started, 0, 0))
+        for counters in self._counters.values():
+            counters.history.append((self.started, 0, 0))
 
     def on_done(self, step: Step, result: BatchResult) -> None:
-        """Count a batch."""
+        """Count the result of a batch."""
         with self._lock:
-            counts = self._counters[step.name]
-            counts.rows_in += result.rows_in
-            counts.rows += len(result.rows)
-            counts.failures += len(result.failures)
+            counters = self._counters[step.name]
+            counters.rows_in += result.rows_in
+            counters.rows += len(result.rows)
+            counters.failures += len(result.failures)
             for used in result.model_usage.values():
-                counts.input_tokens += used.usage.input_tokens
-                counts.output_tokens += used.usage.output_tokens
-                counts.cost = add_costs(counts.cost, used.cost)
-            counts.history.append((time.monotonic(), counts.rows_in or counts.rows, counts.output_tokens))
+                counters.input_tokens += used.usage.input_tokens
+                counters.output_tokens += used.usage.output_tokens
+                counters.cost = add_costs(counters.cost, used.cost)
+            counters.history.append((time.monotonic(), counters.rows_in or counters.rows, counters.output_tokens))
 
     def snapshot(self) -> RunSnapshot:
-        """Where the run is."""
+        """Return the run's current progress."""
         now, steps, cost = time.monotonic(), dict[str, StepSnapshot](), 0.0
         passed_on: dict[str, float | None] = {}
         with self._lock:
             for step in self.graph.order:
-                counts = self._counters[step.name]
+                counters = self._counters[step.name]
                 if on_disk := self.summary.steps.get(step.name):
-                    counts.rows = max(counts.rows, on_disk.rows)
-                    counts.failures = max(counts.failures, on_disk.failures)
-                rate, tokens = counts.rates(now)
+                    counters.rows = max(counters.rows, on_disk.rows)
+                    counters.failures = max(counters.failures, on_disk.failures)
+                rate, tokens = counters.rates(now)
                 expected = self._expected(step, passed_on)
-                passed_on[step.name] = None if expected is None else expected * self._ratio(step, counts)
-                done = counts.rows_in or counts.rows
+                passed_on[step.name] = None if expected is None else expected * self._ratio(step, counters)
+                done = counters.rows_in or counters.rows
                 left = None if expected is None else max(0.0, expected - done)
                 eta = None if left is None else left / rate if rate else None if left else 0.0
-                cost = add_costs(cost, counts.cost)
+                cost = add_costs(cost, counters.cost)
                 steps[step.name] = StepSnapshot(
-                    counts.rows_in,
+                    counters.rows_in,
                     None if expected is None else max(round(expected), done),
-                    counts.rows,
-                    counts.failures,
+                    counters.rows,
+                    counters.failures,
                     self._in_flight(step),
                     round(rate, 2),
                     round(tokens, 2),
-                    counts.input_tokens,
-                    counts.output_tokens,
-                    counts.cost,
+                    counters.input_tokens,
+                    counters.output_tokens,
+                    counters.cost,
                     None if eta is None else round(eta, 1),
                 )
         etas = [step.eta_seconds for step in steps.values()]
@@ -210,7 +210,7 @@ class ProgressTracker:
         )
 
     def _expected(self, step: Step, passed_on: dict[str, float | None]) -> float | None:
-        """Rows that will have come to a step."""
+        """Return the rows a step will have processed at the end."""
         if isinstance(step, GeneratorStep):
             count = self.graph.row_counts.get(step.name)
             return None if count is None else min(count, self.limit or count)
@@ -218,70 +218,70 @@ class ProgressTracker:
             fork = self.graph.fork(step)
             return passed_on[fork.name] if fork else None
         rows = [
-            None if self._routed(each, step) else passed_on[each.name] for each in self.graph.predecessors[step.name]
+            None if self._is_routed(each, step) else passed_on[each.name] for each in self.graph.predecessors[step.name]
         ]
         return None if None in rows else sum(each for each in rows if each is not None)
 
-    def _ratio(self, step: Step, counts: _StepCounters) -> float:
-        """Rows a step passes on for each that comes to it, as far as it has shown."""
-        if counts.rows_in:
-            return counts.rows / counts.rows_in
+    def _ratio(self, step: Step, counters: _StepCounters) -> float:
+        """Return the rows a step passes on per row it takes in, so far."""
+        if counters.rows_in:
+            return counters.rows / counters.rows_in
         return step.num_generations if isinstance(step, Task) and not step.group_generations else 1
 
     def _in_flight(self, step: Step) -> int | None:
         before = self.graph.predecessors[step.name]
-        if not before or isinstance(step, Join) or any(self._routed(each, step) for each in before):
-            return None  # of what the steps before it made, some goes elsewhere or together
-        came = sum(self._counters[each.name].rows for each in before)
-        return max(0, came - self._counters[step.name].rows_in)
+        if not before or isinstance(step, Join) or any(self._is_routed(each, step) for each in before):
+            return None  # some rows of the steps before it go elsewhere, or together
+        arrived = sum(self._counters[each.name].rows for each in before)
+        return max(0, arrived - self._counters[step.name].rows_in)
 
-    def _routed(self, source: Step, step: Step) -> bool:
+    def _is_routed(self, source: Step, step: Step) -> bool:
         return (source.name, step.name) in self.graph.routes
 
 
 @contextmanager
-def notify(progress: ProgressTracker, watchers: list[ProgressListener]) -> Iterator[None]:
-    """Tell the watchers how the run is doing while it goes on, from a thread of its own."""
-    thread = _NotifierThread(progress.snapshot, watchers)
+def notify(progress: ProgressTracker, listeners: list[ProgressListener]) -> Iterator[None]:
+    """Send snapshots to the listeners on a background thread within the block."""
+    thread = _NotifierThread(progress.snapshot, listeners)
     thread.start()
     try:
         yield
     finally:
-        thread.over.set()
+        thread.stop.set()
         thread.join(SHUTDOWN_TIMEOUT_S)
 
 
 class _NotifierThread(threading.Thread):
-    """Tells the watchers where the run is, each as often as it wants; off the path of the rows."""
+    """Sends snapshots to listeners, to each at the interval it asks for."""
 
-    def __init__(self, now: Callable[[], RunSnapshot], watchers: list[ProgressListener]) -> None:
+    def __init__(self, snapshot: Callable[[], RunSnapshot], listeners: list[ProgressListener]) -> None:
         super().__init__(name="progress", daemon=True)
-        self.over = threading.Event()
-        self._now = now
-        self._watchers = watchers
-        self._context = copy_context()  # which flow run this is, and where its server is
+        self.stop = threading.Event()
+        self._snapshot = snapshot
+        self._listeners = listeners
+        self._context = copy_context()  # the flow run, and Prefect's settings
 
     def run(self) -> None:
-        """Go on until it is over."""
-        self._context.run(self._watch)
+        """Send snapshots until `stop` is set, then the last one."""
+        self._context.run(self._run)
 
-    def _watch(self) -> None:
-        due = dict.fromkeys(self._watchers, time.monotonic() + 1)
-        while not self.over.wait(min(due.values()) - time.monotonic() if due else None):
-            now, late = self._now(), time.monotonic()
-            for watcher in [each for each, at in due.items() if at <= late]:
-                if (wait := _call(watcher.on_update, now)) is None:
-                    del due[watcher]
+    def _run(self) -> None:
+        due = dict.fromkeys(self._listeners, time.monotonic() + 1)
+        while not self.stop.wait(min(due.values()) - time.monotonic() if due else None):
+            snapshot, now = self._snapshot(), time.monotonic()
+            for listener in [each for each, at in due.items() if at <= now]:
+                if (interval := _call(listener.on_update, snapshot)) is None:
+                    del due[listener]
                 else:
-                    due[watcher] = time.monotonic() + wait
-        for watcher in due:
-            _call(watcher.on_end, self._now())
+                    due[listener] = time.monotonic() + interval
+        for listener in due:
+            _call(listener.on_end, self._snapshot())
 
 
-def _call(tell: Callable[[RunSnapshot], float | None], now: RunSnapshot) -> float | None:
-    """What the watcher says; one that breaks is not told again, and never breaks the run."""
+def _call(method: Callable[[RunSnapshot], float | None], snapshot: RunSnapshot) -> float | None:
+    """Call a listener, and return its interval; `None` if it raised, so that it is dropped and the run goes on."""
     try:
-        return tell(now)
+        return method(snapshot)
     except Exception as error:
         get_logger("distilflow").warning("Progress is not shown from here on: %s: %s", type(error).__name__, error)
         return None

@@ -1,4 +1,4 @@
-"""A run told to those who are not before its terminal: to Prefect, and to the program that started it."""
+"""Reports of a run to Prefect, and to the program that started it."""
 
 import json
 from pathlib import Path
@@ -17,12 +17,12 @@ from llms.config import redaction
 
 
 class PrefectReporter:
-    """Artifacts, events, an asset and a state for one run of a pipeline, inside a flow run.
+    """Publishes artifacts, events, an asset and a state for one run of a pipeline, inside a flow run.
 
     Args:
-        pipeline: What the pipeline is called.
+        pipeline: Name of the pipeline.
         graph: Its steps.
-        output: Where the dataset is to be; `None` if its files do not stay when the run is over.
+        output: Folder for the dataset; `None` if its files are deleted with the run.
     """
 
     def __init__(self, pipeline: str, graph: Graph, output: Path | None) -> None:
@@ -40,30 +40,30 @@ class PrefectReporter:
             states.add_state_hooks(self._context)
 
     def on_end(self, summary: Summary, folder: Path, error: BaseException | None = None) -> None:
-        """Tell how it ended; that something cannot be told does not change how it did."""
-        word = _final_state(error)
-        if view := terminal.output_mode.get():
-            view.result = {"state": word, "folder": str(folder) if self._output else None} | summary.model_dump()
+        """Report the end of the run; an error in the report is logged, and does not change it."""
+        state = _final_state(error)
+        if mode := terminal.output_mode.get():
+            mode.result = {"state": state, "folder": str(folder) if self._output else None} | summary.model_dump()
         if not self._context or not (run := self._context.flow_run):
             return
         if error is None and "estimate" in json.loads((folder / "run.json").read_text()):
-            word = "previewed"  # whoever waits for the dataset must not go on
+            state = "previewed"  # automations that wait for the dataset must not start
         elif error is None:
             states.record_failures(self._context, summary)
         try:
-            self._events.emit(word, event_payload(summary) | ({"error": self._hide(f"{error}")} if error else {}))
-            if self._output and word != "interrupted":  # Prefect says nothing of an asset whose making was cancelled
+            self._events.emit(state, event_payload(summary) | ({"error": self._hide(f"{error}")} if error else {}))
+            if self._output and state != "interrupted":  # Prefect emits nothing for an asset that was cancelled
                 assets.emit_materialization(self._output, folder, self._graph.sources, self._hide)
             artifacts.publish(run, folder, self._output is not None, self._hide, *self._names)
-        except Exception as trouble:
-            get_run_logger().warning("Prefect's UI does not show what came of the run: %s", trouble)
+        except Exception as report_error:
+            get_run_logger().warning("Prefect's UI does not show what came of the run: %s", report_error)
 
     def _hide(self, text: str) -> str:
         return redaction.redact(text, self._secrets)
 
 
 def _final_state(error: BaseException | None) -> str:
-    """How a run ended; one that was cancelled, or whose process was told to end, was interrupted."""
+    """Return how a run ended; cancelled or terminated, it was interrupted."""
     if error is None:
         return "completed"
     return (

@@ -1,4 +1,4 @@
-"""The state a flow run ends in: its name and message say what came of the rows."""
+"""Final state of a flow run: name and message tell how many rows it made, and how many failed."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -18,19 +18,21 @@ from llms import BudgetExceeded
 
 P = ParamSpec("P")
 
-COMPLETED_WITH_FAILURES, BUDGET_SPENT, TOO_MANY_FAILURES = (
-    "Completed with failures",
-    "Budget spent",
-    "Too many failures",
-)
-"""Names of states, the first of type `COMPLETED`, the others of type `FAILED`. A run whose budget is spent has failed:
-it has not made what it was asked for, whoever waits for the dataset must not go on, and *Retry* continues it."""
+COMPLETED_WITH_FAILURES = "Completed with failures"
+"""Name of a state of type `COMPLETED`."""
+
+BUDGET_SPENT = "Budget spent"
+"""Name of a state of type `FAILED`: the dataset is incomplete, automations that wait for it must not start, and *Retry*
+resumes the run."""
+
+TOO_MANY_FAILURES = "Too many failures"
+"""Name of a state of type `FAILED`."""
 
 
 def with_row_state(function: Callable[P, Distiset]) -> Callable[P, Distiset]:
-    """Decorate the function under a `@flow`: the state its run ends in says how many rows came, and what failed.
+    """Decorate the function under a `@flow` so that the run's final state tells how many rows it made and failed.
 
-    Whoever calls the flow gets the dataset all the same: Prefect gives out what a state holds.
+    Callers of the flow still get the dataset, which Prefect takes out of the state.
     """
 
     @wraps(function)
@@ -46,16 +48,16 @@ def with_row_state(function: Callable[P, Distiset]) -> Callable[P, Distiset]:
 
 
 def record_failures(context: FlowRunContext, summary: Summary) -> None:
-    """A pipeline has completed inside the flow run."""
+    """Record the failures of a pipeline that completed inside the flow run."""
     if summary.failures:
         _failures.setdefault(_flow_run_id(context), []).append(summary)
 
 
 def add_state_hooks(context: FlowRunContext) -> None:
-    """See to it that the flow run, whoever wrote the flow, ends in a state that tells what was lost.
+    """Add hooks that give the flow run, whoever wrote the flow, a final state that tells what failed.
 
-    Prefect gives it `Completed` or `Failed`; a second state of the same type, with a name of its own, follows. So
-    whatever waits for the first sees it, and no event comes twice.
+    Prefect sets `Completed` or `Failed`; the hooks set a second state of that type under another name. So whatever
+    waits for the first sees it, and no event comes twice.
     """
     if flow := context.flow:
         for hooks, hook in ((flow.on_completion_hooks, _on_completion), (flow.on_failure_hooks, _on_failure)):
@@ -64,7 +66,7 @@ def add_state_hooks(context: FlowRunContext) -> None:
 
 
 _failures: dict[UUID | None, list[Summary]] = {}
-"""By flow run, what pipelines that lost rows came to."""
+"""Summaries of pipelines with failures, by flow run."""
 
 
 def _flow_run_id(context: FlowRunContext) -> UUID | None:
@@ -77,7 +79,7 @@ def _state_name(summary: Summary) -> str:
 
 def _on_completion(flow: "Flow[..., Any]", flow_run: FlowRun, state: "State[Any]") -> None:
     summaries = _failures.pop(flow_run.id, [])
-    if summaries and state.name == "Completed" and not state.message:  # else somebody has said what there is to say
+    if summaries and state.name == "Completed" and not state.message:  # else the flow has set a message itself
         _rename_state(flow_run, state, COMPLETED_WITH_FAILURES, "; ".join(map(str, summaries)))
 
 

@@ -1,4 +1,4 @@
-"""A run as people and programs see it: a live table, a line now and then, or JSON."""
+"""Progress of a run on a terminal: a live table, log lines, or JSON lines."""
 
 import json
 import logging
@@ -19,39 +19,41 @@ from flows.dataset.summary import Summary
 from flows.reporting.progress import ProgressListener, ProgressTracker, RunSnapshot, StepSnapshot, notify
 from flows.runtime.humanize import compact, money
 
+TABLE_HEADERS = ("step", "in", "out", "failed", "in\nflight", "rows\n/s", "tokens\n/s", "tokens", "cost", "time\nleft")
+
 
 @dataclass
 class OutputMode:
-    """How a run from the shell is shown, and what came of it.
+    """Output of a run started from the shell.
 
     Attributes:
-        kind: A live table or lines on standard error; nothing; or JSON on standard output.
-        ended: What the run came to, as plain data, once it is over.
+        kind: A live table or log lines on standard error; nothing; or JSON lines on standard output.
+        result: State, folder and summary of the finished run, as plain data.
     """
 
     kind: Literal["live", "quiet", "json"] = "live"
     result: dict[str, Any] = field(default_factory=dict)
 
 
-output_mode: ContextVar[OutputMode | None] = ContextVar("view", default=None)
-"""How the runs of this context are shown; live when nobody says."""
+output_mode: ContextVar[OutputMode | None] = ContextVar("output_mode", default=None)
+"""Output mode of the runs in this context; live when `None`."""
 
 
 @contextmanager
 def live_progress(
-    graph: Graph, limit: int | None, summary: Summary, *watchers: ProgressListener
+    graph: Graph, limit: int | None, summary: Summary, *listeners: ProgressListener
 ) -> Iterator[ProgressTracker]:
-    """Count a run, tell the watchers, and show it as `view` says.
+    """Track a run's progress, notify the listeners, and show it in the current output mode.
 
-    Live is a table on a terminal, and a line on standard error now and then where there is none.
+    Live is a table on a terminal, and log lines on standard error elsewhere.
     """
-    kind = given.kind if (given := output_mode.get()) else "live"
+    kind = mode.kind if (mode := output_mode.get()) else "live"
     console, progress = Console(stderr=True), ProgressTracker(graph, limit, summary)
-    live = kind == "live" and console.is_terminal
-    said: list[ProgressListener] = (
-        [JsonLines()] if kind == "json" else [LogLines(console)] if kind == "live" and not live else []
+    is_live = kind == "live" and console.is_terminal
+    shown: list[ProgressListener] = (
+        [JsonLines()] if kind == "json" else [LogLines(console)] if kind == "live" and not is_live else []
     )
-    drawn = Live(
+    table = Live(
         console=console,
         transient=True,
         refresh_per_second=1,
@@ -61,7 +63,7 @@ def live_progress(
     for handler in handlers:
         handler.addFilter(_hide_task_runs)
     try:
-        with notify(progress, [*said, *watchers]), drawn if live else nullcontext():
+        with notify(progress, [*shown, *listeners]), table if is_live else nullcontext():
             yield progress
     finally:
         for handler in handlers:
@@ -69,28 +71,28 @@ def live_progress(
 
 
 class LogLines:
-    """A short line now and then, where there is no terminal to draw on: every five seconds, in the end every minute."""
+    """Prints a line of progress where there is no terminal: every five seconds, later every minute."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._said = ""
+        self._last = ""
 
     def on_update(self, now: RunSnapshot) -> float:
-        """Say where the steps that ask a model are, or, without any, all but the sources."""
+        """Print the steps that ask a model or, without any, all but the sources."""
         asking = {name: step for name, step in now.steps.items() if step.input_tokens or step.output_tokens}
         steps = asking or {name: step for name, step in now.steps.items() if step.rows_in}
         line = "; ".join(f"{name}: {step}" for name, step in steps.items())
-        if line and line != self._said:
+        if line and line != self._last:
             self.console.print(line, soft_wrap=True, highlight=False, markup=False)
-        self._said = line
+        self._last = line
         return min(max(5.0, now.seconds / 20), 60.0)
 
     def on_end(self, now: RunSnapshot) -> None:
-        """What it came to is told by others."""
+        """Print nothing: the command line prints the summary."""
 
 
 class JsonLines:
-    """`Now` as a line of JSON on standard output, every two seconds and at the end."""
+    """Writes a `RunSnapshot` as a line of JSON to standard output, every two seconds and at the end."""
 
     def on_update(self, now: RunSnapshot) -> float:
         """Write a line."""
@@ -98,18 +100,18 @@ class JsonLines:
         return 2.0
 
     def on_end(self, now: RunSnapshot) -> None:
-        """Write the last one."""
+        """Write the last line."""
         self.on_update(now)
 
 
-def write_json_line(**facts: Any) -> None:
-    """A line of JSON on standard output."""
-    sys.stdout.write(f"{json.dumps(facts, default=str)}\n")
+def write_json_line(**fields: Any) -> None:
+    """Write a line of JSON to standard output."""
+    sys.stdout.write(f"{json.dumps(fields, default=str)}\n")
     sys.stdout.flush()
 
 
 def progress_table(now: RunSnapshot) -> Table:
-    """Where every step is, for a terminal; what is known of none is left out."""
+    """Render a row per step, without the columns that are empty for all."""
     columns = [
         [name, *cells]
         for name, *cells in zip(TABLE_HEADERS, *map(_cells, now.steps.items()), strict=True)
@@ -123,17 +125,14 @@ def progress_table(now: RunSnapshot) -> Table:
     return grid
 
 
-TABLE_HEADERS = ("step", "in", "out", "failed", "in\nflight", "rows\n/s", "tokens\n/s", "tokens", "cost", "time\nleft")
-
-
 def _cells(named: tuple[str, StepSnapshot]) -> list[str]:
     name, step = named
-    of = f"/{compact(step.rows_expected)}" if step.rows_expected else ""
+    of_total = f"/{compact(step.rows_expected)}" if step.rows_expected else ""
     is_source = step.rows > 0 and not step.rows_in
     return [
         name,
-        f"{compact(step.rows_in)}{of}" if not is_source else "",
-        f"{compact(step.rows)}{of if is_source else ''}",
+        f"{compact(step.rows_in)}{of_total}" if not is_source else "",
+        f"{compact(step.rows)}{of_total if is_source else ''}",
         f"[red]{compact(step.failures)}[/]" if step.failures else "0",
         "" if step.in_flight is None else compact(step.in_flight),
         compact(step.rows_per_second),
@@ -145,5 +144,5 @@ def _cells(named: tuple[str, StepSnapshot]) -> list[str]:
 
 
 def _hide_task_runs(record: logging.LogRecord) -> bool:
-    """Keep one line per batch off the terminal, where it would drown all else; Prefect's server gets it still."""
+    """Keep a line per batch off the terminal; Prefect's server still gets it."""
     return record.name != "prefect.task_runs" or record.levelno >= logging.WARNING

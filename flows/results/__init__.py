@@ -1,6 +1,6 @@
-"""What a step made of a batch, kept as JSON among Prefect's results, under a key of all it was made of.
+"""Cache of step results: batches as JSON in Prefect's result storage, under a hash of everything they depend on.
 
-`python -m flows.results` shows what is kept, and deletes.
+`python -m flows.results` lists and deletes them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,42 +18,39 @@ from tasks.dag import Route
 from tasks.typing import BatchResult, ModelUsage, Row, RowLineage
 
 KEY_PREFIX = "distilflow"
-"""How every key begins: what tells them from other results in the same storage."""
+"""Prefix of every key, which separates them from other results in the same storage."""
 
 REVISION = 1
-"""Part of every key: raise it when the framework makes something else of the same rows."""
+"""Part of every key: raise it when the framework computes something else from the same rows."""
 
 
-def step_identity(step: Step, before: Iterable[str], routes: Iterable[Route]) -> str | None:
-    """A hash of what decides what a step makes of rows; `None` if that cannot be told.
+def step_identity(step: Step, upstream: Iterable[str], routes: Iterable[Route]) -> str | None:
+    """Hash everything but the rows that determines a step's result; `None` if it cannot be hashed.
 
     Args:
         step: The step, with its fields, its model and its code.
-        before: The names of the steps its rows come from.
-        routes: The routes they take.
+        upstream: Names of the steps its rows come from.
+        routes: Routes they take.
     """
     try:
-        what = fingerprint(step, [list(before), list(routes)])
+        description = fingerprint(step, [list(upstream), list(routes)])
     except NotHashable:
         return None
-    return _hash(repr([REVISION, version("distilflow"), what]).encode())
+    return _hash(repr([REVISION, version("distilflow"), description]).encode())
 
 
 def result_key(step: Step, identity: str, batches: Iterable[BatchResult]) -> str | None:
-    """Where the result of a step for these batches is kept, in Prefect's storage.
-
-    `None` if it cannot be: the content of a batch is not known.
-    """
+    """Return the storage key of a step's result for these batches; `None` if a batch has no digest."""
     digests = [batch.digest for batch in batches]
     return None if None in digests else f"{KEY_PREFIX}/{step.name}/{_hash(repr([identity, digests]).encode())}"
 
 
 def digest_rows(rows: list[Row]) -> str | None:
-    """A hash of rows and of which rows they are; `None` if JSON would not bring them back as they are."""
+    """Hash rows with their lineage; `None` if they do not survive a round trip through JSON."""
     digest = blake2b(digest_size=16)
     try:
-        for plain in _encode_rows(rows):  # one by one: all at once would be in memory three times
-            if orjson.loads(text := orjson.dumps(plain)) != plain:
+        for encoded in _encode_rows(rows):  # one by one: all at once would be in memory three times
+            if orjson.loads(text := orjson.dumps(encoded)) != encoded:
                 return None
             digest.update(text + b"\n")
     except TypeError:
@@ -62,29 +59,29 @@ def digest_rows(rows: list[Row]) -> str | None:
 
 
 def combine_digests(one: str | None, other: str | None) -> str | None:
-    """The digest of the rows of two batches."""
+    """Combine the digests of two batches."""
     return None if one is None or other is None else _hash(f"{one} {other}".encode())
 
 
 class BatchResultSerializer(Serializer):
-    """An `BatchResult` without failures as JSON. It comes back as one for which no model was asked anything."""
+    """Serializes a `BatchResult` without failures as JSON; one that is loaded counts all its answers as cached."""
 
     type: str = Field(default="distilflow", frozen=True)
 
     def dumps(self, obj: BatchResult) -> bytes:
-        """The rows, which they are and where they come from, and how many answers are in them."""
-        answers = {model: spent.requests + spent.cached for model, spent in obj.model_usage.items()}
-        kept = {"rows_in": obj.rows_in, "digest": obj.digest, "answers": answers, "rows": list(_encode_rows(obj.rows))}
-        return orjson.dumps(kept)
+        """Serialize the rows with their lineage, and the number of answers in them."""
+        answers = {model: used.requests + used.cached for model, used in obj.model_usage.items()}
+        rows = list(_encode_rows(obj.rows))
+        return orjson.dumps({"rows_in": obj.rows_in, "digest": obj.digest, "answers": answers, "rows": rows})
 
     def loads(self, blob: bytes) -> BatchResult:
-        """The same."""
-        kept = orjson.loads(blob)
+        """Deserialize a result."""
+        stored = orjson.loads(blob)
         return BatchResult(
-            rows=[Row(row, _decode_lineage(place, id)) for place, id, row in kept["rows"]],
-            model_usage={model: ModelUsage(cached=answers) for model, answers in kept["answers"].items()},
-            rows_in=kept["rows_in"],
-            digest=kept["digest"],
+            rows=[Row(row, _decode_lineage(origin, id)) for origin, id, row in stored["rows"]],
+            model_usage={model: ModelUsage(cached=answers) for model, answers in stored["answers"].items()},
+            rows_in=stored["rows_in"],
+            digest=stored["digest"],
         )
 
 
@@ -92,8 +89,8 @@ def _encode_rows(rows: Iterable[Row]) -> Iterator[list[Any]]:
     return ([row.origin, None if row.id is None else list(row.id), row] for row in rows)
 
 
-def _decode_lineage(place: str | None, id: list[int] | None) -> str | None:
-    return place if place is None or id is None else RowLineage(place, tuple(id))
+def _decode_lineage(origin: str | None, id: list[int] | None) -> str | None:
+    return origin if origin is None or id is None else RowLineage(origin, tuple(id))
 
 
 def _hash(text: bytes) -> str:

@@ -1,4 +1,4 @@
-"""`python -m flows.results`: what is kept of what steps made, and ways to make it smaller."""
+"""`python -m flows.results`: list, prune and clear cached step results."""
 
 import math
 import re
@@ -19,24 +19,23 @@ from flows.runtime import server
 from llms.store.cli import format_time, make_parser, print_table
 
 RESULT_FILE_NAME = re.compile("[0-9a-f]{32}")
-"""What the file of a result is called."""
 
 SERIALIZER_MARK = f'"serializer":{{"type":"{BatchResultSerializer().type}"'.encode()
-"""What stands near the beginning of the file of a result, and of nobody else's: inside a text quotes are escaped."""
+"""Bytes in the header of a result's file, and of no other file: inside a text quotes are escaped."""
 
 HEADER_BYTES = 32_768
-"""Bytes within which it stands: before it comes only the path, of 4,096 bytes at most, each up to six in JSON."""
+"""Upper bound of the header: before the mark is only the path, of at most 4,096 bytes, each up to six in JSON."""
 
 
 @dataclass
 class StoredResult:
-    """A result.
+    """A result on disk.
 
     Attributes:
-        step: The name of the step that made it.
-        file: Where it is.
-        size: Its bytes.
-        written: When it was written, in seconds since 1970.
+        step: Name of the step.
+        file: Path of the result.
+        size: Bytes.
+        written: Time of writing, in seconds since 1970.
     """
 
     step: str
@@ -46,10 +45,10 @@ class StoredResult:
 
 
 def main() -> None:
-    """Do what the command line says.
+    """Run the command.
 
     Raises:
-        SystemExit: If it cannot be done; the message says why.
+        SystemExit: If it fails, with the reason.
     """
     parser = make_parser("flows.results", "What steps made of each batch, kept for other runs.", "results", "step")
     parser.add_argument(
@@ -77,7 +76,7 @@ def main() -> None:
 
 
 def _storage(named: str | None) -> Any:
-    """Where results are kept: what is named, or what Prefect would take."""
+    """Return the named result storage, or Prefect's default."""
     if named and Path(named).is_dir():
         return LocalFileSystem(basepath=named)
     with server.available():
@@ -88,27 +87,27 @@ def _storage(named: str | None) -> Any:
 
 
 def _results_folder(storage: Any) -> Path:
-    """The folder of our results on a disk of this machine.
+    """Return the folder of the results on a local disk.
 
     Raises:
-        SystemExit: If they are elsewhere.
+        SystemExit: If the storage is remote.
     """
     if isinstance(storage, LocalFileSystem):
         return Path(storage.basepath or ".").expanduser().resolve() / KEY_PREFIX
-    place = storage._resolve_path(KEY_PREFIX) if hasattr(storage, "_resolve_path") else KEY_PREFIX
+    prefix = storage._resolve_path(KEY_PREFIX) if hasattr(storage, "_resolve_path") else KEY_PREFIX
     raise SystemExit(
         f"Results are kept by a block `{storage._block_type_name}`, not on a disk of this machine: have the rules of "
-        f"that storage delete them, such as a lifecycle rule of the bucket. All their names begin with `{place}/`."
+        f"that storage delete them, such as a lifecycle rule of the bucket. All their names begin with `{prefix}/`."
     )
 
 
 def _stored_results(folder: Path) -> Iterator[StoredResult]:
-    """The results that are there, each looked at when it is asked for. Other files are passed over."""
+    """Iterate lazily over the results; other files are skipped."""
     for file in sorted(folder.glob("*/*")):
         with suppress(FileNotFoundError):  # another process deletes, too
             if RESULT_FILE_NAME.fullmatch(file.name) and file.is_file() and SERIALIZER_MARK in _read_header(file):
-                facts = file.stat()
-                yield StoredResult(file.parent.name, file, facts.st_size, facts.st_mtime)
+                stat = file.stat()
+                yield StoredResult(file.parent.name, file, stat.st_size, stat.st_mtime)
 
 
 def _read_header(file: Path) -> bytes:
@@ -117,30 +116,30 @@ def _read_header(file: Path) -> bytes:
 
 
 def _show(folder: Path) -> None:
-    kept = list(_stored_results(folder))
-    print(f"{folder}: {len(kept):,} results, {sum(each.size for each in kept) / 1e6:,.1f} MB")
+    stored = list(_stored_results(folder))
+    print(f"{folder}: {len(stored):,} results, {sum(each.size for each in stored) / 1e6:,.1f} MB")
     rows: list[tuple[str, ...]] = []
-    for step, group in groupby(kept, attrgetter("step")):
-        made = list(group)
-        written = [each.written for each in made]
-        size = f"{sum(each.size for each in made) / 1e6:,.1f}"
-        rows.append((step, f"{len(made):,}", size, format_time(min(written)), format_time(max(written))))
+    for step, group in groupby(stored, attrgetter("step")):
+        of_step = list(group)
+        written = [each.written for each in of_step]
+        size = f"{sum(each.size for each in of_step) / 1e6:,.1f}"
+        rows.append((step, f"{len(of_step):,}", size, day(min(written)), day(max(written))))
     if rows:
         print_table(("step", "results", "MB", "oldest", "newest"), rows)
 
 
-def _delete(folder: Path, seconds: float, step: str | None) -> None:
-    """Delete what is older. A run that looks for one of these does its batch again.
+def _delete(folder: Path, min_age_s: float, step: str | None) -> None:
+    """Delete results older than `min_age_s`; a run that looks for one of them runs its batch again.
 
     Folders stay, even empty: a run may be about to write there.
     """
-    gone = freed = 0
-    before = time.time() - seconds
+    deleted = freed = 0
+    before = time.time() - min_age_s
     for each in _stored_results(folder):
         if each.written <= before and step in (None, each.step):
             each.file.unlink(missing_ok=True)
-            gone, freed = gone + 1, freed + each.size
-    print(f"{folder}: {gone:,} results deleted, {freed / 1e6:,.1f} MB freed")
+            deleted, freed = deleted + 1, freed + each.size
+    print(f"{folder}: {deleted:,} results deleted, {freed / 1e6:,.1f} MB freed")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a step does, as plain data: its class and fields, its code, and what that code refers to."""
+"""Fingerprint of a step, as plain data: its class and fields, its code, and whatever that code refers to."""
 
 import dis
 import inspect
@@ -26,55 +26,55 @@ from tasks import Step
 
 _SHIPPED_PACKAGES = {"llms", "flows", "prefect", "pydantic", "pydantic_core"}
 _FRAMEWORK_MODULES = {"tasks.base", "tasks.join", "tasks.task", "tasks.typing", "tasks.dag"}
-"""What is ours and no step: it counts with the version of the distribution."""
+"""Modules that define no step: they count by the version of the distribution."""
 
 _INSTALL_PATHS = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 class NotHashable(Exception):
-    """There is no telling whether two of these are the same."""
+    """Raised for a value that only its address in memory identifies."""
 
 
 def fingerprint(step: Step, more: Any = None) -> Any:
-    """Plain data that is equal for steps that make the same of the same rows.
+    """Return plain data that is equal for steps with equal results on equal rows.
 
-    It holds the fields of the step but `use_cache`, its model as the store of answers sees it, and of the code of the
-    step, of functions in its fields, and of the functions and classes these refer to: what Python compiled, constants
-    and defaults, module-level values. An object of a class of the user's counts with the class and what it holds, which
-    is what `__getstate__` says. What is installed, and the framework's own, counts by its name.
+    It contains the step's fields except `use_cache`, its model as its stored answers are keyed, and its code: that of
+    the step, of functions in its fields, and of the functions and classes they refer to, as bytecode, constants,
+    defaults and module-level values. An object of a user's class counts with the class and its `__getstate__()`.
+    Installed packages, and the framework itself, count by name.
 
     Args:
         step: The step.
-        more: What else decides, such as the functions that send rows to it.
+        more: Other values that affect the result, such as the routes of its rows.
 
     Raises:
-        Unknown: If a field holds something that can only be told by its address in memory.
+        NotHashable: If a field holds a value that only its address in memory identifies.
     """
-    walk = CodeHasher()
+    hasher = CodeHasher()
     values = {name: getattr(step, name) for name in type(step).model_fields if name != "use_cache"}
     return [
-        walk.describe(type(step)),
-        [[name, walk.describe_strictly(value)] for name, value in values.items()],
-        walk.describe_strictly(more),
+        hasher.describe(type(step)),
+        [[name, hasher.describe_strictly(value)] for name, value in values.items()],
+        hasher.describe_strictly(more),
     ]
 
 
 class CodeHasher:
-    """Describes values; functions, classes and objects of the user's once each."""
+    """Describes values as plain data; each function, class and object of the user's once."""
 
     def __init__(self) -> None:
-        self._seen = dict[int, int]()  # by their addresses, when they were seen
-        self._references = list[Any]()  # so that no other object takes the place, and the address, of one that was seen
+        self._seen = dict[int, int]()  # order of the objects, by their addresses
+        self._references = list[Any]()  # keeps them alive, so that no other object gets their address
         self._ancestors = set[int]()
 
     def describe_strictly(self, value: Any) -> Any:
-        """The same as `of`, for data that must be told apart from all other."""
+        """Describe a value, and raise `NotHashable` if nothing but its class is known."""
         return self.describe(value, opaque=False)
 
     def describe(self, value: Any, opaque: bool = True) -> Any:
-        """A value as plain data; with `opaque`, one that is neither data nor code counts by its class."""
+        """Describe a value; with `opaque`, one that is neither data nor code counts by its class."""
         if id(value) in self._ancestors:
-            return "around"  # it holds itself
+            return "around"  # it contains itself
         self._ancestors.add(id(value))
         try:
             return self._describe(value, opaque)
@@ -115,11 +115,11 @@ class CodeHasher:
             case FunctionType() | type():
                 return self._code(value)
         if isinstance(value, BaseModel):
-            held = {name: getattr(value, name) for name in type(value).model_fields}
-            return [self.describe(type(value)), self.describe(held, opaque)]
+            state = {name: getattr(value, name) for name in type(value).model_fields}
+            return [self.describe(type(value)), self.describe(state, opaque)]
         if is_dataclass(value):
-            held = {each.name: getattr(value, each.name) for each in fields(value)}
-            return [self.describe(type(value)), self.describe(held, opaque)]
+            state = {each.name: getattr(value, each.name) for each in fields(value)}
+            return [self.describe(type(value)), self.describe(state, opaque)]
         if isinstance(wrapped := getattr(value, "__wrapped__", getattr(value, "fn", None)), FunctionType):
             return [type(value).__qualname__, self.describe(wrapped)]  # `@cache`, Prefect's `@task`
         if callable(value) and getattr(value, "__module__", None) and hasattr(value, "__qualname__"):
@@ -135,12 +135,12 @@ class CodeHasher:
             return ["again", seen]
         self._mark_seen(value)
         try:
-            held = value.__getstate__()
+            state = value.__getstate__()
         except Exception as error:
             if not opaque:
                 raise NotHashable(f"a `{type(value).__qualname__}` does not say what it holds: {error}") from None
-            held = None
-        return [self.describe(type(value)), self.describe(held, opaque)]
+            state = None
+        return [self.describe(type(value)), self.describe(state, opaque)]
 
     def _mark_seen(self, value: Any) -> None:
         self._seen[id(value)] = len(self._seen)
@@ -158,7 +158,7 @@ class CodeHasher:
         return ["class", value.__qualname__, [[each.__qualname__, list(self._members(each))] for each in own]]
 
     def _closure(self, value: FunctionType | type) -> list[Any]:
-        """What a function made inside another took from it."""
+        """Describe the closure of a function."""
         cells = value.__closure__ or () if isinstance(value, FunctionType) else ()
         return [self.describe(cell.cell_contents) for cell in cells if _has_value(cell)]
 
@@ -166,14 +166,15 @@ class CodeHasher:
         yield self._compiled(function.__code__)
         yield self.describe([function.__defaults__, function.__kwdefaults__])
         package = function.__globals__.get("__package__")
-        modules = {name: _import_user_module(name, taken, package) for name, taken in _lazy_imports(function.__code__)}
+        imports = _lazy_imports(function.__code__)
+        modules = {name: _import_user_module(name, attributes, package) for name, attributes in imports}
         names, within = sorted(_referenced_names(function.__code__)), set[int]()
         reached = {name: function.__globals__[name] for name in names if name in function.__globals__}
         for name, value in [*reached.items(), *modules.items()]:
             yield from self._global(name, value, names, within)
 
     def _global(self, name: str, value: Any, names: list[str], within: set[int]) -> Iterator[Any]:
-        """What a name stands for; of a module of the user's, what these names stand for in it."""
+        """Describe the value of a global name; of a user's module, the values of `names` in it."""
         yield [name, self.describe(value)]
         if isinstance(value, ModuleType) and not _is_installed(value.__name__) and id(value) not in within:
             within.add(id(value))
@@ -197,11 +198,7 @@ class CodeHasher:
         for name, value in sorted(vars(cls).items()):
             inner = next((getattr(value, each) for each in ("fget", "__func__", "func") if hasattr(value, each)), value)
             if isinstance(inner, FunctionType):
-                yield [
-                    name,
-                    self.describe(inner),
-                    self.describe(inspect.unwrap(inner)),
-                ]  # a decorated one, and what it decorates
+                yield [name, *map(self.describe, (inner, inspect.unwrap(inner)))]  # the decorated function, too
             elif not name.startswith(("__", "_abc_", "model_")):
                 yield [name, self.describe(value)]
 
@@ -214,26 +211,26 @@ def _describe_model(llm: LLM) -> Any:
 
 
 def _referenced_names(code: CodeType) -> set[str]:
-    """The names a function's code, and that of the functions inside it, looks up."""
+    """Return the names that a function's code, and that of the functions inside it, looks up."""
     return set(code.co_names).union(*(_referenced_names(each) for each in code.co_consts if isinstance(each, CodeType)))
 
 
 def _lazy_imports(code: CodeType) -> Iterator[tuple[str, list[str]]]:
-    """The modules a function's code, and that of the functions inside it, imports when called; what it takes of each.
+    """Yield the modules that a function's code, and that of the functions inside it, imports; and the names it imports.
 
-    One relative to the function's own begins with dots.
+    A relative import begins with dots.
     """
-    told = [each for each in dis.get_instructions(code) if each.opname != "EXTENDED_ARG"]
-    for dots, taken, each in zip(told, told[1:], told[2:], strict=False):
+    instructions = [each for each in dis.get_instructions(code) if each.opname != "EXTENDED_ARG"]
+    for level, names, each in zip(instructions, instructions[1:], instructions[2:], strict=False):
         if each.opname == "IMPORT_NAME":
-            yield f"{'.' * dots.argval}{each.argval}", list(taken.argval or [])
+            yield f"{'.' * level.argval}{each.argval}", list(names.argval or [])
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from _lazy_imports(inner)
 
 
-def _import_user_module(name: str, taken: list[str], package: str | None) -> ModuleType | None:
-    """A module of the user's, imported as it will be when the step works; `None` if it is installed, or not there."""
+def _import_user_module(name: str, attributes: list[str], package: str | None) -> ModuleType | None:
+    """Import a user's module as the step will; `None` if it is installed, or not found."""
     try:
         name = resolve_name(name, package)
         top = name.partition(".")[0]
@@ -243,16 +240,16 @@ def _import_user_module(name: str, taken: list[str], package: str | None) -> Mod
         if _is_installed(top) or any(f"{place}".startswith(_INSTALL_PATHS) for place in places):
             return None
         module = import_module(name)
-        for each in taken:
+        for each in attributes:
             if not hasattr(module, each):
                 import_module(f"{name}.{each}")
-    except Exception:  # the step may know what to do then
+    except Exception:  # the step may handle it
         return None
     return module
 
 
 def _is_user_class(cls: type) -> bool:
-    """Whether a class is the user's, and so are all it is made of."""
+    """Return whether a class and all its bases are the user's."""
     return all(each in (object, ABC, Generic, Protocol) or not _is_installed(each.__module__) for each in cls.__mro__)
 
 
@@ -264,7 +261,7 @@ def _has_value(cell: Any) -> bool:
 
 
 def _is_installed(module: str) -> bool:
-    """Whether a module is nobody's to edit."""
+    """Return whether a module belongs to an installed package or to the framework."""
     if module.partition(".")[0] in _SHIPPED_PACKAGES | sys.stdlib_module_names or module in _FRAMEWORK_MODULES:
         return module != "__main__"
     file = getattr(sys.modules.get(module), "__file__", None) or ""

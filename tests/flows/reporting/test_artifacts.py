@@ -140,7 +140,7 @@ class TestArtifacts:
     def test_of_a_run_whose_budget_is_spent(self, tmp_path):
         run: Any = parrots(60).flow(output=tmp_path / "out", max_cost=0.2, return_state=True)
         shown = artifacts_of(run.state_details.flow_run_id)
-        assert "with more `max_cost`: it goes on from here" in shown["polly-s-words-summary"]["data"]
+        assert "with more `max_cost`: it resumes from here" in shown["polly-s-words-summary"]["data"]
 
     def test_of_a_preview(self):
         shown = artifacts_of(run_of(parrots(30).run(dry_run=2)))
@@ -407,7 +407,7 @@ class TestAssets:
         assets.emit_materialization(tmp_path / "run", tmp_path / "run", sources, str)
         [event] = self.told((tmp_path / "run").as_uri())
         there = [f"{tmp_path.as_uri()}/data", *(f"{tmp_path.as_uri()}/data/{number}.csv" for number in range(2))]
-        assert self.related(event, "asset") == sorted([*map(assets.key, there), "hf://datasets/openai/gsm8k"])
+        assert self.related(event, "asset") == sorted([*map(assets.asset_key, there), "hf://datasets/openai/gsm8k"])
 
         many = LoadDataFromFiles(data_files=[f"{tmp_path}/{number}.csv" for number in range(200)])
         assets.emit_materialization(tmp_path / "of many", tmp_path / "run", [many], str)
