@@ -123,7 +123,7 @@ def _show(folder: Path) -> None:
         of_step = list(group)
         written = [each.written for each in of_step]
         size = f"{sum(each.size for each in of_step) / 1e6:,.1f}"
-        rows.append((step, f"{len(of_step):,}", size, day(min(written)), day(max(written))))
+        rows.append((step, f"{len(of_step):,}", size, format_time(min(written)), format_time(max(written))))
     if rows:
         print_table(("step", "results", "MB", "oldest", "newest"), rows)
 
