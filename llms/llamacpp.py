@@ -1,25 +1,18 @@
-"""llama.cpp in this process, through llama-cpp-python: GGUF models, held to a schema or a pattern token by token."""
+"""llama.cpp in this process, through llama-cpp-python: GGUF models, constrained token by token."""
 
 import os
 import re
-import time
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, HttpUrl, model_validator
 
-from llms import local
-from llms.clients.chat_template import render_chat
 from llms.config.extras import import_optional
 from llms.config.strict import StrictModel
-from llms.errors import Fatal, Rejected
-from llms.local.automaton import Automaton, Guide
-from llms.local.base import LocalLLM, raise_if_rejected
-from llms.local.generation import PendingGenerations, generate_validated
-from llms.local.llama_cpp.engine import LlamaEngine, TokenSequence, set_verbose
-from llms.local.sampling import Sampler
+from llms.errors import Fatal
+from llms.local.base import EngineKey
+from llms.local.batched import BatchedLLM, Prompt, Write
+from llms.local.llama_cpp.engine import LlamaEngine, set_verbose
 from llms.options import (
     MaxNewTokens,
     MinP,
@@ -32,13 +25,13 @@ from llms.options import (
     TopP,
     UnsignedSeed,
 )
-from llms.typing import ChatType, GenerateOutput, HiddenState
+from llms.typing import ChatType, HiddenState
 
 SPLIT_FILE_NAME = re.compile(r"(?P<name>.*)-00001-of-(?P<count>\d{5})\.gguf")
-"""The name of the first of several files that hold one model."""
+"""Name of the first of several files that hold one model."""
 
 
-class LlamaCppLLM(LocalLLM):
+class LlamaCppLLM(BatchedLLM):
     """Any GGUF model, run by llama.cpp inside this process.
 
     Chats are answered together, as many at once as `n_parallel` says. With a `structured_output` every token is chosen
@@ -106,55 +99,11 @@ class LlamaCppLLM(LocalLLM):
         """The file's name without its ending."""
         return Path(self.model_path or self.filename or "").stem
 
-    def prepare(self) -> None:
-        """Load the model, downloading it first where it is not here yet, and compile what its texts are held to."""
-        self._automaton(self._engine())
-
-    def generate(self, inputs: list[ChatType], num_generations: int = 1, **kwargs: Any) -> list[GenerateOutput]:
-        """Answer every chat, many at once and in order.
-
-        Returns:
-            One output per chat; one that does not fit in the context, or found no valid text, has its `error`.
-
-        Raises:
-            Fatal: If no request can work: a missing package or file, a misspelt parameter, a `max_new_tokens` that is
-                too small for the `structured_output`.
-        """
-        return self.generate_together([(self, chat) for chat in inputs], num_generations, **kwargs)
-
-    def generate_together(
-        self, requests: Sequence[tuple[Self, ChatType]], num_generations: int = 1, **kwargs: Any
-    ) -> list[GenerateOutput]:
-        """The same for chats that have structures of their own, in one batch.
-
-        Args:
-            requests: Of each chat, this block or a copy that is held to another structure. What such a copy cannot be
-                held to costs the answers of its own chats only.
-        """
-        options = self.options(kwargs).model_dump(exclude_none=True)
-        engine = self._engine()
-        automata = self._of_each(requests, lambda llm: llm._held(engine, options))
-        started = time.perf_counter()
-        answers = [llm._answer(engine, automata[id(llm)], chat, num_generations, options) for llm, chat in requests]
-        return generate_validated(answers, lambda texts, _: engine.write(texts), 1 + self.max_schema_retries, started)
-
-    def get_last_hidden_state(self, inputs: list[ChatType]) -> list[HiddenState]:
-        """The last hidden state of every chat, as its template spells it out: `[num_tokens, hidden_size]` each.
-
-        Raises:
-            Rejected: If a chat does not fit in the context.
-        """
-        engine = self._engine()
-        return engine.hidden_states([self._prompt(engine, chat) for chat in inputs])
-
-    def _engine_key(self) -> tuple[object, ...]:
+    def _engine_key(self) -> EngineKey:
         sizes = (self.n_ctx, self.n_batch, self.n_parallel, self.n_gpu_layers, self.n_threads)
         return (type(self), self.model_path, self.repo_id, self.filename, *sizes)
 
-    def _engine(self) -> LlamaEngine:
-        return local.shared_engine(self._engine_key(), self._start)
-
-    def _start(self) -> LlamaEngine:
+    def _start_engine(self) -> LlamaEngine:
         llama_cpp = import_optional("llama_cpp", self)
         set_verbose(self.verbose)
         return LlamaEngine(
@@ -167,10 +116,24 @@ class LlamaCppLLM(LocalLLM):
             n_threads=self.n_threads or max(1, (os.cpu_count() or 2) // 2),
         )
 
+    def _context_name(self, engine: LlamaEngine) -> str:
+        return f"`n_ctx={self.n_ctx}`"
+
+    def _tokenize(self, engine: LlamaEngine, chats: list[ChatType]) -> list[Prompt]:
+        return [engine.tokenize_chat(chat) for chat in chats]
+
+    def _decoder(self, engine: LlamaEngine, options: dict[str, Any]) -> tuple[bool, Write]:
+        greedy = options.get("temperature") == 0
+        retry = {name: value for name, value in options.items() if name != "temperature"} if greedy else options
+        return greedy, lambda sequences, attempt: engine.write(sequences, retry if attempt else options)
+
+    def _hidden_states(self, engine: LlamaEngine, prompts: list[list[int]]) -> list[HiddenState]:
+        return engine.hidden_states(prompts)
+
     def _file(self) -> Path:
-        """The GGUF file, downloaded where it is on the Hub and not here yet."""
+        """Return the GGUF file, downloaded where it is on the Hub and not here yet."""
         if self.model_path is None:
-            return self._downloaded(self.repo_id or "", self.filename or "")
+            return self._download(self.repo_id or "", self.filename or "")
         if not self.model_path.is_file():
             raise Fatal(
                 f"`LlamaCppLLM` finds no file `{self.model_path}`: `model_path` is the path of a GGUF file. To "
@@ -178,7 +141,7 @@ class LlamaCppLLM(LocalLLM):
             )
         return self.model_path
 
-    def _downloaded(self, repo_id: str, filename: str) -> Path:
+    def _download(self, repo_id: str, filename: str) -> Path:
         hub = import_optional("huggingface_hub", self)
         split = SPLIT_FILE_NAME.fullmatch(filename)
         count = int(split["count"]) if split else 1
@@ -192,71 +155,3 @@ class LlamaCppLLM(LocalLLM):
                 "model that is not open to all wants a token in `HF_TOKEN`."
             ) from None
         return Path(first)
-
-    def _held(self, engine: LlamaEngine, options: dict[str, Any]) -> Automaton | None:
-        """What texts with these options are held to."""
-        automaton, limit = self._automaton(engine), options.get("max_new_tokens")
-        if automaton and limit and limit < automaton.min_tokens:
-            raise Fatal(
-                f"`structured_output` needs `max_new_tokens` of {automaton.min_tokens} or more: {limit} is too small."
-            )
-        if automaton and "stop" in options:
-            raise Fatal("`stop` and `structured_output` exclude each other: a structure has an end of its own.")
-        return automaton
-
-    def _automaton(self, engine: LlamaEngine) -> Automaton | None:
-        if self.structured_output is None:
-            return None
-        import_optional("outlines_core", self)
-        return engine.compiler.compile(self.structured_output)
-
-    def _answer(
-        self,
-        engine: LlamaEngine,
-        held: Automaton | Rejected | None,
-        chat: ChatType,
-        num_generations: int,
-        options: dict[str, Any],
-    ) -> PendingGenerations[TokenSequence]:
-        """An answer that is still to be written; one without texts, and why, to a chat that cannot have any."""
-        error, prompt, limit, automaton = None, list[int](), 0, None
-        try:
-            automaton = raise_if_rejected(held)
-            prompt = self._prompt(engine, chat)
-            limit = min(options.get("max_new_tokens", self.n_ctx), self.n_ctx - len(prompt))
-            if automaton and limit < automaton.min_tokens:
-                raise Rejected(
-                    f"The chat has {len(prompt)} tokens, `n_ctx={self.n_ctx}` leaves {limit} for an answer, and "
-                    f"`structured_output` needs {automaton.min_tokens}."
-                )
-        except Rejected as rejected:
-            error = rejected.with_traceback(None)  # which would hold on to the engine
-        new = partial(_text, prompt, limit, automaton, {"seed": self.seed, **options})
-        return PendingGenerations(self.structured_output, num_generations, new, len(prompt), error)
-
-    def _prompt(self, engine: LlamaEngine, chat: ChatType) -> list[int]:
-        """The tokens of a chat that leaves room for an answer."""
-        special = {f"{name}_token": engine.special(name) for name in ("bos", "eos")}
-        tokens = engine.tokenize(render_chat(engine.template, chat, **special))
-        if not 0 < len(tokens) < self.n_ctx:
-            raise Rejected(f"The chat has {len(tokens)} tokens, which is too long for `n_ctx={self.n_ctx}`.")
-        return tokens
-
-
-def _text(
-    prompt: list[int], limit: int, automaton: Automaton | None, options: dict[str, Any], number: int, attempt: int
-) -> TokenSequence:
-    """A text to be written: this generation of an answer, this often begun."""
-    options = dict(options)
-    seed, stop = options.pop("seed"), options.pop("stop", [])
-    options.pop("max_new_tokens", None)
-    if attempt and options.get("temperature") == 0:  # the likeliest text had the mistake: take another
-        del options["temperature"]
-        seed = seed or 0
-    return TokenSequence(
-        prompt,
-        limit,
-        Sampler(None if seed is None else [seed, number, attempt], **options),
-        Guide(automaton, limit) if automaton else None,
-        tuple(each.encode() for each in ([stop] if isinstance(stop, str) else stop) if each),
-    )

@@ -1,7 +1,7 @@
-"""Constrained decoding for any engine in this process: which tokens may come next, so that a text ends as it must.
+"""Constrained decoding: token-level automata, and guides that finish every text within its tokens.
 
-A structure is compiled once per tokenizer to an automaton over tokens. Beside where a text is in it, a guide knows how
-many tokens are left, and allows only those after which the text can still be finished.
+A structure is compiled once per tokenizer to a deterministic finite automaton over tokens. A guide tracks the state of
+one text and the tokens it has left, and allows only tokens after which an accepting state can still be reached.
 """
 
 import json
@@ -17,30 +17,29 @@ from llms.errors import Fatal
 from llms.local import automaton_cache
 from llms.local.token_trie import DEAD_STATE, TokenTrie
 from llms.structured.grammar import to_regex
-from llms.structured.validation import parse_structure
+from llms.structured.json_schema import parse_structure
 from llms.typing import StructuredOutputType
 
 Tokens = NDArray[np.int32]
 
 UNREACHABLE = np.iinfo(np.int32).max
-"""The distance to an end that cannot be reached."""
-
+"""Distance to an accepting state that cannot be reached."""
 
 END_MARKER = "\U0010ffff"
-"""What a text is given to be known as whole: no character, and none of a text's own where it may end."""
+"""Ends a text for the regular expression compiler: a noncharacter, which no text has where it may end."""
 
 
 class Automaton:
-    """All texts that match a regular expression, as sequences of a tokenizer's tokens.
+    """A deterministic finite automaton over a tokenizer's tokens that accepts the texts of a regular expression.
 
     Attributes:
-        start: The state before the first token.
-        ends: The states in which a text is whole.
-        least: The fewest tokens that a whole text has.
+        start_state: Before the first token.
+        accepting_states: Those in which a text is complete.
+        min_tokens: Tokens of the shortest accepted text.
     """
 
     def __init__(self, arrays: automaton_cache.Arrays) -> None:
-        """Take over what `compiled` found.
+        """Wrap the arrays of `compile_regex`.
 
         Raises:
             KeyError, IndexError, ValueError: If these are no arrays of an automaton.
@@ -48,141 +47,144 @@ class Automaton:
         self.start_state = int(arrays["start"][0])
         self.accepting_states = frozenset(arrays["ends"].tolist())
         self._distances = arrays["steps"]
-        borders = arrays["borders"]
-        self._tokens = np.split(arrays["tokens"], borders)
-        self._targets = np.split(arrays["targets"], borders)
+        offsets = arrays["borders"]
+        self._tokens = np.split(arrays["tokens"], offsets)
+        self._targets = np.split(arrays["targets"], offsets)
         self.min_tokens = int(self._distances[self.start_state])
         self._max_distances = [int(self._distances[targets].max(initial=0)) for targets in self._targets]
 
-    def allowed_tokens(self, state: int, left: int) -> Tokens:
-        """The tokens after which the text can be finished within `left` tokens, themselves included."""
+    def allowed_tokens(self, state: int, tokens_left: int) -> Tokens:
+        """Return the tokens after which an accepting state can be reached within `tokens_left`, themselves included."""
         tokens = self._tokens[state]
-        return tokens if self._max_distances[state] < left else tokens[self._distances[self._targets[state]] < left]
+        if self._max_distances[state] < tokens_left:
+            return tokens
+        return tokens[self._distances[self._targets[state]] < tokens_left]
 
     def next_state(self, state: int, token: int) -> int:
-        """The state that `token` leads to."""
+        """Return the state after `token`, one of those allowed."""
         return int(self._targets[state][self._tokens[state].searchsorted(token)])
 
 
 def compile_regex(regex: str, tokens: TokenTrie) -> automaton_cache.Arrays:
-    """The automaton of a regular expression, as arrays.
+    """Compile a regular expression to the arrays of an automaton.
 
     Args:
-        regex: In the dialect of `llms.structured.grammar`.
+        regex: In the dialect of `llms.structured.grammar.to_regex`.
         tokens: Of the tokenizer.
 
     Raises:
         Fatal: If it cannot be compiled, or no text of these tokens matches.
     """
-    table, start, ends = _byte_dfa(regex)
-    found = [tokens.walk(table, state) for state in range(len(table))]
-    steps = _distances_to_acceptance([targets for _, targets in found], ends)
-    if steps[start] == UNREACHABLE:
+    table, start_state, accepting = _byte_automaton(regex)
+    transitions = [tokens.walk(table, state) for state in range(len(table))]
+    distances = _distances_to_acceptance([targets for _, targets in transitions], accepting)
+    if distances[start_state] == UNREACHABLE:
         raise Fatal("`structured_output` cannot be compiled: this model has no tokens to write such a text with.")
-    return {
-        "start": np.array([start], np.int32),
-        "ends": np.array(ends, np.int32),
-        "steps": steps,
-        "borders": np.cumsum([len(those) for those, _ in found[:-1]], dtype=np.int32),
-        "tokens": np.concatenate([those for those, _ in found]),
-        "targets": np.concatenate([targets for _, targets in found]),
+    return {  # the names are those of the files of every version
+        "start": np.array([start_state], np.int32),
+        "ends": np.array(accepting, np.int32),
+        "steps": distances,
+        "borders": np.cumsum([len(each) for each, _ in transitions[:-1]], dtype=np.int32),
+        "tokens": np.concatenate([each for each, _ in transitions]),
+        "targets": np.concatenate([targets for _, targets in transitions]),
     }
 
 
-def _byte_dfa(regex: str) -> tuple[Tokens, int, list[int]]:
-    """The automaton that reads byte by byte: the state after each state and byte, the first one, and the ends.
+def _byte_automaton(regex: str) -> tuple[Tokens, int, list[int]]:
+    """Compile a regular expression to an automaton over bytes.
 
-    It is small. The compiler's own over all tokens of a large vocabulary takes many times as long, for it looks at each
-    from its first byte, in each state; and it loses what goes on behind a text that is whole. So each text is given an
-    end to read, a character that is none.
+    It is small; `TokenTrie.walk` then finds the tokens. The compiler's own automaton over all tokens of a large
+    vocabulary takes many times as long, as it reads each token from its first byte in each state, and it drops the
+    transitions out of accepting states. So every text is followed by an `END_MARKER`, which is cut off again.
+
+    Returns:
+        The next state by state and byte, `[states, 256]`; the start state; the accepting states.
     """
     from outlines_core import Index, Vocabulary
 
-    every = range(256)
+    vocabulary = Vocabulary(256, {bytes([byte]): [byte] for byte in range(256)})
     try:
-        index = Index(
-            f"(?:{regex})\\x{{{ord(END_MARKER):X}}}", Vocabulary(256, {bytes([each]): [each] for each in every})
-        )
+        index = Index(f"(?:{regex})\\x{{{ord(END_MARKER):X}}}", vocabulary)
     except (TypeError, ValueError) as error:
         raise Fatal(f"`structured_output` cannot be compiled: {error}.") from None
     edges: dict[int, dict[int, int]] = index.get_transitions()
-    start, finals = index.get_initial_state(), index.get_final_states()
-    numbers = {state: number for number, state in enumerate({start, *edges, *finals})}
-    table = np.full((len(numbers) + 1, 257), DEAD_STATE, np.int32)  # the last one is where `NOWHERE` leads
-    for state, found in edges.items():
-        table[numbers[state], list(found)] = [numbers[target] for target in found.values()]
-    behind = np.arange(len(numbers))
+    start_state, final_states = index.get_initial_state(), index.get_final_states()
+    numbers = {state: number for number, state in enumerate({start_state, *edges, *final_states})}
+    table = np.full((len(numbers) + 1, 257), DEAD_STATE, np.int32)  # the last row is that of `DEAD_STATE` itself
+    for state, targets in edges.items():
+        table[numbers[state], list(targets)] = [numbers[target] for target in targets.values()]
+    after_marker = np.arange(len(numbers))
     for byte in END_MARKER.encode():
-        behind = table[behind, byte]
-    over = [numbers[state] for state in finals]
-    ends = np.flatnonzero(np.isin(behind, over)).tolist()
-    table[np.isin(table, over)] = DEAD_STATE
-    return table[:-1, :256], numbers[start], ends
+        after_marker = table[after_marker, byte]
+    final = [numbers[state] for state in final_states]
+    accepting = np.flatnonzero(np.isin(after_marker, final)).tolist()
+    table[np.isin(table, final)] = DEAD_STATE
+    return table[:-1, :256], numbers[start_state], accepting
 
 
-def _distances_to_acceptance(targets: list[Tokens], ends: list[int]) -> Tokens:
-    """How few tokens it takes from each state to a whole text."""
-    before: dict[int, list[int]] = {}
-    for state, those in enumerate(targets):
-        for target in np.unique(those).tolist():
-            before.setdefault(target, []).append(state)
-    steps = np.full(len(targets), UNREACHABLE, dtype=np.int32)
-    steps[ends] = 0
-    queue = deque(ends)
+def _distances_to_acceptance(targets: list[Tokens], accepting: list[int]) -> Tokens:
+    """Return the fewest tokens from each state to an accepting one, by breadth-first search backwards."""
+    predecessors: dict[int, list[int]] = {}
+    for state, successors in enumerate(targets):
+        for successor in np.unique(successors).tolist():
+            predecessors.setdefault(successor, []).append(state)
+    distances = np.full(len(targets), UNREACHABLE, dtype=np.int32)
+    distances[accepting] = 0
+    queue = deque(accepting)
     while queue:
         state = queue.popleft()
-        for earlier in before.get(state, ()):
-            if steps[earlier] == UNREACHABLE:
-                steps[earlier] = steps[state] + 1
-                queue.append(earlier)
-    return steps
+        for predecessor in predecessors.get(state, ()):
+            if distances[predecessor] == UNREACHABLE:
+                distances[predecessor] = distances[state] + 1
+                queue.append(predecessor)
+    return distances
 
 
 class Guide:
-    """One text in the making: ask it for `allowed`, then tell it what was taken with `advance`."""
+    """The state of one text in its automaton, and the tokens it has left."""
 
-    def __init__(self, automaton: Automaton, budget: int) -> None:
-        """Begin a text of at most `budget` tokens.
+    def __init__(self, automaton: Automaton, max_tokens: int) -> None:
+        """Begin a text of at most `max_tokens`.
 
         Raises:
-            ValueError: If no whole text is that short.
+            ValueError: If no accepted text is that short.
         """
-        if budget < automaton.min_tokens:
-            raise ValueError(f"{automaton.min_tokens} tokens are needed, {budget} are left")
+        if max_tokens < automaton.min_tokens:
+            raise ValueError(f"{automaton.min_tokens} tokens are needed, {max_tokens} are left")
         self._automaton = automaton
         self._state = automaton.start_state
-        self._left = budget
+        self._tokens_left = max_tokens
 
     @property
     def is_accepting(self) -> bool:
-        """Whether the text is whole as it stands."""
+        """Whether the text is complete as it stands."""
         return self._state in self._automaton.accepting_states
 
     def allowed_tokens(self) -> Tokens:
-        """The tokens that may come next, besides an end where the text `may_end`; none when it must."""
-        return self._automaton.allowed_tokens(self._state, self._left)
+        """Return the tokens that may come next, besides an end where the state `is_accepting`; none where it must."""
+        return self._automaton.allowed_tokens(self._state, self._tokens_left)
 
     def advance(self, token: int) -> None:
-        """Go on behind `token`, one of those allowed."""
+        """Append `token`, one of those allowed."""
         self._state = self._automaton.next_state(self._state, token)
-        self._left -= 1
+        self._tokens_left -= 1
 
 
 class Compiler:
-    """Automata for one tokenizer: the latest are kept here, and all on disk."""
+    """Compiles structures for one tokenizer. The latest automata are in memory, all are on disk."""
 
-    def __init__(self, pieces: Mapping[bytes, list[int]], end: int) -> None:
-        """Take note of a tokenizer.
+    def __init__(self, token_ids: Mapping[bytes, list[int]], end_token: int) -> None:
+        """Take over a tokenizer's vocabulary.
 
         Args:
-            pieces: The bytes of every token that stands for text, and its numbers.
-            end: A token that stands for no text.
+            token_ids: Of every token that stands for text, its bytes and its ids.
+            end_token: A token that ends a text.
         """
-        self._pieces, self._end = pieces, end
+        self._token_ids, self._end_token = token_ids, end_token
         self._latest = lru_cache(maxsize=16)(self._compile)
 
     def compile(self, structure: StructuredOutputType) -> Automaton:
-        """The automaton of a structure.
+        """Compile a structure.
 
         Raises:
             Fatal: If it cannot be compiled; the message says why.
@@ -191,18 +193,18 @@ class Compiler:
 
     def _compile(self, structure: str) -> Automaton:
         regex = to_regex(parse_structure(json.loads(structure)))
-        name = automaton_cache.file_name(regex, self._tokenizer)
+        name = automaton_cache.file_name(regex, self._digest)
         if arrays := automaton_cache.read(name):
             with suppress(KeyError, IndexError, ValueError):
                 return Automaton(arrays)
-        arrays = compile_regex(regex, self._tokens)
+        arrays = compile_regex(regex, self._trie)
         automaton_cache.write(name, arrays)
         return Automaton(arrays)
 
     @cached_property
-    def _tokenizer(self) -> bytes:
-        return automaton_cache.tokenizer_digest(self._pieces, self._end)
+    def _digest(self) -> bytes:
+        return automaton_cache.tokenizer_digest(self._token_ids, self._end_token)
 
     @cached_property
-    def _tokens(self) -> TokenTrie:
-        return TokenTrie(self._pieces)
+    def _trie(self) -> TokenTrie:
+        return TokenTrie(self._token_ids)

@@ -1,7 +1,7 @@
-"""Automata on disk: what took seconds to compile once is read in milliseconds by every later process.
+"""Compiled automata on disk: what took seconds to compile is read in milliseconds by every later process.
 
-A file is named after all that it depends on, so that none is ever out of date. Whoever finds one that cannot be read
-compiles again and puts it right.
+A file's name is a hash of all that it depends on, so no entry is ever stale. A file that cannot be read is compiled and
+written again.
 """
 
 import os
@@ -12,34 +12,35 @@ from contextlib import suppress
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llms.store import path as store
+from llms.store import path as store_path
 
 REVISION = 2
-"""Part of every name: raise it when the arrays of an automaton come to mean something else."""
+"""Part of every name: raise it when the arrays of an automaton change their meaning."""
 
 MAX_CACHE_BYTES = 2**30
-"""Bytes that the files may have together: those that were not read for the longest time make room."""
+"""Size of all files together at most; the least recently used are evicted."""
 
 Arrays = dict[str, NDArray[np.int32]]
 
 
-def tokenizer_digest(pieces: Mapping[bytes, list[int]], end: int) -> bytes:
-    """What tells one tokenizer from another."""
-    return blake2b(repr((end, sorted(pieces.items()))).encode(), digest_size=16).digest()
+def tokenizer_digest(token_ids: Mapping[bytes, list[int]], end_token: int) -> bytes:
+    """Hash a tokenizer's vocabulary."""
+    return blake2b(repr((end_token, sorted(token_ids.items()))).encode(), digest_size=16).digest()
 
 
 def file_name(regex: str, tokenizer: bytes) -> str:
-    """The name of a regular expression's automaton over a tokenizer's tokens, whatever compiles it."""
-    what = f"{REVISION} {version('outlines-core')} {regex}".encode(errors="surrogatepass")
-    return blake2b(tokenizer + what, digest_size=16).hexdigest()
+    """Hash all that an automaton depends on: the compiler, the tokenizer's digest and the regular expression."""
+    versioned = f"{REVISION} {version('outlines-core')} {regex}".encode(errors="surrogatepass")
+    return blake2b(tokenizer + versioned, digest_size=16).hexdigest()
 
 
 def read(name: str) -> Arrays | None:
-    """The arrays under a name; `None` where there are none, or they are damaged."""
+    """Read the arrays under a name; `None` where there are none, or they are damaged."""
     file = cache_folder() / name
     try:
         with np.load(file, allow_pickle=False) as arrays:
@@ -51,19 +52,25 @@ def read(name: str) -> Arrays | None:
 
 
 def write(name: str, arrays: Arrays) -> None:
-    """Keep arrays under a name: all of them or, where the disk does not take them, none."""
+    """Write arrays under a name, atomically; nothing where the disk does not take them."""
     folder = cache_folder()
     with suppress(OSError):  # without a file it is compiled again
         folder.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-            os.replace(temporary, folder / name)  # whoever reads meanwhile has the one before, or this one
+                savez: Any = np.savez  # by its stub any of the arrays may be `allow_pickle`
+                savez(file, **arrays)
+            os.replace(temporary, folder / name)  # concurrent readers get the old file or this one
         except BaseException:
             os.unlink(temporary)
             raise
         _evict(folder)
+
+
+def cache_folder() -> Path:
+    """Return the folder of all files, beside the store of answers."""
+    return store_path().parent / "guides"
 
 
 def _evict(folder: Path) -> None:
@@ -73,7 +80,3 @@ def _evict(folder: Path) -> None:
         total += size
         if total > MAX_CACHE_BYTES:
             file.unlink(missing_ok=True)
-
-
-def cache_folder() -> Path:
-    return store().parent / "guides"

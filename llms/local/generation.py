@@ -1,83 +1,110 @@
-"""Answers of an engine in this process: written, held against their structure, and written again where they miss it."""
+"""Token sequences of an engine in this process, validated and generated again where they break their structure."""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass, field, replace
 
 from llms.errors import Rejected
+from llms.local.automaton import Automaton
 from llms.structured.validation import validation_error
-from llms.typing import FinishReason, GenerateOutput, StructuredOutputType, Usage
-
-
-class TokenSequence(Protocol):
-    """One text of an engine; `str` of it is what is written. With an `error` there is none, and never will be."""
-
-    tokens: list[int]
-    finish_reason: FinishReason | None
-    error: Rejected | None
-
-
-T = TypeVar("T", bound=TokenSequence)
+from llms.typing import FinishReason, GenerateOutput, Logprobs, StructuredOutputType, Usage
 
 
 @dataclass
-class PendingGenerations(Generic[T]):
-    """The generations of one chat: those that are written, and those that are asked for again.
+class TokenSequence:
+    """One text while it is generated. With an `error` there is none, and never will be.
 
     Attributes:
-        structure: What every text must keep to.
-        new: Begins a text, given the number of the generation and of the attempt.
-        input_tokens: How long the chat is.
-        error: Why there is no answer.
+        prompt: Tokens before it.
+        max_tokens: Tokens it has at most.
+        seed: Determines every draw, together with `generation` and `attempt`; `None` for a different text each time.
+        generation: Number of the text among those of its prompt.
+        attempt: Number of the attempt at this generation.
+        automaton: Constrains its tokens.
+        stop: Texts at which it ends; they are not part of it.
+        logprobs: Log probabilities of its tokens, where they were asked for.
+    """
+
+    prompt: list[int] = field(default_factory=list)
+    max_tokens: int = 0
+    seed: int | None = None
+    generation: int = 0
+    attempt: int = 0
+    automaton: Automaton | None = None
+    stop: tuple[str, ...] = ()
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    logprobs: Logprobs | None = None
+    error: Rejected | None = None
+
+    @property
+    def entropy(self) -> list[int] | None:
+        """The seed of this sequence alone; `None` for a random one."""
+        return None if self.seed is None else [self.seed, self.generation, self.attempt]
+
+    def fresh_copy(self, generation: int, attempt: int) -> "TokenSequence":
+        """Return a sequence like this one without tokens."""
+        return replace(self, generation=generation, attempt=attempt, tokens=[])
+
+
+@dataclass
+class PendingGenerations:
+    """The generations of one chat, until all are valid or attempts run out.
+
+    Attributes:
+        structure: Every text is validated against it.
+        prototype: Copied for every sequence.
+        error: Why the chat has no answer.
+        validation_errors: Of each generation that is to be generated again, by its number.
+        output_tokens: Tokens of all attempts together.
     """
 
     structure: StructuredOutputType | None
     num_generations: int
-    new_sequence: Callable[[int, int], T]
-    input_tokens: int = 0
+    prototype: TokenSequence
     error: Rejected | None = None
-    sequences: dict[int, T] = field(default_factory=dict)
+    sequences: dict[int, TokenSequence] = field(default_factory=dict)
     validation_errors: dict[int, str] = field(default_factory=dict)
     attempts: int = 0
     output_tokens: int = 0
 
-    def begin_attempt(self, attempt: int) -> list[T]:
-        """New texts: for all generations at first, then for those with a mistake."""
+    def begin_attempt(self, attempt: int) -> list[TokenSequence]:
+        """Return new sequences: for all generations at first, later for the invalid ones."""
         due = [] if self.error else list(self.validation_errors) if attempt else list(range(self.num_generations))
         self.attempts += bool(due)
-        self.sequences |= {number: self.new_sequence(number, attempt) for number in due}
+        self.sequences |= {number: self.prototype.fresh_copy(number, attempt) for number in due}
         self.validation_errors = dict.fromkeys(due, "")
         return [self.sequences[number] for number in due]
 
     def validate(self) -> None:
-        """Count and judge the texts that were begun, now that they are written."""
-        written = {number: self.sequences[number] for number in self.validation_errors}
-        self.output_tokens += sum(len(text.tokens) for text in written.values())
-        self.error = self.error or next((text.error for text in written.values() if text.error), None)
+        """Count and validate the sequences of this attempt, now that they are complete."""
+        complete = {number: self.sequences[number] for number in self.validation_errors}
+        self.output_tokens += sum(len(sequence.tokens) for sequence in complete.values())
+        self.error = self.error or next((each.error for each in complete.values() if each.error), None)
         if not self.error:
-            found = {
-                number: self.structure and validation_error(self.structure, str(text))
-                for number, text in written.items()
-            }
-            self.validation_errors = {number: what for number, what in found.items() if what}
+            structure = self.structure
+            found = {number: structure and validation_error(structure, each.text) for number, each in complete.items()}
+            self.validation_errors = {number: error for number, error in found.items() if error}
 
     def to_output(self, seconds: float) -> GenerateOutput:
-        """What came of it; a generation that no attempt got right is `None`."""
+        """Return the texts; `None` for a generation that no attempt got right."""
         if self.error:
             return GenerateOutput.failed(self.error, self.num_generations)
-        for number, what in self.validation_errors.items():
-            text = str(self.sequences[number])
+        for number, error in self.validation_errors.items():
+            sequence = self.sequences[number]
             self.error = Rejected(
-                f"None of {self.attempts} texts keeps to the `structured_output`, the last one `{text[:200]}`: {what}.",
+                f"None of {self.attempts} texts keeps to the `structured_output`, the last one "
+                f"`{sequence.text[:200]}`: {error}.",
                 attempts=self.attempts,
             )
-            self.sequences[number].finish_reason = "error"
-        texts = [self.sequences[number] for number in range(self.num_generations)]
+            sequence.finish_reason = "error"
+        sequences = [self.sequences[number] for number in range(self.num_generations)]
         return GenerateOutput(
-            [None if number in self.validation_errors else str(text) for number, text in enumerate(texts)],
-            finish_reasons=[text.finish_reason for text in texts],
-            usage=Usage(self.input_tokens, self.output_tokens),
+            [None if number in self.validation_errors else each.text for number, each in enumerate(sequences)],
+            finish_reasons=[each.finish_reason for each in sequences],
+            logprobs=[each.logprobs for each in sequences],
+            usage=Usage(len(self.prototype.prompt), self.output_tokens),
             seconds=seconds,
             attempts=self.attempts,
             error=self.error,
@@ -85,18 +112,21 @@ class PendingGenerations(Generic[T]):
 
 
 def generate_validated(
-    answers: Sequence[PendingGenerations[T]], write: Callable[[list[T], int], None], attempts: int, since: float
+    chats: Sequence[PendingGenerations],
+    write: Callable[[list[TokenSequence], int], None],
+    max_attempts: int,
+    started: float,
 ) -> list[GenerateOutput]:
-    """Have `write` write the texts of all answers together, and what misses its structure again.
+    """Generate the sequences of all chats in one batch, and the invalid ones again.
 
     Args:
-        write: Writes texts to their ends, given the number of the attempt.
-        attempts: How often at most a text is asked for, where it misses what no automaton can say.
-        since: When the work on these answers began, by `time.perf_counter`.
+        write: Generates sequences to their ends, given the number of the attempt.
+        max_attempts: Attempts at a text, where it breaks what no automaton can express.
+        started: When the work on these chats began, by `time.perf_counter`.
     """
-    for attempt in range(attempts):
-        if texts := [text for answer in answers for text in answer.begin_attempt(attempt)]:
-            write(texts, attempt)
-        for answer in answers:
-            answer.validate()
-    return [answer.to_output(time.perf_counter() - since) for answer in answers]
+    for attempt in range(max_attempts):
+        if sequences := [sequence for chat in chats for sequence in chat.begin_attempt(attempt)]:
+            write(sequences, attempt)
+        for chat in chats:
+            chat.validate()
+    return [chat.to_output(time.perf_counter() - started) for chat in chats]

@@ -1,4 +1,4 @@
-"""One token out of a model's scores: llama.cpp's chain of samplers, per text and repeatable."""
+"""llama.cpp's chain of samplers in NumPy, repeatable for every sequence."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,22 +6,22 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Scores = NDArray[np.float32]
+Logits = NDArray[np.float32]
 Tokens = NDArray[np.int32]
 
 
 class Sampler:
-    """Chooses the tokens of one text. The order and the defaults are llama.cpp's.
+    """Samples the tokens of one sequence. Order and defaults are llama.cpp's.
 
     Args:
-        seed: What every choice follows from; `None` for another text each time.
-        temperature: How freely to sample; 0 takes the likeliest.
+        seed: Determines every draw; `None` for random ones.
+        temperature: How freely to sample; 0 is greedy.
         top_k: Sample from this many tokens; 0 means all.
         top_p: Sample from this much probability mass.
-        min_p: Least probability beside the likeliest's.
-        repetition_penalty: Divides the score of what was said before; 1 is none.
-        frequency_penalty: Taken off a token's score for every time it was said.
-        presence_penalty: Taken off the score of what was said before.
+        min_p: Minimum probability relative to the most likely token's.
+        repetition_penalty: Divides the logits of tokens already used; 1 is none.
+        frequency_penalty: Subtracted from a token's logit for every time it was used.
+        presence_penalty: Subtracted from the logits of tokens already used.
     """
 
     def __init__(
@@ -42,37 +42,40 @@ class Sampler:
         self._penalizes = (repetition_penalty, frequency_penalty, presence_penalty) != (1.0, 0.0, 0.0)
         self._token_counts: Counter[int] = Counter()
 
-    def sample(self, scores: Scores, among: Tokens | None = None) -> int:
-        """The next token, out of `among` where that is given."""
+    def sample(self, logits: Logits, allowed: Tokens | None = None) -> int:
+        """Sample the next token, among `allowed` where given."""
         if self._penalizes and self._token_counts:
-            scores = self._apply_penalties(scores)
-        scores = scores if among is None else scores[among]
-        chosen = int(scores.argmax()) if self._temperature == 0 else self._draw(scores)
-        token = chosen if among is None else int(among[chosen])
+            logits = self._apply_penalties(logits)
+        logits = logits if allowed is None else logits[allowed]
+        index = int(logits.argmax()) if self._temperature == 0 else self._draw(logits)
+        token = index if allowed is None else int(allowed[index])
         if self._penalizes:
             self._token_counts[token] += 1
         return token
 
-    def _apply_penalties(self, scores: Scores) -> Scores:
-        scores = scores.copy()
+    def _apply_penalties(self, logits: Logits) -> Logits:
+        logits = logits.copy()
         tokens = np.fromiter(self._token_counts, dtype=np.intp)
         counts = np.fromiter(self._token_counts.values(), dtype=np.float32)
-        said = scores[tokens]
-        said = np.where(said > 0, said / self._repetition, said * self._repetition)
-        scores[tokens] = said - counts * self._frequency - self._presence
-        return scores
+        used = logits[tokens]
+        used = np.where(used > 0, used / self._repetition, used * self._repetition)
+        logits[tokens] = used - counts * self._frequency - self._presence
+        return logits
 
-    def _draw(self, scores: Scores) -> int:
-        if 0 < self._top_k < len(scores):
-            kept = np.argpartition(scores, -self._top_k)[-self._top_k :]
+    def _draw(self, logits: Logits) -> int:
+        if 0 < self._top_k < len(logits):
+            candidates = np.argpartition(logits, -self._top_k)[-self._top_k :]
         else:
-            kept = np.arange(len(scores))
-        kept = kept[np.argsort(-scores[kept], kind="stable")]
-        ranked = scores[kept].astype(np.float64)
+            candidates = np.arange(len(logits))
+        candidates = candidates[np.argsort(-logits[candidates], kind="stable")]
+        ranked = logits[candidates].astype(np.float64)
         odds = np.exp(ranked - ranked[0])
         mass = odds.cumsum() / odds.sum()
-        size = min(int(np.searchsorted(mass, self._top_p)) + 1, len(kept)) if self._top_p < 1 else len(kept)
+        size = len(candidates)
+        if self._top_p < 1:
+            size = min(int(np.searchsorted(mass, self._top_p)) + 1, size)
         size = min(size, max(1, int((odds >= self._min_p).sum())))
         odds = np.exp((ranked[:size] - ranked[0]) / self._temperature)
         mass = odds.cumsum()
-        return int(kept[min(int(np.searchsorted(mass, self._random.random() * mass[-1], side="right")), size - 1)])
+        drawn = int(np.searchsorted(mass, self._random.random() * mass[-1], side="right"))
+        return int(candidates[min(drawn, size - 1)])

@@ -1,75 +1,77 @@
-"""A tokenizer's tokens as a tree of their bytes, in which what several begin with is looked at once."""
+"""A tokenizer's vocabulary as a trie of bytes, so that common prefixes of tokens are read once."""
 
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-Numbers = NDArray[np.int32]
+Ints = NDArray[np.int32]
 
 DEAD_STATE = -1
-"""The state after a byte that no text goes on with."""
+"""State of an automaton after a byte that no accepted text continues with."""
 
 
 class TokenTrie:
-    """The tokens that stand for text. Its nodes are numbered level by level, so that a node's children are in a row.
+    """The tokens that stand for text. Nodes are numbered level by level, so that a node's children are contiguous.
 
     Args:
-        pieces: The bytes of every token, and its numbers.
+        token_ids: The bytes of every token, and its ids.
     """
 
-    def __init__(self, pieces: Mapping[bytes, list[int]]) -> None:
-        words = sorted(filter(None, pieces))
-        text = np.frombuffer(b"".join(words), np.uint8)
-        sizes = np.array([len(word) for word in words])
-        begins = np.cumsum(sizes) - sizes
-        places, first, size = np.zeros(len(words), np.int64), 0, 1  # where each word is, in a level of so many nodes
-        characters, children = [np.zeros(1, np.uint8)], []
-        for depth in range(sizes.max(initial=0)):
-            longer = np.flatnonzero(sizes > depth)
-            keys = (places[longer] - first) * 256 + text[begins[longer] + depth]
-            nodes, which = np.unique(keys, return_inverse=True)
-            children.append(np.bincount(nodes >> 8, minlength=size))
-            characters.append((nodes & 255).astype(np.uint8))
-            first, size = first + size, len(nodes)
-            places[longer] = first + which
-        children.append(np.zeros(size, np.int64))
-        self._bytes = np.concatenate(characters)
-        self._children = _offsets(np.concatenate(children), 1)
-        numbers = [pieces[word] for word in words]
-        places = np.repeat(places, [len(each) for each in numbers])
-        self._tokens = np.array([number for each in numbers for number in each], np.int32)[places.argsort()]
-        self._count = self._tokens.max(initial=-1) + 1
-        self._ends = _offsets(np.bincount(places, minlength=first + size), 0)
+    def __init__(self, token_ids: Mapping[bytes, list[int]]) -> None:
+        spellings = sorted(filter(None, token_ids))
+        text = np.frombuffer(b"".join(spellings), np.uint8)
+        lengths = np.array([len(spelling) for spelling in spellings])
+        begins = np.cumsum(lengths) - lengths
+        nodes_of = np.zeros(len(spellings), np.int64)  # the node of each spelling's prefix
+        first, size = 0, 1  # of the current level
+        edge_bytes, child_counts = [np.zeros(1, np.uint8)], []
+        for depth in range(lengths.max(initial=0)):
+            longer = np.flatnonzero(lengths > depth)
+            edges = (nodes_of[longer] - first) * 256 + text[begins[longer] + depth]
+            children, child_of = np.unique(edges, return_inverse=True)
+            child_counts.append(np.bincount(children >> 8, minlength=size))
+            edge_bytes.append((children & 255).astype(np.uint8))
+            first, size = first + size, len(children)
+            nodes_of[longer] = first + child_of
+        child_counts.append(np.zeros(size, np.int64))
+        self._edge_bytes = np.concatenate(edge_bytes)
+        self._child_offsets = _offsets(np.concatenate(child_counts), 1)
+        ids = [token_ids[spelling] for spelling in spellings]
+        nodes_of = np.repeat(nodes_of, [len(each) for each in ids])
+        self._tokens = np.array([token for each in ids for token in each], np.int32)[nodes_of.argsort()]
+        self._vocabulary_size = self._tokens.max(initial=-1) + 1
+        self._token_offsets = _offsets(np.bincount(nodes_of, minlength=first + size), 0)
 
-    def walk(self, table: Numbers, state: int) -> tuple[Numbers, Numbers]:
-        """The tokens that lead on from a state of an automaton over bytes, in order, and where each leads.
+    def walk(self, table: Ints, state: int) -> tuple[Ints, Ints]:
+        """Return the tokens that lead from a state of an automaton over bytes to a live one, sorted, and their targets.
 
         Args:
-            table: The state after each state and byte, or `NOWHERE`.
+            table: The next state by state and byte, or `DEAD_STATE`, `[states, 256]`.
             state: Where to begin.
         """
         nodes, states = np.zeros(1, np.int32), np.full(1, state, np.int32)
-        targets = np.full(self._count, DEAD_STATE, np.int32)
+        targets = np.full(self._vocabulary_size, DEAD_STATE, np.int32)
         while len(nodes):
-            nodes, of = _members(self._children, nodes)
-            states = table[states[of], self._bytes[nodes]]
-            alive = np.flatnonzero(states != DEAD_STATE)
-            nodes, states = nodes[alive], states[alive]
-            found, of = _members(self._ends, nodes)
-            targets[self._tokens[found]] = states[of]
+            nodes, parents = _members(self._child_offsets, nodes)
+            states = table[states[parents], self._edge_bytes[nodes]]
+            live = np.flatnonzero(states != DEAD_STATE)
+            nodes, states = nodes[live], states[live]
+            indices, owners = _members(self._token_offsets, nodes)
+            targets[self._tokens[indices]] = states[owners]
         tokens = np.flatnonzero(targets != DEAD_STATE).astype(np.int32)
         return tokens, targets[tokens]
 
 
-def _offsets(counts: NDArray[np.int64], first: int) -> Numbers:
-    """Where the members of each group begin, and the last one's end, when they are numbered from `first`."""
+def _offsets(counts: NDArray[np.int64], first: int) -> Ints:
+    """Return the offset of each group of contiguous members, and the end of the last, counted from `first`."""
     return np.concatenate([[first], first + np.cumsum(counts)]).astype(np.int32)
 
 
-def _members(borders: Numbers, groups: Numbers) -> tuple[Numbers, Numbers]:
-    """The members of some groups, and which of these each is in."""
-    begins = borders[groups]
-    counts = borders[groups + 1] - begins
-    of = np.repeat(np.arange(len(groups), dtype=np.int32), counts)
-    return np.arange(len(of), dtype=np.int32) + (begins - np.cumsum(counts, dtype=np.int32) + counts)[of], of
+def _members(offsets: Ints, groups: Ints) -> tuple[Ints, Ints]:
+    """Return the members of some groups, and the index in `groups` of each."""
+    begins = offsets[groups]
+    counts = offsets[groups + 1] - begins
+    owners = np.repeat(np.arange(len(groups), dtype=np.int32), counts)
+    shifts = begins - np.cumsum(counts, dtype=np.int32) + counts
+    return np.arange(len(owners), dtype=np.int32) + shifts[owners], owners

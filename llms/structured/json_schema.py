@@ -1,8 +1,7 @@
-"""A JSON schema as a tree of shapes: all JSON texts that are valid against it, as far as a tree can say it.
+"""JSON schemas as syntax trees of the JSON texts that are valid, as far as a regular expression can say it.
 
-What a tree cannot say (`not`, `if`, `contains`, `uniqueItems`, a pattern that looks around or goes with a length …) is
-left out, and checked when the text is there. Texts are written as most are: members in the schema's order, one space at
-most.
+Other keywords (`not`, `if`, `contains`, `uniqueItems`, a pattern that looks around or has a length beside it …) are
+left out, and validated on the complete text. Texts have properties in the schema's order, and optional single spaces.
 """
 
 import json
@@ -13,9 +12,11 @@ from urllib.parse import unquote
 from jsonschema.validators import validator_for
 
 from llms.errors import Fatal
+from llms.structured.formats import FORMATS
 from llms.structured.grammar import (
     EMPTY_TEXT,
     NEVER,
+    SURROGATES,
     CharSet,
     Expr,
     Repeat,
@@ -30,126 +31,110 @@ from llms.structured.grammar import (
 from llms.structured.numbers import decimal_range, parse_integer, parse_number
 from llms.structured.regex import parse_regex
 from llms.structured.schema_merge import Schema, merge_schemas
+from llms.typing import StructuredOutputType
 
 MAX_REF_DEPTH = 3
-"""How often a definition may stand within itself."""
+"""How deep a definition may be nested in itself."""
 
 MAX_COUNTED_CHARS = 200
-"""Characters of a string that are counted at most: whether one is longer than it may be is checked afterwards."""
+"""Length of a string up to which `minLength` and `maxLength` are compiled; beyond that they are validated."""
 
 CONTROL_CHARS = CharSet(((0x00, 0x1F), (0x7F, 0x9F)))
 UNESCAPED_CHARS = (CONTROL_CHARS | one_of('"\\')).complement
-"""What may stand between the quotes of a JSON string as it is."""
+"""Characters that stand in a JSON string as they are."""
 
 STRING_CHAR = union(UNESCAPED_CHARS, concat("\\", one_of('"\\n')))
-"""One character of a JSON string that may be anything."""
+"""One character of any JSON string."""
 
 OPTIONAL_SPACE = optional(literal(" "))
+COMMA = concat(",", OPTIONAL_SPACE)
+COLON = concat(":", OPTIONAL_SPACE)
 
-_HEX, _MONTHS = (
-    "[0-9a-fA-F]",
-    r"(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31)",
-)
-_LEAP = r"(?:[1-9]\d(?:0[48]|[2468][048]|[13579][26])|(?:1[26]|[2468][048]|[3579][26])00)"
-_DATE = rf"(?:[1-9]\d{{3}}-{_MONTHS}|{_LEAP}-02-29)"
-_TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?(?:Z|[+-](?:0\d|1[0-4]):[0-5]\d)"
-_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?"
-_HOST = rf"(?:{_LABEL}\.){{1,4}}[a-z]{{2,10}}"
-_BYTE = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-FORMATS = {
-    "date": _DATE,
-    "time": _TIME,
-    "date-time": f"{_DATE}T{_TIME}",
-    "duration": r"P(?:\d{1,4}D(?:T\d{1,2}H)?|\d{1,3}W|T\d{1,4}[HMS]|T\d{1,2}H\d{1,2}M(?:\d{1,2}S)?)",
-    "uuid": f"{_HEX}{{8}}(?:-{_HEX}{{4}}){{3}}-{_HEX}{{12}}",
-    "email": rf"[A-Za-z0-9_+-]{{1,24}}(?:\.[A-Za-z0-9_+-]{{1,24}}){{0,2}}@{_HOST}",
-    "hostname": _HOST,
-    "ipv4": rf"{_BYTE}(?:\.{_BYTE}){{3}}",
-    "ipv6": rf"(?:{_HEX}{{1,4}}:){{7}}{_HEX}{{1,4}}",
-    "uri": rf"https?://{_HOST}(?:/[A-Za-z0-9._~-]{{1,40}}){{0,8}}/?",
-}
-FORMATS |= {
-    "idn-email": FORMATS["email"],
-    "idn-hostname": _HOST,
-    "uri-reference": FORMATS["uri"],
-    "iri": FORMATS["uri"],
-}
-"""Formats of strings, as patterns: what they allow is valid, though not all that is valid is allowed."""
-
-KINDS = {
+KEYWORDS_BY_TYPE = {
     "object": {"properties", "required", "additionalProperties", "patternProperties", "propertyNames", "minProperties"},
     "array": {"items", "prefixItems", "minItems", "maxItems", "contains", "uniqueItems"},
     "string": {"pattern", "format", "minLength", "maxLength"},
     "number": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"},
 }
-"""What a schema without a type is about, by the words it has."""
+"""Keywords that imply the type of a schema without one."""
+
+VALUE_KEYWORDS = set().union(*KEYWORDS_BY_TYPE.values()) | {"type", "not"}
+"""Keywords by which a listed value is validated without the rest of the document."""
+
+
+def parse_structure(structure: StructuredOutputType) -> Expr:
+    """Parse a pattern or a JSON schema, as far as a regular expression can say it.
+
+    Raises:
+        Fatal: If it has something that no automaton can match, or contradicts itself; the message names it.
+    """
+    schema = structure["schema"]
+    return parse_regex(schema) if isinstance(schema, str) else parse_schema(schema)
 
 
 def parse_schema(schema: dict[str, Any]) -> Expr:
-    """All JSON texts that are valid against a schema.
+    """Parse a JSON schema.
 
     Raises:
-        Fatal: If none is, or a reference leads nowhere.
+        Fatal: If nothing is valid against it, or a reference leads nowhere.
     """
     try:
-        shape = _Reader(schema).read(schema, {})
+        expr = _Parser(schema).parse(schema, {})
     except RecursionError:
-        shape = NEVER
-    if shape == NEVER:
+        expr = NEVER
+    if expr == NEVER:
         raise Fatal("`structured_output` cannot be compiled: nothing is valid against this schema.")
-    return shape
+    return expr
 
 
-class _Reader:
-    """Turns one schema document into shapes."""
+class _Parser:
+    """Turns the schemas of one document into expressions.
+
+    Its methods take the `depths` of all definitions around a schema: how often each is nested in itself.
+    """
 
     def __init__(self, document: dict[str, Any]) -> None:
         self._document = document
         self._validator = validator_for(document)
 
-    def read(self, schema: Schema, within: Mapping[str, int]) -> Expr:
-        """What is valid against a part of the document.
-
-        Args:
-            within: How often each definition stands around it.
-        """
+    def parse(self, schema: Schema, depths: Mapping[str, int]) -> Expr:
+        """Parse a schema of the document."""
         if isinstance(schema, bool):
-            return self.anything() if schema else NEVER
+            return self._any_value() if schema else NEVER
         if "$ref" in schema:
             reference = schema["$ref"]
-            if within.get(reference, 0) >= MAX_REF_DEPTH:
+            depth = depths.get(reference, 0)
+            if depth >= MAX_REF_DEPTH:
                 return NEVER
-            rest = {key: value for key, value in schema.items() if key != "$ref"}
-            return self.read(
-                merge_schemas(self._found(reference), rest), {**within, reference: within.get(reference, 0) + 1}
-            )
+            target = merge_schemas(self._resolve(reference), _without(schema, "$ref"))
+            return self.parse(target, {**depths, reference: depth + 1})
         if "allOf" in schema:
             first, *others = schema["allOf"]
-            rest = {key: value for key, value in schema.items() if key != "allOf"}
-            return self.read(merge_schemas(merge_schemas(rest, first), {"allOf": others} if others else {}), within)
+            merged = merge_schemas(_without(schema, "allOf"), first)
+            return self.parse(merge_schemas(merged, {"allOf": others} if others else {}), depths)
         if "const" in schema or "enum" in schema:
-            return self._one_of(schema)
-        for key in ("anyOf", "oneOf"):
-            if key in schema:
-                rest = {name: value for name, value in schema.items() if name != key}
-                return union(*(self.read(merge_schemas(rest, option), within) for option in schema[key]))
-        kinds = schema.get("type", [kind for kind, words in KINDS.items() if words & schema.keys()])
-        if "type" not in schema and not kinds:
-            return self.anything()
-        return union(*(self._of(kind, schema, within) for kind in ([kinds] if isinstance(kinds, str) else kinds)))
+            return self._enum(schema)
+        for keyword in ("anyOf", "oneOf"):
+            if keyword in schema:
+                rest = _without(schema, keyword)
+                return union(*(self.parse(merge_schemas(rest, option), depths) for option in schema[keyword]))
+        types = schema.get("type", [name for name, words in KEYWORDS_BY_TYPE.items() if words & schema.keys()])
+        if "type" not in schema and not types:
+            return self._any_value()
+        return union(*(self._of_type(each, schema, depths) for each in ([types] if isinstance(types, str) else types)))
 
-    def anything(self) -> Expr:
-        """Any JSON: plain values, and lists and objects of those."""
-        plain = union(_string({}), decimal_range(None, None), "true", "false", "null")
-        member = concat(_string({}), ":", OPTIONAL_SPACE, plain)
-        return union(plain, _listed("[", [], plain, 0, None, "]"), _listed("{", [], member, 0, None, "}"))
+    def _any_value(self) -> Expr:
+        """Match any JSON: scalars, and arrays and objects of scalars."""
+        scalar = union(_string({}), decimal_range(None, None), "true", "false", "null")
+        member = concat(_string({}), COLON, scalar)
+        return union(scalar, _items("[", [], scalar, 0, None, "]"), _items("{", [], member, 0, None, "}"))
 
-    def _of(self, kind: str, schema: Mapping[str, Any], within: Mapping[str, int]) -> Expr:
-        match kind:
+    def _of_type(self, name: str, schema: Mapping[str, Any], depths: Mapping[str, int]) -> Expr:
+        match name:
             case "object":
-                return self._object(schema, within)
+                return self._object(schema, depths)
             case "array":
-                return self._array(schema, within)
+                return self._array(schema, depths)
             case "string":
                 return _string(schema)
             case "integer":
@@ -161,49 +146,49 @@ class _Reader:
             case _:
                 return literal("null")
 
-    def _one_of(self, schema: Mapping[str, Any]) -> Expr:
-        """The values that a schema lists, but for those that something else in it forbids."""
+    def _enum(self, schema: Mapping[str, Any]) -> Expr:
+        """Match the values that a schema lists, without those that another keyword forbids."""
         values = [schema["const"]] if "const" in schema else schema["enum"]
-        judge = self._validator({word: value for word, value in schema.items() if word in _JUDGES})
-        return union(*(json.dumps(value, ensure_ascii=False) for value in values if judge.is_valid(value)))
+        validator = self._validator({word: value for word, value in schema.items() if word in VALUE_KEYWORDS})
+        return union(*(json.dumps(value, ensure_ascii=False) for value in values if validator.is_valid(value)))
 
-    def _object(self, schema: Mapping[str, Any], within: Mapping[str, int]) -> Expr:
+    def _object(self, schema: Mapping[str, Any], depths: Mapping[str, int]) -> Expr:
         properties: dict[str, Schema] = dict(schema.get("properties", {}))
         required = schema.get("required", [])
-        others = schema.get("additionalProperties", True)
+        additional = schema.get("additionalProperties", True)
         for name in required:
-            properties.setdefault(name, others)
+            properties.setdefault(name, additional)
         if not properties:
-            return self._map(schema, others, within)
+            return self._map(schema, additional, depths)
         members = [
-            (concat(_quoted(name), ":", OPTIONAL_SPACE, self.read(part, within)), name in required)
-            for name, part in properties.items()
+            (concat(_quote(name), COLON, self.parse(value, depths)), name in required)
+            for name, value in properties.items()
         ]
         return concat("{", OPTIONAL_SPACE, _members(members), OPTIONAL_SPACE, "}")
 
-    def _map(self, schema: Mapping[str, Any], others: Schema, within: Mapping[str, int]) -> Expr:
-        """An object with names of its own."""
+    def _map(self, schema: Mapping[str, Any], additional: Schema, depths: Mapping[str, int]) -> Expr:
+        """Match an object without named properties."""
         names = schema.get("propertyNames", {})
-        name = self.read({"type": "string", **names} if isinstance(names, dict) else names, within)
-        kinds = [
-            concat(_string({"pattern": pattern}), ":", OPTIONAL_SPACE, self.read(part, within))
-            for pattern, part in schema.get("patternProperties", {}).items()
+        name = self.parse({"type": "string", **names} if isinstance(names, dict) else names, depths)
+        members = [
+            concat(_string({"pattern": pattern}), COLON, self.parse(value, depths))
+            for pattern, value in schema.get("patternProperties", {}).items()
         ]
-        if not (kinds and others is True):
-            kinds.append(concat(name, ":", OPTIONAL_SPACE, self.read(others, within)))
-        return _listed("{", [], union(*kinds), schema.get("minProperties", 0), schema.get("maxProperties"), "}")
+        if not (members and additional is True):
+            members.append(concat(name, COLON, self.parse(additional, depths)))
+        return _items("{", [], union(*members), schema.get("minProperties", 0), schema.get("maxProperties"), "}")
 
-    def _array(self, schema: Mapping[str, Any], within: Mapping[str, int]) -> Expr:
-        first, rest = schema.get("prefixItems", []), schema.get("items")
-        if isinstance(rest, list):  # as drafts before 2020 have it
-            first, rest = rest, schema.get("additionalItems")
-        least, most = schema.get("minItems", 0), schema.get("maxItems")
-        if first and rest is None and least <= len(first):  # nobody wants what is allowed behind them
+    def _array(self, schema: Mapping[str, Any], depths: Mapping[str, int]) -> Expr:
+        prefix, rest = schema.get("prefixItems", []), schema.get("items")
+        if isinstance(rest, list):  # in drafts before 2020
+            prefix, rest = rest, schema.get("additionalItems")
+        min_items, max_items = schema.get("minItems", 0), schema.get("maxItems")
+        if prefix and rest is None and min_items <= len(prefix):  # more items would be allowed, but are not wanted
             rest = False
-        items = [self.read(item, within) for item in first]
-        return _listed("[", items, self.read(True if rest is None else rest, within), least, most, "]")
+        items = [self.parse(item, depths) for item in prefix]
+        return _items("[", items, self.parse(True if rest is None else rest, depths), min_items, max_items, "]")
 
-    def _found(self, reference: str) -> Schema:
+    def _resolve(self, reference: str) -> Schema:
         found: Any = self._document
         if not reference.startswith("#"):
             raise Fatal(f"`structured_output`: `$ref` to `{reference}` leads out of the schema: put it in `$defs`.")
@@ -216,82 +201,77 @@ class _Reader:
         return found
 
 
-_JUDGES = set().union(*KINDS.values()) | {"type", "not"}
-"""Words by which a listed value is judged that need no other part of the document."""
+def _without(schema: Mapping[str, Any], keyword: str) -> dict[str, Any]:
+    return {name: value for name, value in schema.items() if name != keyword}
 
 
 def _members(members: list[tuple[Expr, bool]]) -> Expr:
-    """Members of an object in their order, each with a comma before it but for the first that is there."""
-    followed, alone = EMPTY_TEXT, EMPTY_TEXT
-    for member, needed in reversed(members):
-        after = concat(",", OPTIONAL_SPACE, member)
-        first = concat(member, followed)
-        alone = first if needed else union(first, alone)
-        followed = concat(after if needed else optional(after) if after != NEVER else EMPTY_TEXT, followed)
-    return alone
+    """Match members of an object in their order, each of them required or not, with commas between those there are."""
+    following, object_from_here = EMPTY_TEXT, EMPTY_TEXT
+    for member, is_required in reversed(members):
+        with_comma = concat(COMMA, member)
+        starting_here = concat(member, following)
+        object_from_here = starting_here if is_required else union(starting_here, object_from_here)
+        following = concat(with_comma if is_required else optional(with_comma), following)
+    return object_from_here
 
 
-def _listed(start: str, first: list[Expr], rest: Expr, least: int, most: int | None, end: str) -> Expr:
-    """Things between brackets, with commas between them: the first ones, then any number of the rest."""
-    comma = concat(",", OPTIONAL_SPACE)
-    tail: Expr = repeat(
-        concat(comma, rest), max(0, least - len(first)), None if most is None else max(0, most - len(first))
-    )
-    if first:
-        whole = tail
-        for at in range(len(first) - 1, 0, -1):
-            whole = concat(comma, first[at], whole)
-            whole = whole if least > at else optional(whole)
-        whole = concat(first[0], whole)
+def _items(opening: str, prefix: list[Expr], rest: Expr, min_items: int, max_items: int | None, closing: str) -> Expr:
+    """Match items between brackets, with commas between them: those of the prefix, then any number of the rest."""
+    if prefix:
+        more = None if max_items is None else max(0, max_items - len(prefix))
+        items: Expr = repeat(concat(COMMA, rest), max(0, min_items - len(prefix)), more)
+        for index in range(len(prefix) - 1, 0, -1):
+            items = concat(COMMA, prefix[index], items)
+            items = items if min_items > index else optional(items)
+        items = concat(prefix[0], items)
+    elif max_items == 0:
+        items = NEVER
     else:
-        fewer = None if most is None else most - 1
-        whole = concat(rest, repeat(concat(comma, rest), max(0, least - 1), fewer)) if most != 0 else NEVER
-    if least == 0:
-        whole = union(EMPTY_TEXT, whole)
-    return concat(start, OPTIONAL_SPACE, whole, OPTIONAL_SPACE, end)
+        more = None if max_items is None else max_items - 1
+        items = concat(rest, repeat(concat(COMMA, rest), max(0, min_items - 1), more))
+    if min_items == 0:
+        items = union(EMPTY_TEXT, items)
+    return concat(opening, OPTIONAL_SPACE, items, OPTIONAL_SPACE, closing)
 
 
 def _string(schema: Mapping[str, Any]) -> Expr:
-    least, most = schema.get("minLength", 0), schema.get("maxLength")
-    shape = _of_pattern(pattern) if isinstance(pattern := schema.get("pattern"), str) else None
-    if shape is not None and not (shape == EMPTY_TEXT and least):  # else it says only what must not be
-        return concat('"', _sized(map_chars(shape, _spelled), least, most), '"')
-    if (form := schema.get("format")) in FORMATS:
-        return concat('"', map_chars(parse_regex(FORMATS[form]), _spelled), '"')
-    return concat(
-        '"',
-        repeat(
-            STRING_CHAR, min(least, MAX_COUNTED_CHARS), most if most is not None and most <= MAX_COUNTED_CHARS else None
-        ),
-        '"',
-    )
+    min_length, max_length = schema.get("minLength", 0), schema.get("maxLength")
+    expr = _try_parse_regex(pattern) if isinstance(pattern := schema.get("pattern"), str) else None
+    if expr is not None and not (expr == EMPTY_TEXT and min_length):  # else it only says what must not be
+        return concat('"', _with_length(map_chars(expr, _json_escape), min_length, max_length), '"')
+    if (name := schema.get("format")) in FORMATS:
+        return concat('"', map_chars(parse_regex(FORMATS[name]), _json_escape), '"')
+    is_counted = max_length is not None and max_length <= MAX_COUNTED_CHARS
+    chars = repeat(STRING_CHAR, min(min_length, MAX_COUNTED_CHARS), max_length if is_counted else None)
+    return concat('"', chars, '"')
 
 
-def _of_pattern(pattern: str) -> Expr | None:
-    """The texts that match a pattern; `None` where it has something that no tree can say."""
+def _try_parse_regex(pattern: str) -> Expr | None:
     try:
         return parse_regex(pattern)
     except Fatal:
         return None
 
 
-def _sized(shape: Expr, least: int, most: int | None) -> Expr:
-    """The same with a length, where it is one character again and again."""
-    match shape:
-        case Repeat(CharSet() as part, low, high):
-            longest = min((each for each in (high, most) if each is not None), default=None)
-            return repeat(part, max(low, least), longest)
+def _with_length(expr: Expr, min_length: int, max_length: int | None) -> Expr:
+    """Bound the length of a repeated character; other expressions stay as they are."""
+    match expr:
+        case Repeat(CharSet() as part, min_count, max_count):
+            bounds = [bound for bound in (max_count, max_length) if bound is not None]
+            return repeat(part, max(min_count, min_length), min(bounds, default=None))
         case _:
-            return shape
+            return expr
 
 
-def _spelled(chars: CharSet) -> Expr:
-    """Characters as they stand in a JSON string; those that need an escape are left out where there are others."""
-    if plain := chars & UNESCAPED_CHARS:
-        return plain
+def _json_escape(chars: CharSet) -> Expr:
+    """Write characters as in a JSON string, without those that need an escape where there are others."""
+    if unescaped := chars & UNESCAPED_CHARS:
+        return unescaped
     points = [point for first, last in chars.ranges for point in range(first, last + 1)]
-    return union(*(json.dumps(chr(point))[1:-1] for point in points if point not in range(0xD800, 0xE000)))
+    surrogates = range(SURROGATES[0], SURROGATES[1] + 1)
+    return union(*(json.dumps(chr(point))[1:-1] for point in points if point not in surrogates))
 
 
-def _quoted(name: str) -> Expr:
+def _quote(name: str) -> Expr:
     return literal(json.dumps(name, ensure_ascii=False))

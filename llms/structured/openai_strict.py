@@ -1,59 +1,86 @@
-"""A JSON schema as OpenAI's strict mode wants it: every property required, none besides."""
+"""JSON schemas in the subset of OpenAI's strict mode: every property required, no additional ones."""
 
 from typing import Any
 
-CANNOT = {"allOf", "not", "if", "dependentRequired", "dependentSchemas", "oneOf", "patternProperties", "prefixItems"}
-"""Keywords that strict mode refuses."""
+UNSUPPORTED_KEYWORDS = {
+    "allOf",
+    "dependentRequired",
+    "dependentSchemas",
+    "if",
+    "not",
+    "oneOf",
+    "patternProperties",
+    "prefixItems",
+}
 
-MAPS = ("properties", "$defs", "definitions")
+DEFINITION_KEYWORDS = ("$defs", "definitions")
+
+SCHEMA_MAP_KEYWORDS = ("properties", *DEFINITION_KEYWORDS)
 """Keywords whose members are names, each with a schema."""
 
-VALUES = ("const", "default", "enum", "examples")
+VALUE_KEYWORDS = ("const", "default", "enum", "examples")
 """Keywords that hold values, not schemas."""
 
-BESIDE = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", *MAPS[1:]}
-"""Keywords beside a `$ref` that take nothing away from what it allows."""
+ANNOTATION_KEYWORDS = {
+    "$comment",
+    "default",
+    "deprecated",
+    "description",
+    "examples",
+    "readOnly",
+    "title",
+    "writeOnly",
+    *DEFINITION_KEYWORDS,
+}
+"""Keywords beside a `$ref` that do not narrow what it allows."""
 
 
 def strict_schema(schema: dict[str, Any]) -> dict[str, Any] | None:
-    """A schema for strict mode whose texts are all valid against the given one; `None` when there is none such.
+    """Narrow a schema to strict mode: what is valid against the result is valid against the schema.
 
-    What was optional is required: that asks for more, so what comes is valid still. A schema of open objects (a
-    dictionary of anything) has no such form, nor has one that would then contain itself without end.
+    Optional properties become required.
+
+    Returns:
+        `None` where there is no such form: of open objects (a dictionary of anything), and of a schema that would then
+        contain itself without end.
     """
     try:
-        narrowed = _narrowed(schema, _named(schema), ("#",))
+        narrowed = _narrow(schema, _reference_targets(schema), ("#",))
     except ValueError:
         return None
-    return None if narrowed.get("type") != "object" or _endless(narrowed, _named(narrowed), ()) else narrowed
+    is_object = narrowed.get("type") == "object"
+    return narrowed if is_object and not _is_infinite(narrowed, _reference_targets(narrowed), ()) else None
 
 
-def _named(schema: dict[str, Any]) -> dict[str, Any]:
-    """What a schema can refer to."""
-    return {"#": schema} | {f"#/{name}/{key}": each for name in MAPS[1:] for key, each in schema.get(name, {}).items()}
+def _reference_targets(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schemas of a document that a `$ref` can name."""
+    definitions = {
+        f"#/{keyword}/{name}": each for keyword in DEFINITION_KEYWORDS for name, each in schema.get(keyword, {}).items()
+    }
+    return {"#": schema, **definitions}
 
 
-def _narrowed(schema: Any, named: dict[str, Any], within: tuple[str, ...]) -> Any:
-    """The schema in strict mode's form.
+def _narrow(schema: Any, targets: dict[str, Any], enclosing: tuple[str, ...]) -> Any:
+    """Return a schema in strict mode's form.
 
     Args:
-        named: What there is to refer to.
-        within: The references it stands in the place of.
+        targets: Schemas by reference.
+        enclosing: References that are being replaced by their schemas.
     """
     if isinstance(schema, list):
-        return [_narrowed(each, named, within) for each in schema]
+        return [_narrow(each, targets, enclosing) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    if unsupported := CANNOT & schema.keys():
+    if unsupported := UNSUPPORTED_KEYWORDS & schema.keys():
         raise ValueError(f"strict mode has no `{min(unsupported)}`")
     if "$ref" in schema and len(schema) > 1:
-        return _alone(schema, named, within)
+        return _inline_reference(schema, targets, enclosing)
     narrowed: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key in MAPS:
-            narrowed[key] = {name: _narrowed(each, named, within) for name, each in value.items()}
-        elif key != "default":
-            narrowed[key] = value if key in VALUES else _narrowed(value, named, within)
+    for keyword, value in schema.items():
+        if keyword in SCHEMA_MAP_KEYWORDS:
+            narrowed[keyword] = {name: _narrow(each, targets, enclosing) for name, each in value.items()}
+        elif keyword != "default":
+            narrowed[keyword] = value if keyword in VALUE_KEYWORDS else _narrow(value, targets, enclosing)
     if "object" in (schema.get("type") or ()) or "properties" in schema:
         if schema.get("additionalProperties", False) or not schema.get("properties"):
             raise ValueError("strict mode has no open objects")
@@ -61,26 +88,26 @@ def _narrowed(schema: Any, named: dict[str, Any], within: tuple[str, ...]) -> An
     return narrowed
 
 
-def _alone(schema: dict[str, Any], named: dict[str, Any], within: tuple[str, ...]) -> Any:
-    """A reference with more beside it, which strict mode refuses: what it refers to, in its place.
+def _inline_reference(schema: dict[str, Any], targets: dict[str, Any], enclosing: tuple[str, ...]) -> Any:
+    """Replace a reference that has other keywords, which strict mode refuses, by its schema.
 
-    In a circle it stays a reference, and what is said beside it is lost.
+    In a cycle it stays a reference without them.
     """
     reference = schema["$ref"]
-    beside = {key: value for key, value in schema.items() if key != "$ref"}
-    if reference not in named or beside.keys() - BESIDE:
+    others = {keyword: value for keyword, value in schema.items() if keyword != "$ref"}
+    if reference not in targets or others.keys() - ANNOTATION_KEYWORDS:
         raise ValueError("strict mode has nothing beside a `$ref`")
-    if reference in within:
+    if reference in enclosing:
         return {"$ref": reference}
-    return _narrowed(named[reference] | beside, named, (*within, reference))
+    return _narrow(targets[reference] | others, targets, (*enclosing, reference))
 
 
-def _endless(schema: Any, named: dict[str, Any], within: tuple[str, ...]) -> bool:
-    """Whether every text of this schema would have to contain another of it."""
+def _is_infinite(schema: Any, targets: dict[str, Any], enclosing: tuple[str, ...]) -> bool:
+    """Return whether every valid value would contain another one."""
     if not isinstance(schema, dict):
         return False
     if reference := schema.get("$ref"):
-        return reference in within or _endless(named.get(reference), named, (*within, reference))
-    if choices := schema.get("anyOf"):
-        return all(_endless(each, named, within) for each in choices)
-    return any(_endless(each, named, within) for each in schema.get("properties", {}).values())
+        return reference in enclosing or _is_infinite(targets.get(reference), targets, (*enclosing, reference))
+    if options := schema.get("anyOf"):
+        return all(_is_infinite(each, targets, enclosing) for each in options)
+    return any(_is_infinite(each, targets, enclosing) for each in schema.get("properties", {}).values())

@@ -1,4 +1,4 @@
-"""The shapes a text can be held to: one type for every model, stored as plain data."""
+"""The type of `structured_output`: a JSON schema or a pattern however it is written, stored as plain data."""
 
 import json
 import re
@@ -12,8 +12,8 @@ from llms.errors import Rejected
 from llms.typing import ChatType, StructuredOutputType
 
 
-def _normalized(value: Any) -> Any:
-    """Infer a missing format, turn a class or a string into the schema it stands for, and check it."""
+def _normalize(value: Any) -> Any:
+    """Replace a class or a text by its schema, infer a missing format, and check the schema."""
     if isinstance(value, type) and issubclass(value, BaseModel):
         value = {"schema": value}
     if not isinstance(value, dict) or "schema" not in value:
@@ -26,7 +26,7 @@ def _normalized(value: Any) -> Any:
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         schema = schema.model_json_schema()
     if isinstance(schema, str) and value.get("format") != "regex":
-        schema = _parsed(schema, must=value.get("format") == "json")
+        schema = _parse(schema, must_be_json=value.get("format") == "json")
     kind = value.get("format") or ("json" if isinstance(schema, dict) else "regex")
     if kind == "json" and isinstance(schema, dict):
         try:
@@ -36,44 +36,48 @@ def _normalized(value: Any) -> Any:
     return {**value, "format": kind, "schema": schema}
 
 
-def _parsed(text: str, must: bool) -> Any:
-    """The JSON object a string holds; the string itself, a pattern, when it holds none and need not."""
+def _parse(text: str, must_be_json: bool) -> Any:
+    """Parse a JSON object; a text that is none is a pattern, and stays as it is."""
     try:
         parsed = json.loads(text)
     except json.JSONDecodeError as error:
-        if must:
+        if must_be_json:
             raise ValueError(f"the `schema` is not JSON: {error}") from None
         return text
     return parsed if isinstance(parsed, dict) else text
 
 
-StructuredOutput = Annotated[StructuredOutputType, BeforeValidator(_normalized)]
-"""A `StructuredOutputType` however it was written."""
+StructuredOutput = Annotated[StructuredOutputType, BeforeValidator(_normalize)]
+"""A `StructuredOutputType` however it is written."""
 
 
 def canonical_schema(structure: Any) -> str:
-    """A structure as text: two classes may bear one name, so a class is spelled as the schema it stands for."""
+    """Serialize a structure: a class as its schema, for two classes may have one name.
 
-    def plain(part: Any) -> Any:
+    Raises:
+        Rejected: If a class has no schema.
+    """
+
+    def serialize(part: Any) -> Any:
         if isinstance(part, type) and issubclass(part, BaseModel):
             return part.model_json_schema()
         return part.pattern if isinstance(part, re.Pattern) else f"{part}"
 
     try:
-        return json.dumps(structure, default=plain)
-    except Exception as error:  # of pydantic, whose classes may hold what no schema can say
-        what = f"{error}".partition("\n")[0]
-        raise Rejected(f"`structured_output`: {what}", attempts=0) from None
+        return json.dumps(structure, default=serialize)
+    except Exception as error:  # of pydantic, whose classes may have fields without a schema
+        why = f"{error}".partition("\n")[0]
+        raise Rejected(f"`structured_output`: {why}", attempts=0) from None
 
 
 def with_schema_prompt(chat: ChatType, schema: dict[str, Any]) -> ChatType:
-    """The chat with a JSON schema said to the model, for an API that cannot hold it to one."""
-    words = (
+    """Add a JSON schema to the chat's system prompt, for an API that cannot constrain its answers."""
+    instruction = (
         "Answer with one JSON value and nothing else: no explanation, no code fence. "
         f"It must be valid against this JSON schema:\n{json.dumps(schema, ensure_ascii=False)}"
     )
     match chat:
         case [{"role": "system", "content": str(content)}, *rest]:
-            return [{"role": "system", "content": f"{content}\n\n{words}"}, *rest]
+            return [{"role": "system", "content": f"{content}\n\n{instruction}"}, *rest]
         case _:
-            return [{"role": "system", "content": words}, *chat]
+            return [{"role": "system", "content": instruction}, *chat]

@@ -1,145 +1,160 @@
-"""What a text is held to, as a tree of shapes; and whether a text keeps to it."""
+"""Python's regular expressions as syntax trees."""
 
 import re
 import warnings
+from collections.abc import Callable, Iterable
 from functools import cache
-from re import _constants as op  # type: ignore[attr-defined]
-from re import _parser  # type: ignore[attr-defined]
+from importlib import import_module
 from typing import Any
 
 from llms.errors import Fatal
-from llms.structured.grammar import EMPTY_TEXT, CharSet, Expr, concat, one_of, repeat, union, union_of_sets
+from llms.structured.grammar import EMPTY_TEXT, CharSet, Expr, concat, one_of, repeat, union
 
-CANNOT = {
+op: Any = import_module("re._constants")
+parser: Any = import_module("re._parser")
+
+UNSUPPORTED = {
     "GROUPREF": "a backreference",
     "GROUPREF_EXISTS": "a condition",
 }
-"""What no automaton can do, by the names of Python's parser."""
+"""What no automaton can match, by the names of Python's parser."""
 
-FOLDED = 1000
-"""A set of at most so many characters is widened to both cases where case is to be ignored."""
+MAX_CASE_FOLDED_CHARS = 1000
+"""Size of a character set at most that is widened to both cases, where case is to be ignored."""
+
+ANCHORS_AT_START = ((op.AT, op.AT_BEGINNING), (op.AT, op.AT_BEGINNING_STRING))
+ANCHORS_AT_END = ((op.AT, op.AT_END), (op.AT, op.AT_END_STRING))
 
 
 def parse_regex(pattern: str) -> Expr:
-    """All texts that match a regular expression from their start to their end, whether it has anchors there or not.
+    """Parse a regular expression that is to match whole texts, whether it has anchors or not.
 
-    How greedy a repetition is makes no difference to which texts match.
+    Lookarounds and boundaries are left out: they only narrow the texts, and are checked on the complete text. Greedy
+    and lazy repetition match the same texts.
+
+    Raises:
+        Fatal: If it is none, or no automaton can match it.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # about sets that may mean something else one day
-            parsed = _parser.parse(pattern)
+            parsed = parser.parse(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise Fatal(f"`structured_output`: `{pattern}` is not a regular expression: {error}.") from None
-    return _Reader(pattern).sequence(list(parsed), parsed.state.flags, True, True)
+    return _Parser(pattern).concat(list(parsed), parsed.state.flags, True, True)
 
 
-class _Reader:
-    """Turns what Python's parser makes of one pattern into shapes."""
+class _Parser:
+    """Turns the nodes of Python's own parser into expressions."""
 
     def __init__(self, pattern: str) -> None:
         self._pattern = pattern
 
-    def sequence(self, nodes: list[Any], flags: int, first: bool, last: bool) -> Expr:
-        """What stands one after another.
+    def concat(self, nodes: list[Any], flags: int, is_first: bool, is_last: bool) -> Expr:
+        """Parse consecutive nodes.
 
         Args:
-            first: Whether it begins the text.
-            last: Whether it ends it.
+            is_first: Whether they begin the pattern.
+            is_last: Whether they end it.
         """
-        least, most = 0, len(nodes)
-        while first and least < most and nodes[least] in ((op.AT, op.AT_BEGINNING), (op.AT, op.AT_BEGINNING_STRING)):
-            least += 1
-        while last and least < most and nodes[most - 1] in ((op.AT, op.AT_END), (op.AT, op.AT_END_STRING)):
-            most -= 1
-        inner = nodes[least:most]
+        start, end = 0, len(nodes)
+        while is_first and start < end and nodes[start] in ANCHORS_AT_START:
+            start += 1
+        while is_last and start < end and nodes[end - 1] in ANCHORS_AT_END:
+            end -= 1
+        inner = nodes[start:end]
         return concat(
             *(
-                self._node(node, flags, first and at == 0, last and at == len(inner) - 1)
-                for at, node in enumerate(inner)
+                self._node(node, flags, is_first and index == 0, is_last and index == len(inner) - 1)
+                for index, node in enumerate(inner)
             )
         )
 
-    def _node(self, node: tuple[Any, Any], flags: int, first: bool, last: bool) -> Expr:
-        kind, what = node
+    def _node(self, node: tuple[Any, Any], flags: int, is_first: bool, is_last: bool) -> Expr:
+        kind, value = node
         match str(kind):
             case "LITERAL" | "NOT_LITERAL" | "IN" | "ANY" | "RANGE":
-                return _chars(kind, what, flags)
+                return _char_set(kind, value, flags)
             case "BRANCH":
-                return union(*(self.sequence(list(each), flags, first, last) for each in what[1]))
+                return union(*(self.concat(list(branch), flags, is_first, is_last) for branch in value[1]))
             case "SUBPATTERN":
-                _, add, drop, inner = what
-                return self.sequence(list(inner), (flags | add) & ~drop, first, last)
+                _, add, drop, inner = value
+                return self.concat(list(inner), (flags | add) & ~drop, is_first, is_last)
             case "MAX_REPEAT" | "MIN_REPEAT":
-                least, most, inner = what
-                once = most == 1
-                part = self.sequence(list(inner), flags, first and once, last and once)
-                return repeat(part, least, None if most is op.MAXREPEAT else int(most))
+                min_count, max_count, inner = value
+                is_once = max_count == 1
+                part = self.concat(list(inner), flags, is_first and is_once, is_last and is_once)
+                return repeat(part, min_count, None if max_count is op.MAXREPEAT else int(max_count))
             case "AT" | "ASSERT" | "ASSERT_NOT":
-                return EMPTY_TEXT  # they only narrow down what else is said: the text is checked when it is there
+                return EMPTY_TEXT
             case name:
-                raise self._refused(CANNOT.get(name, f"something ({name})"))
-
-    def _refused(self, what: str) -> Fatal:
-        return Fatal(
-            f"`structured_output`: `{self._pattern}` has {what}, which generation cannot be held to: write the pattern "
-            "without."
-        )
+                raise Fatal(
+                    f"`structured_output`: `{self._pattern}` has {UNSUPPORTED.get(name, f'something ({name})')}, which "
+                    "generation cannot be held to: write the pattern without."
+                )
 
 
-def _chars(kind: Any, what: Any, flags: int) -> CharSet:
+def _char_set(kind: Any, value: Any, flags: int) -> CharSet:
     match str(kind):
         case "ANY":
             return CharSet(()).complement if flags & re.DOTALL else one_of("\n").complement
         case "LITERAL":
-            return _folded(CharSet(((what, what),)), flags)
+            return _fold_case(CharSet(((value, value),)), flags)
         case "NOT_LITERAL":
-            return _folded(CharSet(((what, what),)), flags).complement
-    (negated, *_), members = what[0], what
-    found = _folded(union_of_sets(_member(*each) for each in members if each[0] is not op.NEGATE), flags)
+            return _fold_case(CharSet(((value, value),)), flags).complement
+    (negated, *_), members = value[0], value
+    found = _fold_case(_join(_class_member(*each) for each in members if each[0] is not op.NEGATE), flags)
     if negated is not op.NEGATE:
         return found
-    # What is excluded with a category, is excluded as widely as somebody may understand it.
+    # An excluded category is excluded as widely as any engine understands it.
     wide = [_unicode_class(str(inner)) for outer, inner in members if outer is op.CATEGORY]
-    return union_of_sets([found, *wide]).complement
+    return _join([found, *wide]).complement
 
 
-def _member(kind: Any, what: Any) -> CharSet:
+def _class_member(kind: Any, value: Any) -> CharSet:
     match str(kind):
         case "LITERAL":
-            return CharSet(((what, what),))
+            return CharSet(((value, value),))
         case "RANGE":
-            return CharSet((what,))
-    name = str(what)
+            return CharSet((value,))
+    name = str(value)
     return _unicode_class(name.replace("_NOT", "")).complement if "_NOT" in name else _ascii_class(name)
 
 
 def _ascii_class(category: str) -> CharSet:
-    """What `\\d`, `\\w` or `\\s` is for everybody: JSON Schema means fewer characters than Python."""
-    return {"CATEGORY_DIGIT": one_of("0123456789"), "CATEGORY_SPACE": one_of(" \t\n\r\f\v")}.get(category) or _word()
+    """Return `\\d`, `\\w` or `\\s` as all engines understand it: JSON Schema means fewer characters than Python."""
+    if category == "CATEGORY_DIGIT":
+        return one_of("0123456789")
+    return one_of(" \t\n\r\f\v") if category == "CATEGORY_SPACE" else _word_chars()
 
 
 @cache
 def _unicode_class(category: str) -> CharSet:
-    """What it is for anybody."""
+    """Return a category as widely as any engine understands it."""
     if "_NOT" in category:
         return _ascii_class(category.replace("_NOT", "")).complement
-    belongs = {"CATEGORY_DIGIT": str.isdecimal, "CATEGORY_SPACE": str.isspace}.get(category)
-    if not belongs:
-        return _word()
-    return CharSet.from_ranges((point, point) for point in range(0x20000) if belongs(chr(point)))
+    members = {"CATEGORY_DIGIT": str.isdecimal, "CATEGORY_SPACE": str.isspace}.get(category)
+    return _filter_chars(members, 0x20000) if members else _word_chars()
 
 
 @cache
-def _word() -> CharSet:
-    """Letters and digits of every script, and the underscore."""
-    return CharSet.from_ranges((point, point) for point in range(0x30000) if chr(point).isalnum() or point == ord("_"))
+def _word_chars() -> CharSet:
+    """Return the letters and digits of every script, and the underscore."""
+    return _filter_chars(lambda char: char.isalnum() or char == "_", 0x30000)
 
 
-def _folded(chars: CharSet, flags: int) -> CharSet:
-    """The same characters in both cases, where case is to be ignored."""
-    if not flags & re.IGNORECASE or len(chars) > FOLDED:
+def _filter_chars(belongs: Callable[[str], bool], limit: int) -> CharSet:
+    return CharSet.from_ranges((point, point) for point in range(limit) if belongs(chr(point)))
+
+
+def _fold_case(chars: CharSet, flags: int) -> CharSet:
+    """Return the characters in both cases, where case is to be ignored."""
+    if not flags & re.IGNORECASE or len(chars) > MAX_CASE_FOLDED_CHARS:
         return chars
     points = [point for first, last in chars.ranges for point in range(first, last + 1)]
     cases = {case for point in points for case in (chr(point).lower(), chr(point).upper(), chr(point))}
     return one_of("".join(case for case in cases if len(case) == 1))
+
+
+def _join(sets: Iterable[CharSet]) -> CharSet:
+    return CharSet.from_ranges(char_range for chars in sets for char_range in chars.ranges)

@@ -1,4 +1,4 @@
-"""Two JSON schemas for one value, as one schema: what `allOf`, and words beside a `$ref`, come to."""
+"""Merging of JSON schemas: the meaning of `allOf`, and of keywords beside a `$ref`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,29 +7,27 @@ Schema = Mapping[str, Any] | bool
 
 
 def merge_schemas(one: Schema, other: Schema) -> Schema:
-    """A schema that asks for what both ask for, as far as one can be put into the other."""
+    """Return a schema that asks for what both ask for, as far as they can be merged."""
     if one is True or one == {}:
         return other
     if other is True or other == {}:
         return one
     if one is False or other is False:
         return False
-    both = dict(one)
-    for word, value in other.items():
-        if word not in both:
-            both[word] = value
-        elif both[word] != value:
-            both[word] = _both(word, both[word], value)
-    return both
+    merged = dict(one)
+    for keyword, value in other.items():
+        if keyword not in merged:
+            merged[keyword] = value
+        elif merged[keyword] != value:
+            merged[keyword] = _merge_keyword(keyword, merged[keyword], value)
+    return merged
 
 
-def _both(word: str, one: Any, other: Any) -> Any:
-    match word:
+def _merge_keyword(keyword: str, one: Any, other: Any) -> Any:
+    match keyword:
         case "properties" | "patternProperties" | "$defs" | "definitions":
-            return {
-                **one,
-                **{name: merge_schemas(one[name], part) if name in one else part for name, part in other.items()},
-            }
+            common = {name: merge_schemas(one[name], part) for name, part in other.items() if name in one}
+            return {**one, **other, **common}
         case "required" | "allOf":
             return [*one, *(each for each in other if each not in one)]
         case "enum":
@@ -43,8 +41,8 @@ def _both(word: str, one: Any, other: Any) -> Any:
         case "items" | "additionalProperties" | "propertyNames" if not isinstance(one, list):
             return merge_schemas(one, other)
         case "type":
-            kinds = [[each] if isinstance(each, str) else each for each in (one, other)]
-            common = [each for each in kinds[0] if each in kinds[1]]
-            return common or (["integer"] if {"integer", "number"} <= {*kinds[0], *kinds[1]} else [])
+            types = [[each] if isinstance(each, str) else each for each in (one, other)]
+            common = [each for each in types[0] if each in types[1]]
+            return common or (["integer"] if {"integer", "number"} <= {*types[0], *types[1]} else [])
         case _:
             return other

@@ -15,7 +15,8 @@ import torch
 import transformers
 
 from llms import TransformersLLM, demo
-from llms.local.transformers.batch import Batch, TokenSequence
+from llms.local.generation import TokenSequence
+from llms.local.transformers.batch import Batch
 from llms.typing import ChatType
 
 TOKENS = 64
@@ -67,8 +68,8 @@ def per_row_and_token(llm: TransformersLLM) -> float:
     engine = llm._engine()
     automaton = llm._automaton(engine)
     prompts = torch.zeros((32, 8), dtype=torch.long)
-    texts = [TokenSequence([0] * 8, TOKENS, 1, (row, 0), automaton) for row in range(32)]
-    batch = Batch(torch, texts, prompts, torch.ones_like(prompts), engine._ends, engine.token_bytes)
+    texts = [TokenSequence([0] * 8, TOKENS, 1, row, automaton=automaton) for row in range(32)]
+    batch = Batch(torch, texts, prompts, torch.ones_like(prompts), engine.end_tokens, engine.token_bytes)
     scores = torch.randn((32, engine.model.config.vocab_size))
     spent, steps, tokens = 0.0, 0, prompts
     while None in batch.finish_reasons:

@@ -87,7 +87,7 @@ def main() -> None:
     llm = vLLM(model=str(demo.CHECKPOINT), **SMALL)
     held = vLLM(model=str(demo.CHECKPOINT), **SMALL, structured_output={"format": "regex", "schema": DIGITS})
     held.load()
-    engine = llm._writer()._llm
+    engine = llm._engine()._llm
     rates = measure(
         bare_greedy=lambda: bare(engine, temperature=0),
         greedy=lambda: ours(llm, temperature=0),

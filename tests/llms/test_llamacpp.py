@@ -463,7 +463,9 @@ def test_greedy_texts_are_the_same_alone_and_together(structure):
 def test_chats_with_structures_of_their_own_are_one_batch(llm, monkeypatch):
     calls: list[int] = []
     write = LlamaEngine.write
-    monkeypatch.setattr(LlamaEngine, "write", lambda engine, texts: calls.append(len(texts)) or write(engine, texts))
+    monkeypatch.setattr(
+        LlamaEngine, "write", lambda engine, texts, options: calls.append(len(texts)) or write(engine, texts, options)
+    )
     schemas = [record(kind={"const": f"kind {at}"}, n={"type": "integer"}) for at in range(8)]
     requests = [
         (llm.with_structured_output({"schema": schema}), chat) for schema, chat in zip(schemas, CHATS, strict=False)
@@ -521,7 +523,7 @@ def test_no_chats_and_no_generations(llm):
 
 def test_a_start_token_is_there_once(sentencepiece):
     engine = block(model_path=sentencepiece)._engine()
-    assert engine.template is None and engine.tokenize("<s>the dragon") == engine.tokenize("the dragon")
+    assert engine.chat_template is None and engine.tokenize("<s>the dragon") == engine.tokenize("the dragon")
     assert engine.tokenize("the dragon")[0] == 1 and engine.tokenize("the dragon").count(1) == 1
 
 

@@ -25,7 +25,8 @@ import torch
 import transformers
 
 from llms import Fatal, Rejected, TransformersLLM, demo, store
-from llms.local.transformers.batch import Batch, TokenSequence
+from llms.local.generation import TokenSequence
+from llms.local.transformers.batch import Batch
 from llms.local.transformers.tokens import token_bytes
 from llms.typing import ChatType, Usage
 from tests.support.random_weights import WILD, checkpoint
@@ -293,8 +294,8 @@ def test_texts_are_drawn_as_likely_as_the_model_finds_them(llm):
     (prompt,) = engine.tokenize(CHATS[1:2], None)
     with torch.inference_mode():
         odds = engine.model(torch.tensor([prompt])).logits[0, -1].float().softmax(-1)
-    texts = [TokenSequence(list(prompt), 1, seed=1, number=(number, 0)) for number in range(1000)]
-    engine.write(texts, engine.defaults.with_options({"top_k": 0}), rows=1000)
+    texts = [TokenSequence(list(prompt), 1, seed=1, generation=number) for number in range(1000)]
+    engine.write(texts, engine.defaults.with_options({"top_k": 0}), batch_size=1000)
     drawn = torch.bincount(torch.tensor([text.tokens[0] for text in texts]), minlength=len(odds)) / len(texts)
     assert (drawn - odds).abs().max() < 0.06
 
@@ -526,7 +527,7 @@ def test_what_must_not_be_said_has_no_chance():
     llm = held("[ab]{3}")
     engine = llm._engine()
     prompts = torch.zeros((4, 2), dtype=torch.long)
-    texts = [TokenSequence([0, 0], 9, 1, (row, 0), llm._automaton(engine)) for row in range(4)]
+    texts = [TokenSequence([0, 0], 9, 1, row, automaton=llm._automaton(engine)) for row in range(4)]
     batch = Batch(torch, texts, prompts, torch.ones_like(prompts), [2], engine.token_bytes)
     scores = torch.full((4, 2048), -1e9)
     scores[:, 7] = 1e9  # what the model would say by far the likeliest

@@ -22,7 +22,8 @@ from pydantic import ValidationError
 
 from llms import Fatal, Rejected, demo, store
 from llms.local.automaton import Compiler
-from llms.local.vllm.engine import HiddenStateEngine, TextEngine, TokenSequence
+from llms.local.generation import TokenSequence
+from llms.local.vllm.engine import HiddenStateEngine, TextEngine
 from llms.local.vllm.guide import EXTRA_ARGS_KEY, GuideProcessor
 from llms.typing import ChatType, Usage
 from llms.vllm import vLLM
@@ -152,15 +153,15 @@ def test_a_greedy_answer_is_the_same_however_often_it_was_written(noise):
 
 def test_texts_of_all_kinds_are_written_side_by_side(noise):
     free, digits, letters = vLLM(**noise), held(r"\d{1,40}", noise), held("[a-z]{1,60}", noise)
-    engine = free._writer()
+    engine = free._engine()
     automata = [each._automaton(engine) for each in (free, digits, letters)]
-    prompt = engine.tokenize(CHAT, noise["chat_template"])
+    (prompt,) = engine.tokenize([CHAT], noise["chat_template"])
     texts = [
         TokenSequence(prompt, 3 + at % 17, at, automaton=automata[at % 3]) for at in range(60)
     ]  # they come, go and move
     engine.write(texts, dict(WILD))
     for at, text in enumerate(texts):
-        assert at % 3 == 0 or re.fullmatch((r"\d{1,40}", "[a-z]{1,60}")[at % 3 - 1], str(text)), (at, text)
+        assert at % 3 == 0 or re.fullmatch((r"\d{1,40}", "[a-z]{1,60}")[at % 3 - 1], text.text), (at, text)
         assert 0 < len(text.tokens) <= text.max_tokens
 
 
@@ -218,7 +219,9 @@ def test_another_structure_at_the_same_address_has_masks_of_its_own(tmp_path):
         letters = "acegikmoqs"[at % 10] + "bdfhjln"[at % 7]
         file = tmp_path / str(at)
         file.write_bytes(pickle.dumps(compiler.compile({"format": "regex", "schema": f"[{letters}]"})))
-        params = SimpleNamespace(max_tokens=4, extra_args={EXTRA_ARGS_KEY: {"automaton": str(file), "ends": [256]}})
+        params = SimpleNamespace(
+            max_tokens=4, extra_args={EXTRA_ARGS_KEY: {"automaton": str(file), "end_tokens": [256]}}
+        )
         guide.update_state(SimpleNamespace(removed=[0], added=[(0, params, None, [])], moved=[]))
         scores = guide.apply(torch.zeros(1, 257))
         assert {chr(token) for token in scores[0].isfinite().nonzero().flatten().tolist()} == set(letters)
@@ -253,7 +256,7 @@ def test_says_how_likely_its_tokens_were(llm):
 
 def test_stops_where_it_is_told(llm):
     assert llm.generate([CHAT], temperature=0, stop=" Spain")[0] == ["The capital of"]
-    token = llm._writer()._llm.get_tokenizer()(" is")["input_ids"][-1]
+    token = llm._engine()._llm.get_tokenizer()(" is")["input_ids"][-1]
     assert (llm.generate([CHAT], temperature=0, stop_token_ids=[token])[0][0] or "").startswith("The capital of Spain")
 
 
@@ -266,7 +269,7 @@ def test_a_seed_makes_it_repeatable(llm):
     assert ask(CHATS, seed=8) != one and one[1][0] != one[1][1]
     assert ask(CHATS) != ask(CHATS)
     seeded = vLLM(**{**llm.model_dump(include=set(SMALL)), "model": llm.model, "seed": 7})
-    assert seeded._writer() is llm._writer()
+    assert seeded._engine() is llm._engine()
     assert [list(output) for output in seeded.generate(CHATS, 2, max_new_tokens=30, **WILD)] == one
 
 
@@ -294,7 +297,7 @@ def test_a_template_may_refuse_a_chat(llm):
     )
     picky = vLLM(model=llm.model, chat_template=template, **SMALL)
     answered, refused = picky.generate([CHAT, CHAT * 2], temperature=0)
-    assert answered == [MADRID] and picky._writer() is llm._writer()
+    assert answered == [MADRID] and picky._engine() is llm._engine()
     assert isinstance(refused.error, Rejected) and "one turn, please" in str(refused.error)
 
 
@@ -346,7 +349,7 @@ def test_hidden_states_are_those_of_transformers_and_the_engine_ends(llm):
         assert np.abs(state - own).max() < 1e-3
     with pytest.raises(Rejected, match="512"):
         reading.get_last_hidden_state([[{"role": "user", "content": "a dragon " * 400}]])
-    engine = weakref.ref(reading._reader())
+    engine = weakref.ref(reading._hidden_state_engine())
     reading.unload()
     assert engine() is None
     assert started and not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in started)

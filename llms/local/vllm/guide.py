@@ -1,4 +1,4 @@
-"""Guided texts inside vLLM's own processes: a logits processor that leaves to each only what it can still end with."""
+"""Constrained decoding inside vLLM's own processes: a logits processor that masks tokens by each row's automaton."""
 
 import pickle
 from collections.abc import Sequence
@@ -11,49 +11,49 @@ import numpy as np
 from llms.local.automaton import Automaton, Tokens
 
 LOGITS_PROCESSOR = "llms.local.vllm.guide:Guided"
-"""How vLLM finds the logits processor, in processes that it starts itself."""
+"""Import path of the logits processor, for processes that vLLM starts itself."""
 
 EXTRA_ARGS_KEY = "distilflow"
-"""The name, among the `extra_args` of a request, of what its text is held to: a file and the tokens that end a text."""
+"""Among the `extra_args` of a request: the file of its automaton, and the tokens that end a text."""
 
 MAX_CACHED_MASKS = 512
-"""How many masks over the vocabulary are kept: those of a large one have a megabyte per eight."""
+"""Token masks that are cached: eight masks over a large vocabulary take a megabyte."""
 
 
 class RowState:
-    """Where one text is in its automaton.
+    """The state of one row in its automaton.
 
     Attributes:
-        astray: Whether something else than this processor let it leave the automaton: nothing can be said any more.
+        has_left_automaton: Whether another logits processor let it leave the automaton: it is no longer constrained.
     """
 
-    def __init__(self, automaton: Automaton, ends: Sequence[int], budget: int, said: list[int]) -> None:
+    def __init__(self, automaton: Automaton, end_tokens: Sequence[int], max_tokens: int, tokens: list[int]) -> None:
         """Begin before the first token.
 
         Args:
-            budget: How many tokens the text has at most.
-            said: The tokens it has, which vLLM adds to.
+            max_tokens: Tokens of the text at most.
+            tokens: Its tokens so far, which vLLM appends to.
         """
-        self.automaton, self.ends, self.has_left_automaton = automaton, list(ends), False
-        self._budget, self._said, self._read, self.state = budget, said, 0, automaton.start_state
-        self._allowed = automaton.allowed_tokens(self.state, budget)
+        self.automaton, self.end_tokens, self.has_left_automaton = automaton, list(end_tokens), False
+        self._max_tokens, self._tokens, self._num_read, self.state = max_tokens, tokens, 0, automaton.start_state
+        self._allowed = automaton.allowed_tokens(self.state, max_tokens)
 
     def allowed_tokens(self) -> Tokens:
-        """The tokens that may come next, besides an end where the text is whole."""
-        while self._read < len(self._said) and not self.has_left_automaton:
-            token = self._said[self._read]
-            at = int(self._allowed.searchsorted(token))
-            if at == len(self._allowed) or self._allowed[at] != token:
+        """Return the tokens that may come next, besides an end in an accepting state."""
+        while self._num_read < len(self._tokens) and not self.has_left_automaton:
+            token = self._tokens[self._num_read]
+            index = int(self._allowed.searchsorted(token))
+            if index == len(self._allowed) or self._allowed[index] != token:
                 self.has_left_automaton = True
             else:
-                self._read += 1
+                self._num_read += 1
                 self.state = self.automaton.next_state(self.state, token)
-                self._allowed = self.automaton.allowed_tokens(self.state, self._budget - self._read)
+                self._allowed = self.automaton.allowed_tokens(self.state, self._max_tokens - self._num_read)
         return self._allowed
 
 
 class GuideProcessor:
-    """What vLLM asks of a logits processor. Requests that are held to nothing are left alone."""
+    """A logits processor of vLLM. Requests without a structure are left alone."""
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
         self._device = device
@@ -61,19 +61,20 @@ class GuideProcessor:
         self._masks: dict[tuple[Automaton, int, int], Any] = {}
 
     def is_argmax_invariant(self) -> bool:
-        """No: the likeliest token may be one that must not come."""
+        """Return `False`: the most likely token may be masked."""
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        """Take in which requests have come, gone and moved."""
+        """Take in which requests were added, removed and moved."""
         if batch_update is None:
             return
         for row in batch_update.removed:
             self._rows.pop(row, None)
-        for row, params, _, said in batch_update.added:
+        for row, params, _, tokens in batch_update.added:
             self._rows.pop(row, None)
-            if held := (params.extra_args or {}).get(EXTRA_ARGS_KEY):
-                self._rows[row] = RowState(_automaton(held["automaton"]), held["ends"], params.max_tokens, said)
+            if constraint := (params.extra_args or {}).get(EXTRA_ARGS_KEY):
+                automaton = _load(constraint["automaton"])
+                self._rows[row] = RowState(automaton, constraint["end_tokens"], params.max_tokens, tokens)
         for source, target, direction in batch_update.moved:
             moved, other = self._rows.pop(source, None), self._rows.pop(target, None)
             if moved:
@@ -82,8 +83,9 @@ class GuideProcessor:
                 self._rows[source] = other
 
     def apply(self, logits: Any) -> Any:
-        """Leave to every row only the tokens after which it can still keep to its structure, and end in time."""
-        masks = {at: mask for at, row in self._rows.items() if (mask := self._mask(row, logits.shape[-1])) is not None}
+        """Mask the tokens after which a row could not satisfy its structure within its remaining tokens."""
+        size = logits.shape[-1]
+        masks = {index: mask for index, row in self._rows.items() if (mask := self._mask(row, size)) is not None}
         if masks:
             import torch
 
@@ -92,18 +94,18 @@ class GuideProcessor:
         return logits
 
     def _mask(self, row: RowState, size: int) -> Any:
-        """What a row must not say next, as a mask over the vocabulary; nothing once it went astray."""
+        """Return the token mask of a row, `[vocabulary]`, true where forbidden; `None` once it left its automaton."""
         allowed = row.allowed_tokens()
         if row.has_left_automaton:
             return None
-        # The fewer tokens are left, the fewer are allowed: of one state, as many are always the same.
+        # Fewer remaining tokens allow fewer: in one state, equal numbers of allowed tokens are equal sets.
         key = (row.automaton, row.state, len(allowed))
         if key not in self._masks:
             import torch
 
             forbidden = np.full(size, True)
             forbidden[allowed] = False
-            forbidden[row.ends] = row.state not in row.automaton.accepting_states
+            forbidden[row.end_tokens] = row.state not in row.automaton.accepting_states
             if len(self._masks) >= MAX_CACHED_MASKS:
                 self._masks.clear()
             self._masks[key] = torch.from_numpy(forbidden).to(self._device)
@@ -118,12 +120,12 @@ def _processor() -> type:
 
 
 def __getattr__(name: str) -> Any:
-    """`Guided` is a class of vLLM's, which is imported only where it is used."""
+    """Create `Guided`, a class of vLLM's, which is imported only where it is used."""
     if name == "Guided":
         return _processor()
     raise AttributeError(name)
 
 
 @lru_cache(maxsize=64)
-def _automaton(path: str) -> Automaton:
+def _load(path: str) -> Automaton:
     return pickle.loads(Path(path).read_bytes())

@@ -25,8 +25,9 @@ from llms.structured.grammar import (
     shortest_text,
     to_regex,
 )
+from llms.structured.json_schema import parse_structure
 from llms.structured.numbers import decimal_range, integer_range
-from llms.structured.validation import parse_structure, validation_error
+from llms.structured.validation import validation_error
 from llms.typing import ChatType, GenerateOutput, StructuredOutputType
 from tasks import LoadDataFromDicts
 from tasks.embedding.generate_embeddings import GenerateEmbeddings
