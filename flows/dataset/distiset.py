@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator, Mapping
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -73,7 +73,7 @@ class Distiset(Mapping[str, "DatasetDict"]):
         revision: str | None = None,
         commit_message: str | None = None,
     ) -> str:
-        """Upload it to the Hugging Face Hub, with its card and `run.json`, in place of what was pushed there before.
+        """Upload it to the Hugging Face Hub, with its card and `run.json`, in place of an earlier push.
 
         Args:
             repo_id: Dataset repository, `me/my-dataset`; created if it does not exist.
@@ -193,14 +193,14 @@ def _read_dataset(
             return Dataset((schema or pa.schema([])).empty_table())
         if small:
             return Dataset(pa.concat_tables([pq.read_table(path) for path in files]))
-        return Dataset.from_parquet([str(path) for path in files])  # type: ignore[return-value]
+        return cast(Dataset, Dataset.from_parquet([str(path) for path in files]))
     if small:
         typed = known.arrow_schema
         tables = [pa.Table.from_pylist(rows, typed) for path in files for rows in read_batches(path, ROW_GROUP_SIZE)]
         return Dataset(pa.concat_tables([typed.empty_table(), *tables]))
     # not `from_json`, which takes strings for dates where all of a block look like dates
     versions = [(f"{path}", path.stat().st_mtime_ns) for path in files]
-    return Dataset.from_generator(_read_rows, features=known, gen_kwargs={"files": versions})  # type: ignore[return-value]
+    return cast(Dataset, Dataset.from_generator(_read_rows, features=known, gen_kwargs={"files": versions}))
 
 
 def _read_rows(files: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:

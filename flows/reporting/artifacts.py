@@ -117,7 +117,8 @@ def publish(run: FlowRun, folder: Path, kept: bool, hide: Callable[[str], str], 
 
 
 def _create(client: SyncPrefectClient, run: FlowRun, artifact: Artifact, hide: Callable[[str], str] = str) -> UUID:
-    data: Any = artifact.format(_sync=True)  # type: ignore[call-arg]  # in an event loop too
+    render: Any = artifact.format
+    data = render(_sync=True)  # inside an event loop, too
     data = hide(data) if isinstance(data, str) else data
     request = ArtifactCreate(
         type=artifact.type, key=artifact.key, description=artifact.description, data=data, flow_run_id=run.id
@@ -146,10 +147,10 @@ def _summary(facts: dict[str, Any], folder: Path | None) -> str:
     ]
     lines += _markdown_table("Failures", ["step", "class", "rows"], classes)
     models = [
-        [f"`{name}`", model, spent["requests"], spent["cached"], spent["input_tokens"], spent["output_tokens"]]
-        + ["not known" if spent["cost"] is None else money(spent["cost"]) if spent["cost"] else "none"]
+        [f"`{name}`", model, used["requests"], used["cached"], used["input_tokens"], used["output_tokens"]]
+        + ["not known" if used["cost"] is None else money(used["cost"]) if used["cost"] else "none"]
         for name, step in summary["steps"].items()
-        for model, spent in step["models"].items()
+        for model, used in step["models"].items()
     ]
     heads = ["step", "model", "requests", "from the store", "tokens in", "tokens out", "cost"]
     lines += _markdown_table("Models", heads, models)
@@ -180,8 +181,8 @@ def _next_steps(facts: dict[str, Any], folder: Path | None) -> str:
         redo = f"Run it again, the same way, to try the rows that failed once more: {again}"
         return redo if facts["summary"]["failures"] else f"Run it again with more rows, or other steps: {again}"
     if facts["state"] == "drained":
-        spent = " or ".join(f"`{name}`" for name in facts["budget"])
-        return f"{left}Run it again, the same way, with more {spent}: it resumes from here, as {again}"
+        limits = " or ".join(f"`{name}`" for name in facts["budget"])
+        return f"{left}Run it again, the same way, with more {limits}: it resumes from here, as {again}"
     return f"{left}Fix what is said above and run it again, the same way, or *Retry* it: {again}"
 
 

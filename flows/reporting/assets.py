@@ -79,7 +79,7 @@ def asset_key(uri: str) -> str:
 
 
 def _source_uris(step: GeneratorStep, hide: Callable[[str], str]) -> Iterator[str]:
-    """URIs of what a step reads; none of rows given in Python, and of sources that are not ours."""
+    """Yield the URIs a step reads; none for rows given in Python, and for other sources."""
     paths: Any = step.data_files if isinstance(step, LoadDataFromFiles) else []
     if isinstance(step, LoadDataFromHub):
         if not Path(step.repo_id).exists():

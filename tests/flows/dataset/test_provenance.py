@@ -1,0 +1,33 @@
+"""Versions in `run.json`: those of the packages the steps' models use."""
+
+import re
+import tomllib
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+
+from flows.dataset.provenance import package_versions
+from llms import LlamaServerLLM, OpenAILLM
+from llms.any_llm import model_classes
+from tasks import LoadDataFromDicts, TextGeneration
+
+
+def test_versions_are_those_of_the_packages_in_use(monkeypatch):
+    steps = [
+        LoadDataFromDicts(data=[{"instruction": "a"}]),
+        TextGeneration(name="local", llm=LlamaServerLLM()),
+        TextGeneration(name="remote", llm=OpenAILLM(model="m", api_key="k")),
+    ]
+    versions = package_versions(steps)
+    assert list(versions) == ["python", "distilflow", "prefect", "xllamacpp"]
+    assert versions["xllamacpp"] == version("xllamacpp")
+    monkeypatch.setattr(LlamaServerLLM, "packages", ("xllamacpp", "not-installed"))
+    assert package_versions(steps) == versions
+
+
+def test_packages_of_a_model_are_dependencies():
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    names = {re.match(r"[\w-]+", each)[0] for each in needed} | {"vllm"}  # which is installed apart from the rest
+    packages = {name for cls in model_classes().values() if cls.__module__.startswith("llms.") for name in cls.packages}
+    assert packages and packages <= names
