@@ -15,9 +15,6 @@ from typing import NamedTuple
 
 import pytest
 
-import llms
-import tasks
-from llms import local, openai_compatible
 from tests.support import api_profiles, tables
 
 ROOT = Path(__file__).parents[1]
@@ -239,18 +236,6 @@ def test_links_lead_somewhere(page):
         target = page.parent / path if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
-
-
-SEAMS = re.findall(r"^\| `(\w+)` \| (.*) \|$", CONTRIBUTING.read_text(), flags=re.MULTILINE)
-
-
-@pytest.mark.parametrize(("name", "members"), SEAMS, ids=[name for name, _ in SEAMS])
-def test_seam_exists(name, members):
-    """Whoever overrides a member that the page names overrides one that is there."""
-    places = (llms, openai_compatible, local.base, tasks)
-    cls = next(getattr(place, name) for place in places if hasattr(place, name))
-    known = set(dir(cls)).union(*(vars(each).get("__annotations__", ()) for each in cls.__mro__), tasks.__all__)
-    assert not set(re.findall(r"`(\w+)`", members)) - known
 
 
 def test_automations_are_listed():

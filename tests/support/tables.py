@@ -4,9 +4,14 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from inspect import getdoc, isabstract
 from pathlib import Path
+from typing import Any
 
 import tasks
-from tasks import Step
+from llms import LLM, AsyncLLM, RemoteLLM
+from llms.local.base import LocalLLM
+from llms.local.batched import BatchedLLM
+from llms.openai_compatible import ChatCompletionsLLM
+from tasks import GeneratorStep, GlobalStep, Join, Step, Task
 from tests.support.api_profiles import Way, remote, shipped, ways
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +90,40 @@ def _columns(docstring: str) -> tuple[str, str]:
     return stated["Input"], stated["Output"]
 
 
+def model_seams() -> str:
+    """Return the hooks of the base classes of models."""
+    return _seams(LLM, AsyncLLM, RemoteLLM, ChatCompletionsLLM, LocalLLM, BatchedLLM)
+
+
+def step_seams() -> str:
+    """Return the hooks of the base classes of steps."""
+    return _seams(Step, Task, GlobalStep, GeneratorStep, Join)
+
+
+def _seams(*classes: type[Any]) -> str:
+    """Return what an author of a subclass gives: what is abstract, and what he may override, as its docstring says."""
+    rows = []
+    for cls in classes:
+        parent = next((each for each in cls.__mro__[1:] if each in classes), None)
+        facts = [name for each in cls.__mro__ for name in _facts(each)]
+        hooks = [name for name, member in vars(cls).items() if "Override this" in (getdoc(member) or "")]
+        given = [*sorted(cls.__abstractmethods__), *(name for name in facts if not hasattr(cls, name))]
+        optional = [name for name in (*facts, *hooks) if name not in given and not hasattr(parent, name)]
+        inherited = [f"all of `{parent.__name__}`"] if parent else []
+        rows.append((f"`{cls.__name__}`", ", ".join(map(_code, given)), ", ".join([*map(_code, optional), *inherited])))
+    return _table(("base class", "you give", "you may override"), rows)
+
+
+def _facts(cls: type[Any]) -> list[str]:
+    """Return the class variables that a class declares, without those of Prefect's blocks."""
+    declared = vars(cls).get("__annotations__", {}).items() if cls.__module__.startswith(("llms", "tasks")) else ()
+    return [name for name, kind in declared if "ClassVar" in str(kind) and name != "load"]
+
+
+def _code(name: str) -> str:
+    return f"`{name}`"
+
+
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [heads, ("---",) * len(heads), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
@@ -94,6 +133,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "providers": ("llms/README.md", providers),
     "parameters": ("llms/README.md", parameters),
     "steps": ("tasks/README.md", steps),
+    "models to subclass": (".github/CONTRIBUTING.md", model_seams),
+    "steps to subclass": (".github/CONTRIBUTING.md", step_seams),
 }
 """The name of each table, the file it is in, and the function that returns it."""
 
