@@ -14,7 +14,7 @@ from tasks.routing import Sample
 SAMPLE_PATTERN = re.compile(r"sample_n_steps\(\s*(?:n\s*=\s*)?(\d+)\s*(?:,\s*(?:seed\s*=\s*)?(-?\d+)\s*)?\)")
 
 
-def format_edges(wired: DagBuilder) -> list[str]:
+def format_edges(wired: DagBuilder[Step]) -> list[str]:
     """The edges in the order they were drawn; those that leave a step together are one text.
 
     Raises:

@@ -69,13 +69,13 @@ class Document:
             with self._error_location(f"step `{name}`"):
                 _step_class(fields)
 
-    def build(self) -> DagBuilder:
+    def build(self) -> DagBuilder[Step]:
         """The steps, made and connected.
 
         Raises:
             ConfigurationError: Naming the file, the step, and the nearest right class, field or name.
         """
-        wired = DagBuilder()
+        wired = DagBuilder[Step]()
         outer = dag.current.set(wired)
         try:
             for name, fields in self.steps.items():
@@ -100,7 +100,7 @@ class Document:
             raise ConfigurationError(f"`{self.file}`, {place}: {what}") from None
 
 
-def write(name: str | None, description: str | None, wired: DagBuilder) -> str:
+def write(name: str | None, description: str | None, wired: DagBuilder[Step]) -> str:
     """The text of a pipeline: the same for the same, whenever and wherever it is written.
 
     Raises:

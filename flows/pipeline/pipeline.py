@@ -51,7 +51,7 @@ class Pipeline:
     def __init__(self, name: str | None = None, description: str | None = None) -> None:
         self._name = name
         self.description = description
-        self._wiring = dag.DagBuilder()
+        self._wiring = dag.DagBuilder[Step]()
 
     def __enter__(self) -> "Pipeline":
         self._outer = dag.current.set(self._wiring)

@@ -1,4 +1,4 @@
-"""Columns of several branches side by side."""
+"""A join that combines the columns of several branches."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,13 +8,13 @@ from tasks.typing import Row
 
 
 class CombineOutputs(Join):
-    """Puts what several branches made of a row into one row that has the columns of all.
+    """Join the rows of several branches into one row with the columns of all.
 
-    A column that two branches fill differently must be called otherwise in one of them (`output_mappings`), or the row
-    fails; only of `model_name` the last one counts.
+    If two branches fill a column differently, the row fails, unless one of them renames it with `output_mappings`. Of
+    `model_name` the last branch wins.
 
     Input columns: any.
-    Output columns: all of them.
+    Output columns: those of all branches.
 
     Example:
         ```python
@@ -25,15 +25,15 @@ class CombineOutputs(Join):
     """
 
     def joined(self, rows: list[Row]) -> Row:
-        """The columns of all the rows.
+        """Combine the columns of all rows.
 
         Raises:
-            ValueError: If two of them differ.
+            ValueError: If two rows differ in a column.
         """
         columns = dict(rows[0])
         for row in rows[1:]:
             for name in row.keys() & columns.keys() - {"model_name"}:
-                if not _same(row[name], columns[name]):
+                if not _equal(row[name], columns[name]):
                     raise ValueError(
                         f"two branches fill `{name}`: let one of them call it otherwise, "
                         f'`output_mappings={{"{name}": "other_{name}"}}`.'
@@ -42,13 +42,13 @@ class CombineOutputs(Join):
         return Row(columns, rows[0].origin)
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two values are equal; NaN is equal to NaN, and an array to one that holds the same."""
+def _equal(one: Any, other: Any) -> bool:
+    """Compare two values, with NaN equal to NaN, and arrays by their elements."""
     one, other = (each.tolist() if hasattr(each, "tolist") else each for each in (one, other))
     match one, other:
         case (Mapping(), Mapping()):
-            return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+            return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
         case (list() | tuple(), list() | tuple()):
-            return len(one) == len(other) and all(map(_same, one, other))
+            return len(one) == len(other) and all(map(_equal, one, other))
         case _:
             return bool(one == other or (one != one and other != other))

@@ -1,4 +1,4 @@
-"""A row per element of a list."""
+"""A step that unnests lists: one row per element."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -8,18 +8,18 @@ from pydantic import Field, field_validator
 
 from llms.config.strict import did_you_mean
 from tasks.base import Step
-from tasks.columns.keep_columns import distinct
+from tasks.columns.keep_columns import validate_distinct
 from tasks.typing import Row
 
 
 class ExpandColumns(Step):
-    """Makes a row of every element of a list; the other columns are repeated.
+    """Expand lists into one row per element; repeat the other columns.
 
-    Several columns are expanded together, the first elements with each other, and so on: their lists are equally long,
-    or the row fails. An empty list makes no row.
+    Several columns are expanded together, element by element; a row whose lists differ in length fails. An empty list
+    makes no row.
 
-    Input columns: those named.
-    Output columns: the same, or their new names, with an element where the list was.
+    Input columns: those in `columns`.
+    Output columns: those in `columns`, or their new names, with an element in place of the list.
 
     Example:
         ```python
@@ -44,48 +44,50 @@ class ExpandColumns(Step):
 
     @field_validator("columns")
     @classmethod
-    def _into_different_columns(cls, columns: list[str] | dict[str, str]) -> list[str] | dict[str, str]:
-        distinct(list(columns))
-        distinct(list(_renamed(columns).values()))
+    def _validate_columns(cls, columns: list[str] | dict[str, str]) -> list[str] | dict[str, str]:
+        validate_distinct(list(columns))
+        validate_distinct(list(_renamed(columns).values()))
         return columns
 
     @field_validator("encoded")
     @classmethod
-    def _among_the_columns(cls, encoded: bool | list[str], info: Any) -> bool | list[str]:
+    def _validate_encoded(cls, encoded: bool | list[str], info: Any) -> bool | list[str]:
         columns = _renamed(info.data.get("columns", {}))
-        if columns and not isinstance(encoded, bool) and (strange := [name for name in encoded if name not in columns]):
-            raise ValueError(f"`{strange[0]}` is not one of `columns`: {did_you_mean(strange[0], columns)}")
+        if columns and not isinstance(encoded, bool) and (unknown := [name for name in encoded if name not in columns]):
+            raise ValueError(f"`{unknown[0]}` is not one of `columns`: {did_you_mean(unknown[0], columns)}")
         return encoded
 
     @property
     def inputs(self) -> Sequence[str]:
-        """The columns to expand."""
+        """The columns in `columns`."""
         return list(self.columns)
 
     @property
     def outputs(self) -> Sequence[str]:
-        """Their elements."""
+        """The columns of the elements."""
         return list(_renamed(self.columns).values())
 
     def process(self, inputs: list[Row]) -> Iterator[list[Row]]:
-        """A row per element.
+        """Yield a row per element.
 
         Raises:
-            ValueError: If a column holds no list, or the lists of a row are not equally long.
+            ValueError: If a column holds no list, or the lists of a row differ in length.
         """
-        yield [made for row in inputs for made in self._expanded(row)]
+        yield [expanded for row in inputs for expanded in self._expand(row)]
 
-    def _expanded(self, row: Row) -> Iterator[Row]:
-        lists = {name: self._list(row, name) for name in self.columns}
+    def _expand(self, row: Row) -> Iterator[Row]:
+        lists = {name: self._parse_list(row, name) for name in self.columns}
         if len({len(elements) for elements in lists.values()}) > 1:
-            found = ", ".join(f"`{name}` has {len(elements)}" for name, elements in lists.items())
-            raise ValueError(f"columns that are expanded together need equally many elements: {found}.")
-        rest = {name: value for name, value in row.items() if name not in self.columns}
-        for at, elements in enumerate(zip(*lists.values(), strict=True)):
-            same = {name: _uncounted(value) for name, value in rest.items()} if at and self.split_statistics else rest
-            yield Row(same | dict(zip(self.outputs, elements, strict=True)), Row.of(row).origin)
+            lengths = ", ".join(f"`{name}` has {len(elements)}" for name, elements in lists.items())
+            raise ValueError(f"columns that are expanded together need equally many elements: {lengths}.")
+        others = {name: value for name, value in row.items() if name not in self.columns}
+        for index, elements in enumerate(zip(*lists.values(), strict=True)):
+            repeated = others
+            if index and self.split_statistics:
+                repeated = {name: _without_usage(value) for name, value in others.items()}
+            yield Row(repeated | dict(zip(self.outputs, elements, strict=True)), Row.of(row).origin)
 
-    def _list(self, row: Row, name: str) -> list[Any]:
+    def _parse_list(self, row: Row, name: str) -> list[Any]:
         value = row[name]
         if encoded := self.encoded if isinstance(self.encoded, bool) else name in self.encoded:
             try:
@@ -95,7 +97,7 @@ class ExpandColumns(Step):
         if isinstance(value, str) and not encoded:
             raise ValueError(f"`{name}` is a text, not a list: if it is one in JSON, say `encoded=True`.")
         if not isinstance(value, list | tuple):
-            raise ValueError(f"`{name}` is {_kind(value)}, not a list.")
+            raise ValueError(f"`{name}` is {_type_name(value)}, not a list.")
         return list(value)
 
 
@@ -103,12 +105,12 @@ def _renamed(columns: list[str] | dict[str, str]) -> dict[str, str]:
     return columns if isinstance(columns, dict) else {name: name for name in columns}
 
 
-def _uncounted(value: Any) -> Any:
-    """Metadata without the tokens and what they cost; whatever else as it is."""
+def _without_usage(value: Any) -> Any:
+    """Return metadata without tokens and cost, and any other value as it is."""
     if isinstance(value, dict) and value.keys() >= {"input_tokens", "output_tokens"}:
         return {name: None if name == "cost" or name.endswith("_tokens") else each for name, each in value.items()}
     return value
 
 
-def _kind(value: Any) -> str:
+def _type_name(value: Any) -> str:
     return "`None`" if value is None else f"a `{type(value).__name__}`"

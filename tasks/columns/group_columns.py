@@ -1,4 +1,4 @@
-"""Columns of several branches as lists."""
+"""A join that groups the columns of several branches into lists."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -11,12 +11,12 @@ from tasks.typing import Row
 
 
 class GroupColumns(Join):
-    """Puts what several branches made of a row into one row, each of the columns named as a list.
+    """Join the rows of several branches into one row, with a list for each of some columns.
 
-    Its other columns are those of the first branch. A branch that lost the row has no element in the lists.
+    The other columns are those of the first branch. A branch that lost the row has no element in the lists.
 
-    Input columns: those named.
-    Output columns: `output_columns`, or `grouped_<column>` of each.
+    Input columns: those in `columns`.
+    Output columns: `output_columns`, or `grouped_<column>` for each.
 
     Example:
         ```python
@@ -33,25 +33,25 @@ class GroupColumns(Join):
     )
 
     @model_validator(mode="after")
-    def _a_name_each(self) -> Self:
+    def _validate_output_columns(self) -> Self:
         if self.output_columns is not None and len(self.output_columns) != len(self.columns):
             raise ValueError(f"`output_columns` has {len(self.output_columns)} names for {len(self.columns)} columns.")
         return self
 
     @property
     def inputs(self) -> Sequence[str]:
-        """The columns to make lists of."""
+        """The columns in `columns`."""
         return self.columns
 
     @property
     def outputs(self) -> Sequence[str]:
-        """The lists."""
+        """The columns of the lists."""
         return self.output_columns or [f"grouped_{column}" for column in self.columns]
 
     def joined(self, rows: list[Row]) -> Row:
-        """The first row, with the lists instead of the columns they were made of."""
+        """Return the first row with lists in place of the columns."""
         lists = {
             output: [row[column] for row in rows] for column, output in zip(self.columns, self.outputs, strict=True)
         }
-        rest = {name: value for name, value in rows[0].items() if name not in self.columns}
-        return Row(rest | lists, rows[0].origin)
+        others = {name: value for name, value in rows[0].items() if name not in self.columns}
+        return Row(others | lists, rows[0].origin)

@@ -1,4 +1,4 @@
-"""Some columns, in the order wanted."""
+"""A step that selects columns, and the base class of steps that drop some."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -10,32 +10,39 @@ from tasks.base import Step
 from tasks.typing import Row
 
 
-def distinct(columns: list[str]) -> list[str]:
-    """Refuse no column, and one that is named twice."""
+def validate_distinct(columns: list[str]) -> list[str]:
+    """Return the columns.
+
+    Raises:
+        ValueError: If there is none, or one is named twice.
+    """
     if not columns:
         raise ValueError('name a column: `columns=["instruction"]`.')
-    if twice := [column for at, column in enumerate(columns) if column in columns[:at]]:
-        raise ValueError(f"`{twice[0]}` is named twice.")
+    if repeated := [column for index, column in enumerate(columns) if column in columns[:index]]:
+        raise ValueError(f"`{repeated[0]}` is named twice.")
     return columns
 
 
-Columns = Annotated[list[str], AfterValidator(distinct)]
-"""The names of one column or several, each once."""
+Columns = Annotated[list[str], AfterValidator(validate_distinct)]
+"""Names of one or several distinct columns."""
 
 
 class DropsColumns(Step, ABC):
-    """A step after which columns are missing, so that none after it can count on them."""
+    """A step that drops columns, which steps downstream cannot read.
+
+    Subclasses define `keeps` and `process`.
+    """
 
     @abstractmethod
     def keeps(self, column: str) -> bool:
-        """Whether rows that had this column have it still; `outputs` they have in any case."""
+        """Return whether an input column, other than `outputs`, is kept. Override this in subclasses."""
 
 
 class KeepColumns(DropsColumns):
-    """Keeps the columns named, in that order, and drops the others, metadata included.
+    """Keep some columns, in the order given, and drop all others, metadata included.
 
-    Input columns: those named.
-    Output columns: the same.
+    Input columns: those in `columns`.
+    Output columns: those in `columns`.
 
     Example:
         ```python
@@ -49,18 +56,18 @@ class KeepColumns(DropsColumns):
 
     @property
     def inputs(self) -> Sequence[str]:
-        """The columns to keep."""
+        """The columns in `columns`."""
         return self.columns
 
     @property
     def outputs(self) -> Sequence[str]:
-        """The same."""
+        """The columns in `columns`."""
         return self.columns
 
     def keeps(self, column: str) -> bool:
-        """No other."""
+        """Return `False`: no other column is kept."""
         return False
 
     def process(self, inputs: list[Row]) -> Iterator[list[Row]]:
-        """The rows with these columns only."""
+        """Yield the rows with these columns only."""
         yield [Row({name: row[name] for name in self.columns}, Row.of(row).origin) for row in inputs]

@@ -1,4 +1,4 @@
-"""Several columns of a row as one list."""
+"""A step that merges columns into a list."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,13 +9,13 @@ from tasks.typing import Row
 
 
 class MergeColumns(DropsColumns):
-    """Puts the values of several columns into one list, in the order of the columns, and drops the columns.
+    """Merge several columns into one list, in the order of the columns, and drop the columns.
 
-    A column that holds a list gives its elements, any other its value. A `None` stays, so that the list has as many
-    elements in every row, and lists merged alike (`generation_a` with `generation_b`, `model_a` with `model_b`) match.
+    A column that holds a list contributes its elements, any other its value. `None` is kept, so that all rows have
+    lists of one length, and lists merged alike (`generation_a` with `generation_b`, `model_a` with `model_b`) match.
 
-    Input columns: those named.
-    Output columns: the one that takes their place.
+    Input columns: those in `columns`.
+    Output columns: `output_column`.
 
     Example:
         ```python
@@ -32,20 +32,20 @@ class MergeColumns(DropsColumns):
 
     @property
     def inputs(self) -> Sequence[str]:
-        """The columns to merge."""
+        """The columns in `columns`."""
         return self.columns
 
     @property
     def outputs(self) -> Sequence[str]:
-        """The list."""
+        """The column of the list."""
         return [self.output_column]
 
     def keeps(self, column: str) -> bool:
-        """All but those that are merged."""
+        """Return whether a column is not merged."""
         return column not in {*self.columns, *(self.input_mappings.get(name, name) for name in self.columns)}
 
     def process(self, inputs: list[Row]) -> Iterator[list[Row]]:
-        """The rows with a list in place of the columns."""
+        """Yield the rows with a list in place of the columns."""
         yield [
             Row(
                 {name: value for name, value in row.items() if self.keeps(name)}

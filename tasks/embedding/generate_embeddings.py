@@ -1,4 +1,4 @@
-"""Texts as vectors, out of a language model's last layer."""
+"""A step that embeds texts with the last layer of a language model."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -12,9 +12,9 @@ from tasks.typing import ChatType, Row
 
 
 class GenerateEmbeddings(Step):
-    """Embeds a text or a conversation: the model's last hidden state, one vector made of those of the tokens.
+    """Embed a text or a conversation: pool the last hidden states of a model into one vector.
 
-    It takes a model that runs in this process and gives its hidden states.
+    The model must run in this process and return hidden states.
 
     Input columns: `text`, a text or a list of messages.
     Output columns: `embedding`, a list of numbers; `model_name`.
@@ -51,23 +51,23 @@ class GenerateEmbeddings(Step):
         self.llm.load_hidden_states()
 
     def unload(self) -> None:
-        """Let go of the model's memory."""
+        """Release the model's memory."""
         self.llm.unload()
 
     def process(self, inputs: list[Row]) -> Iterator[list[Row]]:
-        """The rows with their vectors, computed in one go.
+        """Yield the rows with their embeddings, computed as one batch.
 
         Raises:
-            ValueError: If a row holds no text.
-            Fatal: If the model gives no hidden states.
+            ValueError: If a row has no text.
+            Fatal: If the model returns no hidden states.
         """
         states = self.llm.get_last_hidden_state([_chat(row["text"]) for row in inputs])
         yield [
-            Row(row | {"embedding": self._pooled(state), "model_name": self.llm.model_name}, Row.of(row).origin)
+            Row(row | {"embedding": self._pool(state), "model_name": self.llm.model_name}, Row.of(row).origin)
             for row, state in zip(inputs, states, strict=True)
         ]
 
-    def _pooled(self, state: HiddenState) -> list[float]:
+    def _pool(self, state: HiddenState) -> list[float]:
         if not len(state):
             raise ValueError("the text has no tokens.")
         match self.pooling:

@@ -1,10 +1,10 @@
-"""Ratings out of what a judge wrote, however it dressed them."""
+"""Parser of ratings in free text."""
 
 import re
 from collections.abc import Iterator
 from typing import Any
 
-_ITEM = r"^[\W_]*(?:\d+[.)][\W_]*)?"  # what may stand before a word in Markdown: bullets, numbers, #, **
+_ITEM = r"^[\W_]*(?:\d+[.)][\W_]*)?"  # Markdown before a word: bullets, numbers, #, **
 _LABEL = r"(type|rating|score|rationale|reason(?:ing)?|justification|explanation)"
 _HEADER = re.compile(
     rf"{_ITEM}(?:\w+ (?:for|of|on) )?(?:text|output|response)[\s_#*]*(\d+)[\W_]*(?=$|{_LABEL}\b)", re.IGNORECASE
@@ -14,7 +14,7 @@ _LABELLED = re.compile(
     r"(?:[\s*_]*[:：=][\s*_]*|\s[-–]\s|[\W_]*$)",
     re.IGNORECASE,
 )
-_NUMBERED = {"type": "type", "rating": "rating", "score": "rating"}  # whatever else has a label is a rationale
+_NUMBERED = {"type": "type", "rating": "rating", "score": "rating"}  # other labels are rationales
 _SAME_LINE = re.compile(r"(?<=\S)[\s*_.,;|-]+(?=\**(?:Rationale|Reasoning|Justification|Explanation)\**:)")
 _RULE = re.compile(r"\s*(?:`{3}\w*|-{3,}|\*{3,}|_{3,}|={3,}|</?\w+>)\s*")
 _VALUE = re.compile(
@@ -24,46 +24,47 @@ _VALUE = re.compile(
 )
 
 
-def ratings(text: str, typed: bool = False) -> list[dict[str, Any]]:
-    """A dictionary for each rating in a text, in the order they stand there.
+def parse_ratings(text: str, typed: bool = False) -> list[dict[str, Any]]:
+    """Parse each rating in a text into a dictionary, in order of appearance.
 
-    It holds `rating`, `rationale` if there is one, and `number`, that of the heading above it, if there is one. What
-    has no rating, such as a preamble, is passed over, and so is what a model thought first.
+    It holds `rating`, and `rationale` and `number`, that of the heading above, where they exist. Text without a
+    rating, such as a preamble or a model's reasoning, is skipped.
 
     Args:
-        typed: Each rating comes after a type, and both have a rationale: there is `type`, and the rationale after the
-            rating is `rationale_of_rating`.
+        text: Output of the judge.
+        typed: Whether each rating comes after a type, and both have a rationale: then there is `type`, and the
+            rationale after the rating is `rationale_of_rating`.
 
     Raises:
         ValueError: If a rating is not 1, 2, 3, 4 or 5.
     """
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     record: dict[str, Any] = {}
     for kind, value in _segments(text.rpartition("</think>")[2]):
         part = "rationale_of_rating" if typed and kind == "rationale" and "rating" in record else kind
-        if kind == "number" or part in record or (kind == "type" and "rating" in record):  # the next one begins
-            found.append(record)
+        if kind == "number" or part in record or (kind == "type" and "rating" in record):  # of the next record
+            records.append(record)
             record, part = {}, kind
-        record[part] = value if kind == "rationale" else _number(kind, value)
-    return [each for each in [*found, record] if "rating" in each]
+        record[part] = value if kind == "rationale" else _parse_number(kind, value)
+    return [each for each in [*records, record] if "rating" in each]
 
 
-def in_order(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was found by the numbers of the headings, if each has one.
+def sort_by_number(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort ratings by the numbers of their headings, if each has one.
 
     Raises:
-        ValueError: If two have the same.
+        ValueError: If two have one number.
     """
-    numbers = [each.get("number") for each in found]
+    numbers = [each.get("number") for each in records]
     if None in numbers:
-        return found
+        return records
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"the ratings are of text {', '.join(map(str, numbers))}: one of each is due.")
-    return sorted(found, key=lambda each: each["number"])
+    return sorted(records, key=lambda each: each["number"])
 
 
 def _segments(text: str) -> Iterator[tuple[str, str]]:
-    """The labels there are in a text, each with what follows it up to the next."""
+    """Yield the labels in a text, each with the text up to the next label."""
     kind, value = "", ""
     for name, piece in _pieces(text):
         prose = name in ("", "rationale") and kind == "rationale"
@@ -78,7 +79,7 @@ def _segments(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _pieces(text: str) -> Iterator[tuple[str, str]]:
-    """The lines of a text, each with the label it begins with, if any."""
+    """Yield the lines of a text, each with the label at its beginning, if any."""
     for line in text.splitlines():
         if _RULE.fullmatch(line):
             continue
@@ -93,11 +94,11 @@ def _pieces(text: str) -> Iterator[tuple[str, str]]:
                 yield "", piece
 
 
-def _number(kind: str, value: str) -> int | None:
-    """The number a label has; `None` for N/A.
+def _parse_number(kind: str, value: str) -> int | None:
+    """Parse the number after a label; `None` for N/A.
 
     Raises:
-        ValueError: If it is a rating beyond 1 to 5.
+        ValueError: If it is a rating that is not 1 to 5.
     """
     match = _VALUE.match(value)
     if match is None or match["none"]:

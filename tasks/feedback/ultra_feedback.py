@@ -1,4 +1,4 @@
-"""A judge that rates several answers to an instruction."""
+"""A judge of several generations for an instruction."""
 
 import json
 from collections.abc import Sequence
@@ -8,13 +8,14 @@ from jsonschema import Draft202012Validator, validate
 from pydantic import Field, model_validator
 
 from llms import StructuredLLM
-from tasks.feedback.ratings import in_order, ratings
+from tasks.feedback.ratings import parse_ratings, sort_by_number
 from tasks.task import Task
 from tasks.typing import ChatType, FormattedInput, Row
 
 Aspect = Literal["helpfulness", "honesty", "instruction-following", "truthfulness", "overall-rating"]
 
-SYSTEM = """You judge texts that answer an instruction. You get the instruction and {count}, and rate each on its \
+SYSTEM_PROMPT = """\
+You judge texts that answer an instruction. You get the instruction and {count}, and rate each on its \
 own, by the criteria you are given, however good or bad its neighbours are. Long is not good, and neither is sure of \
 itself. For every text you give a rating and say why."""
 
@@ -82,30 +83,30 @@ Ratings:
 5: excellent: hard to do better""",
 }
 
-PLAIN = {"rationales": "rationale", "ratings": "rating"}
-TYPED = {
+PLAIN_KEYS = {"rationales": "rationale", "ratings": "rating"}
+TYPED_KEYS = {
     "types": "type",
     "rationales": "rationale",
     "ratings": "rating",
     "rationales-for-ratings": "rationale_of_rating",
 }
 
-FORM = """Rating: <1, 2, 3, 4 or 5; N/A if it cannot be rated>
+FORMAT = """Rating: <1, 2, 3, 4 or 5; N/A if it cannot be rated>
 Rationale: <why, in a sentence or two>"""
-TYPED_FORM = f"""Type: <1, 2, 3 or None>
+TYPED_FORMAT = f"""Type: <1, 2, 3 or None>
 Rationale: <why it is of that type, in a sentence or two>
-{FORM}"""
+{FORMAT}"""
 
 
 class UltraFeedback(Task):
-    """Rates several answers to an instruction from 1 to 5, and says why.
+    """Rate several generations for an instruction from 1 to 5, with a rationale for each.
 
-    A row whose ratings are not as many as its generations fails. A generation that is `None` is not shown to the judge;
-    its rating is `None`, as is that of one the judge calls N/A.
+    A row fails unless it gets one rating per generation. A generation that is `None` is not shown to the judge; its
+    rating is `None`, as is that of one the judge rates N/A.
 
     Input columns: `instruction`; `generations`, a list of texts.
-    Output columns: `ratings` and `rationales`, a list each; for helpfulness and truthfulness `types` and
-        `rationales-for-ratings` too, and there `rationales` are those of the types.
+    Output columns: `ratings` and `rationales`, lists; for helpfulness and truthfulness also `types` and
+        `rationales-for-ratings`, and `rationales` are then those of the types.
 
     Example:
         ```python
@@ -123,7 +124,7 @@ class UltraFeedback(Task):
     )
 
     @model_validator(mode="after")
-    def _held_only_if_it_can_be(self) -> Self:
+    def _validate_structured_output(self) -> Self:
         if self.use_default_structured_output and not isinstance(self.llm, StructuredLLM):
             raise ValueError(
                 f"`{type(self.llm).__name__}` cannot be held to a schema: leave out `use_default_structured_output`, "
@@ -138,54 +139,54 @@ class UltraFeedback(Task):
 
     @property
     def outputs(self) -> Sequence[str]:
-        """Ratings and rationales, with types where the aspect has them."""
-        return list(self._parts)
+        """Ratings and rationales, with types if the aspect has them."""
+        return list(self._keys)
 
     @property
-    def _parts(self) -> dict[str, str]:
-        """Each column, and what an element of it is called."""
-        return TYPED if self.aspect in ("helpfulness", "truthfulness") else PLAIN
+    def _keys(self) -> dict[str, str]:
+        """The key in a parsed rating for each output column."""
+        return TYPED_KEYS if self.aspect in ("helpfulness", "truthfulness") else PLAIN_KEYS
 
     def format_input(self, row: Row) -> FormattedInput:
-        """The criteria, the instruction, the texts, and the form of the answer."""
+        """Return a chat with the criteria, the instruction, the texts and the output format."""
         texts = _texts(row)
-        shown = [f"<text_{number}>\n{text}\n</text_{number}>" for number, text in enumerate(texts, 1)]
-        asked = [
+        tagged = [f"<text_{number}>\n{text}\n</text_{number}>" for number, text in enumerate(texts, 1)]
+        sections = [
             CRITERIA[self.aspect],
             f"<instruction>\n{row['instruction']}\n</instruction>",
-            *shown,
-            self._form(texts),
+            *tagged,
+            self._output_format(texts),
         ]
         count = f"{len(texts)} texts" if len(texts) > 1 else "one text"
         chat: ChatType = [
-            {"role": "system", "content": SYSTEM.format(count=count)},
-            {"role": "user", "content": "\n\n".join(asked)},
+            {"role": "system", "content": SYSTEM_PROMPT.format(count=count)},
+            {"role": "user", "content": "\n\n".join(sections)},
         ]
         return (chat, {"format": "json", "schema": self._schema(texts)}) if self.use_default_structured_output else chat
 
     def format_output(self, text: str | None, row: Row) -> dict[str, Any]:
-        """The ratings and what goes with them, a list each, in the order of the generations.
+        """Parse ratings, rationales and types into lists, in the order of the generations.
 
         Raises:
-            ValueError: If they are not as many as the generations, or one is not 1 to 5.
+            ValueError: If their number is not that of the generations, or a rating is not 1 to 5.
         """
         if text is None:
             raise ValueError("the judge gave no answer.")
-        texts, held = _texts(row), self.use_default_structured_output
-        found = _from_json(text) if held else ratings(text, typed=self._parts is TYPED)
-        if len(found) != len(texts):
-            came = "1 rating" if len(found) == 1 else f"{len(found)} ratings"
-            raise ValueError(f"{came} came for {len(texts)} generation{'s' * (len(texts) > 1)}.")
-        if held:
-            validate({"texts": found}, self._schema(texts), Draft202012Validator)
-        each = iter(found if held else in_order(found))
-        judged = [{} if generation is None else next(each) for generation in row["generations"]]
-        return {column: [one.get(part) for one in judged] for column, part in self._parts.items()}
+        texts, structured = _texts(row), self.use_default_structured_output
+        ratings = _parse_json(text) if structured else parse_ratings(text, typed=self._keys is TYPED_KEYS)
+        if len(ratings) != len(texts):
+            count = "1 rating" if len(ratings) == 1 else f"{len(ratings)} ratings"
+            raise ValueError(f"{count} came for {len(texts)} generation{'s' * (len(texts) > 1)}.")
+        if structured:
+            validate({"texts": ratings}, self._schema(texts), Draft202012Validator)
+        remaining = iter(ratings if structured else sort_by_number(ratings))
+        aligned = [{} if generation is None else next(remaining) for generation in row["generations"]]
+        return {column: [rating.get(key) for rating in aligned] for column, key in self._keys.items()}
 
-    def _form(self, texts: list[str]) -> str:
+    def _output_format(self, texts: list[str]) -> str:
         if self.use_default_structured_output:
             return "Answer in JSON: `texts` is a list with an object for each text, in their order."
-        form = TYPED_FORM if self._parts is TYPED else FORM
+        form = TYPED_FORMAT if self._keys is TYPED_KEYS else FORMAT
         forms = [f"#### Output for Text {number}\n{form}" for number in range(1, len(texts) + 1)]
         return "\n\n".join(["Answer in this form, and write nothing else:", *forms])
 
@@ -194,14 +195,19 @@ class UltraFeedback(Task):
             "type": {"anyOf": [{"type": "integer", "enum": [1, 2, 3]}, {"type": "null"}]},
             "rating": {"type": "integer", "enum": [1, 2, 3, 4, 5]},
         }
-        parts = {part: kinds.get(part, {"type": "string"}) for part in self._parts.values()}
-        one = {"type": "object", "properties": parts, "required": list(parts), "additionalProperties": False}
-        each = {"type": "array", "items": one, "minItems": len(texts), "maxItems": len(texts)}
-        return {"type": "object", "properties": {"texts": each}, "required": ["texts"], "additionalProperties": False}
+        keys = {key: kinds.get(key, {"type": "string"}) for key in self._keys.values()}
+        rating = {"type": "object", "properties": keys, "required": list(keys), "additionalProperties": False}
+        ratings = {"type": "array", "items": rating, "minItems": len(texts), "maxItems": len(texts)}
+        return {
+            "type": "object",
+            "properties": {"texts": ratings},
+            "required": ["texts"],
+            "additionalProperties": False,
+        }
 
 
 def _texts(row: Row) -> list[str]:
-    """The generations there are to judge."""
+    """Return the generations to judge, which are those that are not `None`."""
     generations = row["generations"]
     if not isinstance(generations, list | tuple):
         raise ValueError(
@@ -212,9 +218,9 @@ def _texts(row: Row) -> list[str]:
     return texts
 
 
-def _from_json(text: str) -> list[dict[str, Any]]:
+def _parse_json(text: str) -> list[dict[str, Any]]:
     match json.loads(text):
-        case {"texts": list(found)}:
-            return found
+        case {"texts": list(ratings)}:
+            return ratings
         case _:
             raise ValueError("the judge's JSON has no list `texts`.")

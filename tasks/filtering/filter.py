@@ -1,4 +1,4 @@
-"""Rows worth keeping."""
+"""A step that filters rows by a predicate or a column."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Self
@@ -11,11 +11,11 @@ from tasks.typing import Row
 
 
 class Filter(Step):
-    """Keeps the rows a function or a column says yes to. The others leave the stream, and are no failures.
+    """Keep the rows for which a function or a column is true; drop the others.
 
-    A row the function cannot judge, because it raises, is one.
+    A dropped row is no failure; a row for which the function raises is one.
 
-    Input columns: `column`, if that decides.
+    Input columns: `column`, if it is set.
     Output columns: those of the rows.
 
     Example:
@@ -37,22 +37,22 @@ class Filter(Step):
     )
 
     @model_validator(mode="after")
-    def _one_way_to_decide(self) -> Self:
+    def _validate_predicate(self) -> Self:
         if (self.where is None) == (self.column is None):
             raise ValueError('say which rows to keep, with `where=lambda row: …` or with `column="…"`, one of the two.')
         return self
 
     @property
     def inputs(self) -> Sequence[str]:
-        """The column that decides."""
+        """The column in `column`, if it is set."""
         return [self.column] if self.column else []
 
     def process(self, inputs: list[Row]) -> Iterator[list[Row]]:
-        """The rows to keep."""
+        """Yield the rows to keep."""
         yield [row for row in inputs if self._keeps(row)]
 
     def _keeps(self, row: Row) -> bool:
-        verdict = self.where(row) if self.where else bool(row[self.inputs[0]])
-        if verdict is None:
+        keep = self.where(row) if self.where else bool(row[self.inputs[0]])
+        if keep is None:
             raise ValueError("`where` returned `None`: it returns `True` for a row to keep, and `False` for another.")
-        return bool(verdict)
+        return bool(keep)

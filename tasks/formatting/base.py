@@ -1,4 +1,4 @@
-"""What the four formatters share: conversations, their prompts, and which answer is better."""
+"""Base classes of steps that format rows for trainers, and the choice of preference pairs."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -9,36 +9,39 @@ from tasks.base import Step
 from tasks.typing import Row
 
 Conversation = list[dict[str, Any]]
-"""Messages as they stand in a column."""
+"""A list of messages, as a column holds it."""
 
 
 class Formatter(Step, ABC):
-    """Rows as trainers read them. A subclass says what was said before the answer."""
+    """A step that formats rows for a trainer.
+
+    Subclasses define `conversation` and `columns`.
+    """
 
     @abstractmethod
     def conversation(self, row: Row) -> Conversation:
-        """The conversation up to the answer."""
+        """Return the conversation before the generation. Override this in subclasses."""
 
     @abstractmethod
     def columns(self, row: Row, before: Conversation) -> dict[str, Any] | None:
-        """The columns that come of a row, besides its prompt; `None` when nothing can be learnt from it."""
+        """Return the columns to add besides the prompt; `None` drops the row. Override this in subclasses."""
 
     def process(self, inputs: list[Row]) -> Iterator[list[Row]]:
-        """The rows with the columns of the format.
+        """Yield the rows with the columns of the format. Usually not overridden.
 
         Raises:
             ValueError: If a row is malformed.
         """
-        made = list[Row]()
+        formatted = list[Row]()
         for row in inputs:
             before = self.conversation(row)
             if (columns := self.columns(row, before)) is not None:
-                made.append(Row(row | _prompt(before) | columns, Row.of(row).origin))
-        yield made
+                formatted.append(Row(row | _prompt(before) | columns, Row.of(row).origin))
+        yield formatted
 
 
 class SFTFormatter(Formatter, ABC):
-    """One answer, to be learnt."""
+    """A formatter for supervised fine-tuning: one conversation per row."""
 
     @property
     def optional_inputs(self) -> Sequence[str]:
@@ -47,14 +50,14 @@ class SFTFormatter(Formatter, ABC):
 
     @property
     def outputs(self) -> Sequence[str]:
-        """The prompt, and the whole conversation."""
+        """The prompt and the whole conversation."""
         return ["prompt", "prompt_id", "messages"]
 
     def columns(self, row: Row, before: Conversation) -> dict[str, Any]:
-        """The conversation with its answer.
+        """Return the conversation with the generation.
 
         Raises:
-            ValueError: If there is no answer.
+            ValueError: If there is no generation.
         """
         if not isinstance(row["generation"], str):
             raise ValueError(f"`generation` is no text: it is `{row['generation']!r}`.")
@@ -62,7 +65,7 @@ class SFTFormatter(Formatter, ABC):
 
 
 class DPOFormatter(Formatter, ABC):
-    """Two answers, one to be preferred."""
+    """A formatter for direct preference optimization: a chosen and a rejected conversation per row."""
 
     keeps_rows: ClassVar[bool] = False
 
@@ -78,26 +81,26 @@ class DPOFormatter(Formatter, ABC):
         return ["prompt", "prompt_id", *pair]
 
     def columns(self, row: Row, before: Conversation) -> dict[str, Any] | None:
-        """The best answer and the worst; `None` when no two differ in text and rating."""
-        pair = preferred(row)
+        """Return the best and the worst generation; `None` if no two differ in text and rating."""
+        pair = preference_pair(row)
         if pair is None:
             return None
         models = row.get("generation_models")
         return {
             name: value
-            for side, at in zip(("chosen", "rejected"), pair, strict=True)
+            for side, index in zip(("chosen", "rejected"), pair, strict=True)
             for name, value in (
-                (side, [*before, _answer(row["generations"][at])]),
-                (f"{side}_model", models[at] if models else None),
-                (f"{side}_rating", row["ratings"][at]),
+                (side, [*before, _answer(row["generations"][index])]),
+                (f"{side}_model", models[index] if models else None),
+                (f"{side}_rating", row["ratings"][index]),
             )
         }
 
 
-def preferred(row: Row) -> tuple[int, int] | None:
-    """Which of a row's answers is the best, and which the worst of another text and a lower rating.
+def preference_pair(row: Row) -> tuple[int, int] | None:
+    """Return the indexes of the best generation, and of the worst with another text and a lower rating.
 
-    An answer without a text or a rating is passed over; of several that are as good, or as bad, the first is taken.
+    Generations without text or rating are skipped; among equal ratings the first one wins.
 
     Raises:
         ValueError: If the columns are no lists of equal length, or a rating is no number.
@@ -111,18 +114,18 @@ def preferred(row: Row) -> tuple[int, int] | None:
         if len(row[name]) != len(row["generations"]):
             raise ValueError(f"there are {len(row['generations'])} `generations`, and {len(row[name])} `{name}`.")
     rated = list[tuple[float, str, int]]()
-    for at, (text, rating) in enumerate(zip(row["generations"], row["ratings"], strict=True)):
+    for index, (text, rating) in enumerate(zip(row["generations"], row["ratings"], strict=True)):
         if not isinstance(rating, int | float | None):
-            raise ValueError(f"rating {at + 1} is no number: it is `{rating!r}`.")
+            raise ValueError(f"rating {index + 1} is no number: it is `{rating!r}`.")
         if isinstance(text, str) and rating is not None and rating == rating:  # NaN, a missing number, is not
-            rated.append((rating, text.strip(), at))
+            rated.append((rating, text.strip(), index))
     best = max(rated, key=lambda each: each[0], default=None)
     below = [each for each in rated if best and each[0] < best[0] and each[1] != best[1]]
     return (best[2], min(below, key=lambda each: each[0])[2]) if best and below else None
 
 
-def instructed(row: Row) -> Conversation:
-    """The conversation a row of `TextGeneration` had: its `system_prompt`, if any, and its `instruction`.
+def instruction_messages(row: Row) -> Conversation:
+    """Return the conversation of a row of `TextGeneration`: its `system_prompt`, if any, and its `instruction`.
 
     Raises:
         ValueError: If the instruction is no text.
@@ -136,11 +139,11 @@ def instructed(row: Row) -> Conversation:
     ]
 
 
-def continued(row: Row) -> Conversation:
-    """The conversation a row of `ChatGeneration` had: its `messages`.
+def chat_messages(row: Row) -> Conversation:
+    """Return the conversation of a row of `ChatGeneration`: its `messages`.
 
     Raises:
-        ValueError: If the user has not the last word.
+        ValueError: If the last message is not the user's.
     """
     messages = row["messages"]
     if not messages or messages[-1]["role"] != "user":
@@ -149,7 +152,7 @@ def continued(row: Row) -> Conversation:
 
 
 def _prompt(conversation: Conversation) -> dict[str, str]:
-    """What the user said first, and its fingerprint."""
+    """Return the first user message and its SHA-256."""
     first = next(message["content"] for message in conversation if message["role"] == "user")
     text = first if isinstance(first, str) else "\n".join(part["text"] for part in first if part.get("type") == "text")
     return {"prompt": text, "prompt_id": hashlib.sha256(text.encode()).hexdigest()}

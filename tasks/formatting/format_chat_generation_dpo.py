@@ -1,20 +1,20 @@
-"""Conversations with a better and a worse answer, for direct preference optimization."""
+"""A formatter of chats for direct preference optimization."""
 
 from collections.abc import Sequence
 
-from tasks.formatting.base import Conversation, DPOFormatter, continued
+from tasks.formatting.base import Conversation, DPOFormatter, chat_messages
 from tasks.typing import Row
 
 
 class FormatChatGenerationDPO(DPOFormatter):
-    """Makes a pair of a conversation's answers, the best rated and the worst, as preference optimization reads it.
+    """Format the best and the worst generation for a chat as a preference pair.
 
-    The two differ in text and in rating. A row where no two do is dropped, and is no failure; one that is malformed
-    fails: see `FormatTextGenerationDPO`.
+    The two differ in text and in rating. A row without such a pair is dropped, which is no failure; a malformed row
+    fails. See `FormatTextGenerationDPO`.
 
-    Input columns: `messages`, `generations`, `ratings`; `generation_models` if there are any.
-    Output columns: `prompt` (what the user said first), `prompt_id` (its SHA-256), `chosen`, `chosen_model`,
-        `chosen_rating`, `rejected`, `rejected_model`, `rejected_rating`. The models are `None` when there are no
+    Input columns: `messages`, `generations`, `ratings`; optionally `generation_models`.
+    Output columns: `prompt` (the first user message), `prompt_id` (its SHA-256), `chosen`, `chosen_model`,
+        `chosen_rating`, `rejected`, `rejected_model`, `rejected_rating`. The models are `None` without
         `generation_models`.
 
     Example:
@@ -33,5 +33,5 @@ class FormatChatGenerationDPO(DPOFormatter):
         return ["messages", "generations", "ratings"]
 
     def conversation(self, row: Row) -> Conversation:
-        """The messages."""
-        return continued(row)
+        """Return the messages."""
+        return chat_messages(row)

@@ -1,18 +1,18 @@
-"""Conversations for supervised fine-tuning."""
+"""A formatter of chats for supervised fine-tuning."""
 
 from collections.abc import Sequence
 
-from tasks.formatting.base import Conversation, SFTFormatter, continued
+from tasks.formatting.base import Conversation, SFTFormatter, chat_messages
 from tasks.typing import Row
 
 
 class FormatChatGenerationSFT(SFTFormatter):
-    """Puts the answer at the end of its conversation, which is what supervised fine-tuning reads.
+    """Format a chat and its generation as a conversation for supervised fine-tuning.
 
-    A row without an answer fails: there is nothing to learn.
+    A row without a generation fails.
 
     Input columns: `messages`, `generation`.
-    Output columns: `prompt` (what the user said first), `prompt_id` (its SHA-256), `messages` with the answer.
+    Output columns: `prompt` (the first user message), `prompt_id` (its SHA-256), `messages` with the generation.
 
     Example:
         ```python
@@ -29,5 +29,5 @@ class FormatChatGenerationSFT(SFTFormatter):
         return ["messages", "generation"]
 
     def conversation(self, row: Row) -> Conversation:
-        """The messages."""
-        return continued(row)
+        """Return the messages."""
+        return chat_messages(row)

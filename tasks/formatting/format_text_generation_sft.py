@@ -1,17 +1,17 @@
-"""Instructions and answers for supervised fine-tuning."""
+"""A formatter of instructions for supervised fine-tuning."""
 
 from collections.abc import Sequence
 
-from tasks.formatting.base import Conversation, SFTFormatter, instructed
+from tasks.formatting.base import Conversation, SFTFormatter, instruction_messages
 from tasks.typing import Row
 
 
 class FormatTextGenerationSFT(SFTFormatter):
-    """Turns an instruction and its answer into the conversation that supervised fine-tuning reads.
+    """Format an instruction and its generation as a conversation for supervised fine-tuning.
 
-    A row without an answer fails: there is nothing to learn.
+    A row without a generation fails.
 
-    Input columns: `instruction`, `generation`; `system_prompt` if there is one.
+    Input columns: `instruction`, `generation`; optionally `system_prompt`.
     Output columns: `prompt`, `prompt_id` (its SHA-256), `messages`.
 
     Example:
@@ -29,5 +29,5 @@ class FormatTextGenerationSFT(SFTFormatter):
         return ["instruction", "generation"]
 
     def conversation(self, row: Row) -> Conversation:
-        """The system prompt, if any, and the instruction."""
-        return instructed(row)
+        """Return the system prompt, if any, and the instruction."""
+        return instruction_messages(row)

@@ -1,4 +1,4 @@
-"""The next turn of a conversation."""
+"""A task that continues conversations."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from tasks.typing import ChatType, Row
 
 
 class ChatGeneration(Task):
-    """Continues a conversation with the assistant's next message.
+    """Generate the assistant's next message in a conversation.
 
     Input columns: `messages`, a list of `{"role": …, "content": …}` that ends with the user's.
     Output columns: `generation`.
@@ -35,12 +35,16 @@ class ChatGeneration(Task):
         return ["generation"]
 
     def format_input(self, row: Row) -> ChatType:
-        """The conversation itself."""
+        """Return the conversation.
+
+        Raises:
+            ValueError: If the last message is not the user's.
+        """
         messages = row["messages"]
         if not messages or messages[-1]["role"] != "user":
             raise ValueError("the last of `messages` must be the user's.")
         return [{"role": message["role"], "content": message["content"]} for message in messages]
 
     def format_output(self, text: str | None, row: Row) -> dict[str, Any]:
-        """The answer as it came."""
+        """Return the generation unchanged."""
         return {"generation": text}

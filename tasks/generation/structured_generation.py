@@ -1,4 +1,4 @@
-"""Answers of a given shape."""
+"""A task that generates text of a schema or a regular expression."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,13 @@ from tasks.typing import FormattedInput, Row
 
 
 class StructuredGeneration(TextGeneration):
-    """Answers an instruction with JSON of a schema, or with a text that matches a pattern.
+    """Generate JSON of a schema, or text that matches a regular expression, for an instruction.
 
-    The shape is the model's `structured_output`, or a row's own, which wins. Without either the answer is free.
+    The row's `structured_output` takes precedence over the model's. Without either the generation is unconstrained.
 
-    Input columns: those the template names; `system_prompt` and `structured_output` (`{"format": "json" or "regex",
-        "schema": …}`) if there are any.
-    Output columns: `generation`, a text: JSON is to be parsed with `json.loads`.
+    Input columns: those in `template`; optionally `system_prompt` and `structured_output` (`{"format": "json" or
+        "regex", "schema": …}`).
+    Output columns: `generation`, a text; parse JSON with `json.loads`.
 
     Example:
         ```python
@@ -33,5 +33,6 @@ class StructuredGeneration(TextGeneration):
         return ["system_prompt", "structured_output"]
 
     def format_input(self, row: Row) -> FormattedInput:
-        """The chat, and with it the shape its answer is to have if the row brings one."""
-        return self.chat(row) if (shape := row.get("structured_output")) is None else (self.chat(row), shape)
+        """Return the chat, with the row's `structured_output` if there is one."""
+        chat, structured_output = self.chat(row), row.get("structured_output")
+        return chat if structured_output is None else (chat, structured_output)

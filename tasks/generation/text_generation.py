@@ -1,4 +1,4 @@
-"""One answer per instruction."""
+"""A task that answers instructions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +11,9 @@ from tasks.typing import ChatType, FormattedInput, Row
 
 
 class TextGeneration(Task):
-    """Answers an instruction.
+    """Generate text for an instruction.
 
-    Input columns: those the template names; `system_prompt` if there is one.
+    Input columns: those in `template`; optionally `system_prompt`.
     Output columns: `generation`.
 
     Example:
@@ -34,7 +34,7 @@ class TextGeneration(Task):
 
     @property
     def inputs(self) -> Sequence[str]:
-        """The columns the template names."""
+        """The columns in `template`."""
         return required_columns(self.template)
 
     @property
@@ -48,15 +48,15 @@ class TextGeneration(Task):
         return ["generation"]
 
     def format_input(self, row: Row) -> FormattedInput:
-        """The chat."""
+        """Return the chat."""
         return self.chat(row)
 
     def chat(self, row: Row) -> ChatType:
-        """The system prompt, if any, and the template filled in."""
+        """Return the chat: the system prompt, if any, and the rendered template."""
         chat: ChatType = [{"role": "user", "content": render(self.template, row)}]
         system = row.get("system_prompt") or self.system_prompt
         return [{"role": "system", "content": system}, *chat] if system else chat
 
     def format_output(self, text: str | None, row: Row) -> dict[str, Any]:
-        """The answer as it came."""
+        """Return the generation unchanged."""
         return {"generation": text}

@@ -1,4 +1,4 @@
-"""Data files: which are meant, what each is, and its rows."""
+"""Data files: discovery by path, folder or glob, and readers for each file type."""
 
 import csv
 import glob
@@ -14,12 +14,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from tasks.sources.json_stream import not_utf8, read_json, row_of, ticked
+from tasks.sources.json_stream import quote_names, read_json, row_of, utf8_error
 from tasks.typing import Row
 
 FileType = Literal["jsonl", "json", "csv", "tsv", "parquet"]
 
-ENDINGS: dict[str, FileType] = {
+FILE_TYPES: dict[str, FileType] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
@@ -27,20 +27,20 @@ ENDINGS: dict[str, FileType] = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
-ROWS = 100  # per list: enough to cost nothing per list, few enough to weigh nothing
-CELL = 64 << 20  # characters of a CSV cell; beyond it, a quote was not closed
+CHUNK_ROWS = 100  # large enough to cost little per list, small enough to need little memory
+MAX_CELL_CHARS = 64 << 20  # of CSV; a longer cell has an unclosed quote
 
 
-def kind_of(path: Path) -> FileType | None:
-    """What a file is by its ending, if that is known."""
+def file_type_of(path: Path) -> FileType | None:
+    """Return the type of a file by its ending; `None` if it is unknown."""
     plain = path.name.lower().removesuffix(".gz")
-    kind = ENDINGS.get(Path(plain).suffix)
+    kind = FILE_TYPES.get(Path(plain).suffix)
     return None if kind == "parquet" and plain != path.name.lower() else kind
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file and what errors and origins call it."""
+    """A data file, with its name in errors and origins."""
 
     path: Path
     name: str
@@ -48,17 +48,17 @@ class File:
 
     @property
     def zipped(self) -> bool:
-        """Whether it is compressed."""
+        """Whether the file is compressed with gzip."""
         return self.path.suffix.lower() == ".gz"
 
     def rows(self, limit: int | None = None) -> Iterator[Row]:
-        """The rows of a text file; those that begin in its first `limit` bytes, or a few more."""
+        """Yield the rows of a text file; with a limit, those of about its first `limit` bytes."""
         try:
             opener = gzip.open if self.zipped else open
             with cast(IO[bytes], opener(self.path, "rb")) as stream:
                 for count, row in enumerate(READERS[self.kind](stream, self.name)):
                     yield row
-                    if limit and not count % 16 and stream.tell() > limit:  # asking is a system call
+                    if limit and not count % 16 and stream.tell() > limit:  # `tell` is a system call
                         return
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(
@@ -66,28 +66,28 @@ class File:
             ) from error
 
     def parquet(self) -> Any:
-        """The file as pyarrow's `ParquetFile`."""
+        """Open the file as pyarrow's `ParquetFile`."""
         import pyarrow as pa
         from pyarrow.parquet import ParquetFile
 
         try:
-            # Left to itself, it reads a whole row group at once, which may be the whole file.
+            # By default it reads a whole row group at once, which may be the whole file.
             return ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False)
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"`{self.name}` is not Parquet: {_reason(error)}. Write it again.") from error
 
     def parquet_rows(self, offset: int) -> Iterator[Row]:
-        """The rows of a Parquet file from number `offset` on; the row groups before it are not read."""
+        """Yield the rows of a Parquet file from number `offset` on, without reading the row groups before it."""
         import pyarrow as pa
 
         file, first, groups = self.parquet(), 0, 0
         while first + (size := file.metadata.row_group(groups).num_rows) <= offset:
             first, groups = first + size, groups + 1
         try:
-            for batch in file.iter_batches(ROWS, row_groups=range(groups, file.metadata.num_row_groups)):
+            for batch in file.iter_batches(CHUNK_ROWS, row_groups=range(groups, file.metadata.num_row_groups)):
                 skipped = min(max(offset - first, 0), batch.num_rows)
-                for at, columns in enumerate(batch.slice(skipped).to_pylist(), first + skipped):
-                    yield Row(columns, f"{self.name}[{at}]")
+                for number, columns in enumerate(batch.slice(skipped).to_pylist(), first + skipped):
+                    yield Row(columns, f"{self.name}[{number}]")
                 first += batch.num_rows
         except (OSError, pa.ArrowException) as error:
             raise ValueError(
@@ -104,28 +104,28 @@ def _read_jsonl(stream: IO[bytes], name: str) -> Iterator[Row]:
             except ValueError as error:
                 if not text.strip():
                     continue
-                what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-                whole = ' If the file is one list or one object, say `filetype="json"`.' if line == 1 else ""
+                reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+                hint = ' If the file is one list or one object, say `filetype="json"`.' if line == 1 else ""
                 raise ValueError(
-                    f"`{name}:{line}` is not JSON: {what}. A line is one object: fix it, or take it out.{whole}"
+                    f"`{name}:{line}` is not JSON: {reason}. A line is one object: fix it, or take it out.{hint}"
                 ) from error
             yield row_of(columns, f"{name}:{line}")
     except UnicodeDecodeError as error:
-        raise not_utf8(name, line + 1, error) from error
+        raise utf8_error(name, line + 1, error) from error
 
 
 def _read_csv(stream: IO[bytes], name: str, delimiter: str = ",") -> Iterator[Row]:
-    csv.field_size_limit(max(csv.field_size_limit(), CELL))  # there is one for the whole interpreter
-    # Strict, for a quote that is not closed would otherwise swallow the rest of the file without a word.
-    lines = csv.reader(TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL_CHARS))  # the limit is global
+    # Strict, because an unclosed quote would otherwise silently consume the rest of the file.
+    reader = csv.reader(TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     line = 1
     try:
-        for cells in lines:
+        for cells in reader:
             if not header:
                 header = cells
-                if twice := [column for column, count in Counter(header).items() if count > 1]:
-                    raise ValueError(f"`{name}:{line}` names the column `{twice[0]}` twice. Rename one of the two.")
+                if repeated := [column for column, count in Counter(header).items() if count > 1]:
+                    raise ValueError(f"`{name}:{line}` names the column `{repeated[0]}` twice. Rename one of the two.")
             elif len(cells) > len(header):
                 raise ValueError(
                     f"`{name}:{line}` has {len(cells)} cells, but the header has {len(header)}. "
@@ -133,14 +133,14 @@ def _read_csv(stream: IO[bytes], name: str, delimiter: str = ",") -> Iterator[Ro
                 )
             elif cells:
                 yield Row(dict(zip(header, cells, strict=False)), f"{name}:{line}")  # a short row lacks columns
-            line = lines.line_num + 1
+            line = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(
             f"`{name}:{line}` cannot be read: {error}. "
             'Close every `"` that opens a cell, and write one that is part of the text as `""`.'
         ) from error
     except UnicodeDecodeError as error:
-        raise not_utf8(name, lines.line_num + 1, error) from error
+        raise utf8_error(name, reader.line_num + 1, error) from error
 
 
 def _read_tsv(stream: IO[bytes], name: str) -> Iterator[Row]:
@@ -155,51 +155,56 @@ READERS: dict[FileType, Callable[[IO[bytes], str], Iterator[Row]]] = {
 }
 
 
-def find(text: str, filetype: FileType | None) -> Iterator[tuple[Path, str]]:
-    """The files a path, folder or glob stands for, each with its short name."""
+def find_files(text: str, filetype: FileType | None) -> Iterator[tuple[Path, str]]:
+    """Yield the files that a path, folder or glob matches, each with its short name.
+
+    Raises:
+        ValueError: If there is none.
+    """
     path = Path(text).expanduser()
     if path.is_dir():
-        inside = sorted(each.relative_to(path) for each in path.rglob("*") if each.is_file())
-        plain = [each for each in inside if not any(part.startswith(".") for part in each.parts)]
-        wanted = [each for each in plain if (kind := kind_of(each)) and filetype in (None, kind)]
-        if not wanted:
-            kinds = f"`{filetype}`" if filetype else known_endings()
-            raise ValueError(f"The folder `{text}` has no files of {kinds}. It has {_some(plain)}.")
-        yield from ((path / each, each.as_posix()) for each in wanted)
+        found = sorted(each.relative_to(path) for each in path.rglob("*") if each.is_file())
+        visible = [each for each in found if not any(part.startswith(".") for part in each.parts)]
+        matches = [each for each in visible if (kind := file_type_of(each)) and filetype in (None, kind)]
+        if not matches:
+            kinds = f"`{filetype}`" if filetype else supported_endings()
+            raise ValueError(f"The folder `{text}` has no files of {kinds}. It has {_list_paths(visible)}.")
+        yield from ((path / each, each.as_posix()) for each in matches)
     elif path.exists():
         yield path, path.name
     elif glob.has_magic(text):
         root = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
         matches = [each for each in map(Path, sorted(glob.glob(str(path), recursive=True))) if each.is_file()]
         if not matches:
-            raise ValueError(f"`{text}` matches no file. {_around(root)}")
+            raise ValueError(f"`{text}` matches no file. {_list_folder(root)}")
         yield from ((each, each.relative_to(root).as_posix()) for each in matches)
     else:
-        raise ValueError(f"There is no `{text}`: {_meant(path)}")
+        raise ValueError(f"There is no `{text}`: {_suggest(path)}")
 
 
-def _meant(path: Path) -> str:
-    """The end of an error about a path that is not there."""
-    known = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-    if close := get_close_matches(path.name, known, n=1):
+def _suggest(path: Path) -> str:
+    """Return the cure in an error about a missing path."""
+    siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    if close := get_close_matches(path.name, siblings, n=1):
         return f"did you mean `{path.with_name(close[0])}`?"
-    return _around(path.parent)
+    return _list_folder(path.parent)
 
 
-def _around(folder: Path) -> str:
+def _list_folder(folder: Path) -> str:
     where = f"`{folder}` (in `{Path.cwd()}`)" if not folder.is_absolute() else f"`{folder}`"
     if not folder.is_dir():
         return f"there is no folder {where}."
-    return f"{where} has {_some(sorted(each.relative_to(folder) for each in folder.iterdir()))}."
+    return f"{where} has {_list_paths(sorted(each.relative_to(folder) for each in folder.iterdir()))}."
 
 
-def _some(paths: Sequence[Path]) -> str:
-    shown = ticked([each.as_posix() for each in paths[:5]]) or "nothing"
-    return f"{shown} and {len(paths) - 5} more" if len(paths) > 5 else shown
+def _list_paths(paths: Sequence[Path]) -> str:
+    listed = quote_names([each.as_posix() for each in paths[:5]]) or "nothing"
+    return f"{listed} and {len(paths) - 5} more" if len(paths) > 5 else listed
 
 
-def known_endings() -> str:
-    return ticked(list(ENDINGS))
+def supported_endings() -> str:
+    """Return the endings of files that can be read, for an error."""
+    return quote_names(list(FILE_TYPES))
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Rows given in Python, or in a form."""
+"""A source of rows in memory."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from tasks.typing import Row
 
 
 class LoadDataFromDicts(GeneratorStep):
-    """Brings rows that are at hand.
+    """Load rows from memory.
 
     Output columns: those of the rows.
     """
@@ -23,13 +23,17 @@ class LoadDataFromDicts(GeneratorStep):
         return list(self.data[0])
 
     def process(self, offset: int = 0) -> Iterator[list[Row]]:
-        """All the rows, from number `offset` on."""
-        yield [Row(row, f"data[{at}]") for at, row in enumerate(self.data[offset:], offset)]
+        """Yield the rows from number `offset` on."""
+        yield [Row(row, f"data[{number}]") for number, row in enumerate(self.data[offset:], offset)]
 
     def check(self, columns: Sequence[str]) -> int:
-        """Refuse a row that lacks a column; returns how many rows there are."""
-        for at, row in enumerate(self.data):
+        """Return the number of rows.
+
+        Raises:
+            ValueError: If a row lacks a column.
+        """
+        for number, row in enumerate(self.data):
             if missing := [column for column in columns if column not in row]:
                 found = ", ".join(f"`{column}`" for column in row) or "no columns"
-                raise ValueError(f"`data[{at}]` has no `{missing[0]}`: it has {found}.")
+                raise ValueError(f"`data[{number}]` has no `{missing[0]}`: it has {found}.")
         return len(self.data)

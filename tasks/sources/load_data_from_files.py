@@ -1,4 +1,4 @@
-"""Rows from JSONL, JSON, CSV, TSV and Parquet files of any size."""
+"""A source of rows in JSONL, JSON, CSV, TSV and Parquet files."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,18 +9,18 @@ from pathlib import Path
 from pydantic import Field
 
 from tasks.base import GeneratorStep
-from tasks.sources.files import ROWS, File, FileType, find, kind_of, known_endings
-from tasks.sources.json_stream import ticked
+from tasks.sources.files import CHUNK_ROWS, File, FileType, file_type_of, find_files, supported_endings
+from tasks.sources.json_stream import quote_names
 from tasks.typing import Row
 
-SCANNED = 64 << 20  # bytes of a text file `check` reads: about a second, and most files whole
+CHECKED_BYTES = 64 << 20  # of a text file, by `check`: takes about a second, and covers most files
 
 
 class LoadDataFromFiles(GeneratorStep):
-    """Brings the rows of files, read as a stream: a file may be larger than memory.
+    """Load rows from files, as a stream: a file may be larger than memory.
 
-    A `.json` file is a list of objects, or one object per line, or one object around one list of objects; only the
-    last is read whole. Text is UTF-8, and may be compressed (`.gz`).
+    A `.json` file is a list of objects, one object per line, or one object around one list of objects; only the last is
+    read whole. Text is UTF-8, optionally compressed (`.gz`).
 
     Output columns: those of the rows.
 
@@ -54,47 +54,48 @@ class LoadDataFromFiles(GeneratorStep):
         return []
 
     def process(self, offset: int = 0) -> Iterator[list[Row]]:
-        """The rows, from number `offset` on.
+        """Yield the rows from number `offset` on.
 
         Raises:
-            ValueError: If a file is missing or a row cannot be read, naming the file and the line.
+            ValueError: If a file is missing or a row cannot be read; it names the file and the line.
         """
         rows = self._rows(offset)
         if self.num_examples is not None:
             rows = islice(rows, max(self.num_examples - offset, 0))
-        while chunk := list(islice(rows, ROWS)):
+        while chunk := list(islice(rows, CHUNK_ROWS)):
             yield chunk
 
     def check(self, columns: Sequence[str]) -> int | None:
-        """Refuse files that are missing, empty or malformed, and rows that lack a column.
-
-        Of a text file the first 64 MB are read, of a Parquet file the schema.
+        """Validate the first 64 MB of each text file, and the schema of each Parquet file.
 
         Returns:
-            How many rows there are; `None` where not all was read.
+            The number of rows; `None` if not all files were read whole.
 
         Raises:
-            ValueError: Naming the file, the line, the column and the cure.
+            ValueError: If a file is missing, empty or malformed, or a row lacks a column; it names the file, the line,
+                the column and the cure.
         """
-        wanted, left, total, whole = frozenset(columns), self.num_examples, 0, True
+        required, remaining, total, complete = frozenset(columns), self.num_examples, 0, True
         for file in self._files():
             count = 0
             if file.kind == "parquet":
                 parquet = file.parquet()
                 count = parquet.metadata.num_rows
-                _demand(columns, Row(dict.fromkeys(parquet.schema_arrow.names), file.name))
+                _require_columns(columns, Row(dict.fromkeys(parquet.schema_arrow.names), file.name))
             else:
-                for row in islice(file.rows(SCANNED), left):
+                for row in islice(file.rows(CHECKED_BYTES), remaining):
                     count += 1
-                    if not wanted <= row.keys():
-                        _demand(columns, row)
+                    if not required <= row.keys():
+                        _require_columns(columns, row)
             if not count:
                 raise ValueError(f"`{file.name}` has no rows. Write some, or leave it out of `data_files`.")
             total += count
-            if left is not None and (left := left - count) <= 0:
+            if remaining is not None and (remaining := remaining - count) <= 0:
                 return self.num_examples
-            whole = whole and (file.kind == "parquet" or file.path.stat().st_size <= SCANNED and not file.zipped)
-        return total if whole else None
+            complete = complete and (
+                file.kind == "parquet" or file.path.stat().st_size <= CHECKED_BYTES and not file.zipped
+            )
+        return total if complete else None
 
     def _rows(self, offset: int) -> Iterator[Row]:
         for file in self._files():
@@ -111,20 +112,20 @@ class LoadDataFromFiles(GeneratorStep):
                     yield row
 
     def _files(self) -> list[File]:
-        """The files meant, each once.
+        """Return the distinct files.
 
         Raises:
-            ValueError: If there is none, or what it is cannot be told.
+            ValueError: If there is none, or the type of one is unknown.
         """
         given = self.data_files if isinstance(self.data_files, list) else [self.data_files]
         if not all(map(str, given)) or not given:
             raise ValueError("`data_files` is empty: give a file, a folder or a glob.")
         found: dict[Path, File] = {}
         for each in given:
-            for path, name in find(str(each), self.filetype):
-                if not (kind := self.filetype or kind_of(path)):
+            for path, name in find_files(str(each), self.filetype):
+                if not (kind := self.filetype or file_type_of(path)):
                     raise ValueError(
-                        f"What `{name}` is cannot be told by its ending. Rows are read from {known_endings()}; "
+                        f"What `{name}` is cannot be told by its ending. Rows are read from {supported_endings()}; "
                         "if it is one of those, say so: `filetype`."
                     )
                 found.setdefault(path.resolve(), File(path, name, kind))
@@ -132,9 +133,9 @@ class LoadDataFromFiles(GeneratorStep):
         return [file if names[file.name] == 1 else replace(file, name=str(file.path)) for file in found.values()]
 
 
-def _demand(columns: Sequence[str], row: Row) -> None:
+def _require_columns(columns: Sequence[str], row: Row) -> None:
     if missing := [column for column in columns if column not in row]:
         raise ValueError(
-            f"`{row.origin}` has no `{missing[0]}`: it has {ticked(list(row)) or 'no columns'}. "
+            f"`{row.origin}` has no `{missing[0]}`: it has {quote_names(list(row)) or 'no columns'}. "
             "If one of them is meant, map it with `input_mappings` in the step that reads it; otherwise fix the data."
         )

@@ -1,4 +1,4 @@
-"""Rows from a dataset of the Hugging Face Hub, or a folder that looks like one."""
+"""A source of rows in a dataset of the Hugging Face Hub, or in a folder of its layout."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -11,13 +11,13 @@ from llms.config.strict import did_you_mean
 from tasks.base import GeneratorStep
 from tasks.typing import Row
 
-ROWS = 100  # per list from `process`
+CHUNK_ROWS = 100
 
 
 class LoadDataFromHub(GeneratorStep):
-    """Brings the rows of a dataset of the Hub. It is downloaded once, and kept where `datasets` keeps things.
+    """Load rows from a dataset of the Hub, which is downloaded once into the cache of `datasets`.
 
-    A folder does as well: data files in the Hub's layout, or what `save_to_disk` wrote.
+    `repo_id` may also be a folder: data files in the Hub's layout, or the output of `save_to_disk`.
 
     Output columns: those of the dataset.
 
@@ -38,43 +38,43 @@ class LoadDataFromHub(GeneratorStep):
 
     @property
     def outputs(self) -> Sequence[str]:
-        """The columns of the dataset, or of its first row if it does not say.
+        """The columns of the dataset, or of its first row if it does not declare them.
 
         Raises:
-            ValueError: If there is no such dataset, configuration or split, or it cannot be reached.
+            ValueError: If there is no such dataset, configuration or split, or the Hub cannot be reached.
         """
         return _columns(self._dataset())
 
     def unload(self) -> None:
-        """Let go of the open dataset; what was downloaded stays."""
+        """Close the dataset; keep the downloaded files."""
         _open_once.cache_clear()
 
     def process(self, offset: int = 0) -> Iterator[list[Row]]:
-        """The rows, from number `offset` on.
+        """Yield the rows from number `offset` on.
 
         Raises:
-            ValueError: If there is no such dataset, configuration or split, or it cannot be reached.
+            ValueError: If there is no such dataset, configuration or split, or the Hub cannot be reached.
         """
         dataset, stop = self._dataset(), self.num_examples
         if hasattr(dataset, "__len__"):  # a stream has none
             stop = len(dataset) if stop is None else min(stop, len(dataset))
-        if stop is not None and offset >= stop:  # of which `skip` makes an error
+        if stop is not None and offset >= stop:  # `skip` would raise
             return
         rest = dataset.skip(offset)
-        for batch in (rest if stop is None else rest.take(stop - offset)).iter(ROWS):
+        for batch in (rest if stop is None else rest.take(stop - offset)).iter(CHUNK_ROWS):
             names = list(batch)
             rows = [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-            yield [Row(row, f"{self.repo_id}/{self.split}[{at}]") for at, row in enumerate(rows, offset)]
+            yield [Row(row, f"{self.repo_id}/{self.split}[{number}]") for number, row in enumerate(rows, offset)]
             offset += len(rows)
 
     def check(self, columns: Sequence[str]) -> int | None:
-        """Refuse a dataset that is not there, has no rows or lacks a column.
+        """Validate that the dataset exists and has rows with these columns.
 
         Returns:
-            How many rows there are; `None` when streaming.
+            The number of rows; `None` when streaming.
 
         Raises:
-            ValueError: Naming the dataset, the column and the cure.
+            ValueError: Otherwise; it names the dataset, the column and the cure.
         """
         dataset, where = self._dataset(), f"`{self.repo_id}/{self.split}`"
         found = _columns(dataset)
@@ -89,14 +89,14 @@ class LoadDataFromHub(GeneratorStep):
         return min(count, self.num_examples) if count is not None and self.num_examples else count
 
     def _dataset(self) -> Any:
-        """The dataset: a `Dataset`, or an `IterableDataset` when streaming."""
-        # A folder may change, and opening it again is cheap.
+        """Open the dataset: a `Dataset`, or an `IterableDataset` when streaming."""
+        # A folder may change, and is cheap to open.
         opener = _open if Path(self.repo_id).is_dir() else _open_once
         return opener(self.repo_id, self.config, self.split, self.revision, self.streaming)
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` wrote a folder."""
+    """Return whether a folder is the output of `save_to_disk`."""
     return (folder / "dataset_dict.json").is_file() or all(
         (folder / name).is_file() for name in ("dataset_info.json", "state.json")
     )
@@ -107,27 +107,27 @@ def _columns(dataset: Any) -> list[str]:
 
 
 def _open(repo_id: str, config: str | None, split: str, revision: str | None, streaming: bool) -> Any:
-    import datasets  # takes seconds
+    import datasets  # slow
     from datasets.exceptions import FileNotFoundDatasetsError
 
     if is_saved(Path(repo_id)):
-        return _saved(repo_id, split)
+        return _open_saved(repo_id, split)
     try:
         return datasets.load_dataset(repo_id, config, split=split, revision=revision, streaming=streaming)
     except FileNotFoundDatasetsError as error:
         raise ValueError(
-            f"There is no dataset `{repo_id}`: {_sentence(error)} Is `repo_id` spelt `org/name`, or a folder with data "
-            "files? A private or gated one needs a token: `HF_TOKEN`, or `hf auth login`."
+            f"There is no dataset `{repo_id}`: {_summarize(error)} Is `repo_id` spelt `org/name`, or a folder with "
+            "data files? A private or gated one needs a token: `HF_TOKEN`, or `hf auth login`."
         ) from error
-    except FileNotFoundError as error:  # of a path, which is not looked up on the Hub
-        raise ValueError(f"`{repo_id}` is no folder with data files: {_sentence(error)}") from error
+    except FileNotFoundError as error:  # for a path, which is not looked up on the Hub
+        raise ValueError(f"`{repo_id}` is no folder with data files: {_summarize(error)}") from error
     except ConnectionError as error:
         raise ValueError(
-            f"`{repo_id}` cannot be reached: {_sentence(error)} There is no folder of this name, and the Hub does not "
+            f"`{repo_id}` cannot be reached: {_summarize(error)} There is no folder of this name, and the Hub does not "
             "answer: connect, or download the dataset and give its folder as `repo_id`."
         ) from error
     except ValueError as error:
-        message = _sentence(error)
+        message = _summarize(error)
         if message.startswith(("Unknown split", "Bad split")):
             names = map(str, datasets.get_dataset_split_names(repo_id, config, revision=revision))
             raise ValueError(f"`{repo_id}` has no split `{split}`: {did_you_mean(split, names)}") from error
@@ -135,19 +135,19 @@ def _open(repo_id: str, config: str | None, split: str, revision: str | None, st
         raise ValueError(f"`{repo_id}` cannot be loaded: {message}{cure}") from error
 
 
-_open_once = lru_cache(maxsize=4)(_open)  # here and not on the step, which is compared and pickled
+_open_once = lru_cache(maxsize=4)(_open)  # not on the step, which is compared and pickled
 
 
-def _sentence(error: Exception) -> str:
-    """What `datasets` says, on one line and without its example."""
+def _summarize(error: Exception) -> str:
+    """Return the message of an error of `datasets` on one line, without its example."""
     return " ".join(f"{error}".partition("Example of usage")[0].split()).rstrip(".") + "."
 
 
-def _saved(folder: str, split: str) -> Any:
+def _open_saved(folder: str, split: str) -> Any:
     import datasets
 
     saved = datasets.load_from_disk(folder)
-    # A lone dataset knows its split only if it was once part of several.
+    # A single dataset has the name of its split only if it was part of a `DatasetDict`.
     splits = {f"{saved.split or 'train'}": saved} if isinstance(saved, datasets.Dataset) else saved
     if split not in splits:
         raise ValueError(f"`{folder}` has no split `{split}`: {did_you_mean(split, map(str, splits))}")

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tasks.base import GeneratorStep
 from tasks.sources.load_data_from_dicts import LoadDataFromDicts
-from tasks.sources.load_data_from_files import SCANNED, LoadDataFromFiles
+from tasks.sources.load_data_from_files import CHECKED_BYTES, LoadDataFromFiles
 from tasks.sources.load_data_from_hub import LoadDataFromHub
 from tasks.sources.source import Source, load_data
 from tasks.typing import Row
@@ -389,7 +389,7 @@ def test_a_damaged_archive_or_parquet_file_is_named() -> None:
 
 def test_a_fault_beyond_the_scan_is_told_by_process() -> None:
     line = '{"instruction": "' + "x" * 99_000 + '"}\n'
-    lines = SCANNED // len(line) + 100
+    lines = CHECKED_BYTES // len(line) + 100
     with open("q.jsonl", "w") as file:
         file.writelines(line for _ in range(lines))
         file.write("oops\n")
