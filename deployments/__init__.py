@@ -1,1 +1,1 @@
-"""What runs where, when and with what: facts in files, and `python -m deployments` that applies them."""
+"""Deployments in YAML, and `python -m deployments`, which reconciles a Prefect server with them."""

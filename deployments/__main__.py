@@ -1,4 +1,4 @@
-"""`python -m deployments`: blocks, pools, queues, limits, automations and deployments, from files to Prefect."""
+"""`python -m deployments`: reconcile block types, pools, queues, limits, automations and deployments with files."""
 
 import argparse
 import sys
@@ -9,34 +9,34 @@ from rich.text import Text
 
 from deployments.errors import ConfigurationError
 from deployments.local import serve, worker
-from deployments.reconcile.api import connected
+from deployments.reconcile.api import connect
 from deployments.reconcile.apply import apply
 from deployments.reconcile.files import SHIPPED, Folder
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do what the command line says.
+    """Run the command line.
 
     Returns:
-        0 when all is as the files say, 1 when `--check` found a difference, 2 when something was refused.
+        Exit status: 0 if Prefect is in the desired state, 1 if `--check` found drift, 2 for a configuration error.
     """
     words = sys.argv[1:] if arguments is None else arguments
     commands = {"serve": serve.main, "worker": worker.main}
     try:
         if words and words[0] in commands:
             return commands[words[0]](words[1:])
-        given = parser().parse_args(words)
-        folder = Folder(given.folder, given.names)
-        with connected() as api:
-            differing = apply(api, folder, check=given.check)
-        return 1 if given.check and differing else 0
+        options = parser().parse_args(words)
+        folder = Folder(options.folder, options.names)
+        with connect() as api:
+            drifted = apply(api, folder, check=options.check)
+        return 1 if options.check and drifted else 0
     except ConfigurationError as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(Text.assemble(("error: ", "bold red"), str(error)))
         return 2
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of `python -m deployments`."""
+    """Return the parser of `python -m deployments`."""
     parser = argparse.ArgumentParser(
         prog="python -m deployments",
         description="Make Prefect hold what the files say: the block types of all models, work pools and queues, "

@@ -1,5 +1,5 @@
-"""What a person can mend, told as a sentence."""
+"""Errors that a user can fix."""
 
 
 class ConfigurationError(Exception):
-    """Something in a file, or about Prefect's API, cannot work as it is."""
+    """Raised when a file is invalid, or Prefect's API is unavailable or rejects it."""

@@ -1,4 +1,4 @@
-"""Processes that end together: on Ctrl-C, or as soon as one of them has ended."""
+"""Child processes with graceful shutdown, on Ctrl-C or when one of them ends."""
 
 import os
 import signal
@@ -11,36 +11,38 @@ from types import FrameType
 from typing import IO, Any, Self
 
 SHUTDOWN_TIMEOUT_S = 45.0
-"""Seconds a process has to end by itself, its runs included."""
+"""For a process and its flow runs to end after SIGTERM, before SIGKILL."""
+
+POLL_S = 0.1
 
 
 class Processes:
-    """Starts Prefect's commands, and ends them in the opposite order when the `with` ends, however it does.
+    """Context manager that starts Prefect commands and shuts them down in reverse order.
 
-    Each has a session of its own: a Ctrl-C is ours, and reaches the others when it is their turn. A second one is
-    patient no more.
+    Each command has its own session, so that Ctrl-C reaches this process only, which shuts the others down in turn. A
+    second Ctrl-C skips the graceful shutdown.
     """
 
     def __init__(self) -> None:
         self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
-        self._impatient = False
+        self._forced = False
 
     def __enter__(self) -> Self:
-        self._former = {each: signal.signal(each, _interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+        self._previous_handlers = {each: signal.signal(each, _interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each in self._former:
+        for each in self._previous_handlers:
             signal.signal(each, self._force)
         while self._running:
-            self._end(self._running.pop()[1])
-        for number, handler in self._former.items():
+            self._shut_down(self._running.pop()[1])
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     def prefect(
         self, name: str, *words: str, env: Mapping[str, str] | None = None, output: IO[Any] | None = None
     ) -> "subprocess.Popen[bytes]":
-        """Start `python -m prefect …`: its output goes on the terminal, or where it is told to."""
+        """Start `python -m prefect …`, with its output on the terminal or in a file."""
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", *words],
             env=os.environ | (env or {}),
@@ -53,15 +55,15 @@ class Processes:
         return process
 
     def wait(self) -> str:
-        """Wait until one of them ends by itself; its name."""
+        """Wait until a process ends by itself, and return its name."""
         while True:
             for name, process in self._running:
                 if process.poll() is not None:
                     return name
-            time.sleep(0.2)
+            time.sleep(POLL_S)
 
-    def _end(self, process: "subprocess.Popen[bytes]") -> None:
-        """Ask what it started to end, so that runs say what became of them; then itself; then insist."""
+    def _shut_down(self, process: "subprocess.Popen[bytes]") -> None:
+        """Terminate the descendants, so that flow runs report their state, then the process, then kill the rest."""
         runs = descendants(process.pid)
         for pid in runs:
             _send(pid, signal.SIGTERM)
@@ -73,23 +75,23 @@ class Processes:
         process.wait()
 
     def _wait_until(self, ended: Callable[[], bool]) -> None:
-        late = time.monotonic() + SHUTDOWN_TIMEOUT_S
-        while not ended() and time.monotonic() < late and not self._impatient:
-            time.sleep(0.1)
+        deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
+        while not ended() and time.monotonic() < deadline and not self._forced:
+            time.sleep(POLL_S)
 
     def _force(self, number: int, frame: FrameType | None) -> None:
-        self._impatient = True
+        self._forced = True
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that this one started, and those that they started."""
+    """Return the ids of a process's children, and of theirs."""
     try:
-        said = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout
-    except FileNotFoundError:  # in a small container, which takes them along when it ends
+        listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout
+    except FileNotFoundError:  # in a small container, which ends them with itself
         return []
-    parents = {int(child): int(parent) for child, parent in map(str.split, said.splitlines())}
+    parents = {int(child): int(parent) for child, parent in map(str.split, listing.splitlines())}
     found = [pid]
-    for each in found:  # grows as it goes
+    for each in found:  # grows while it is iterated
         found.extend(child for child, parent in parents.items() if parent == each)
     return found[1:]
 

@@ -1,4 +1,4 @@
-"""All of it on one machine: a server if none runs, the deployments, and workers, until Ctrl-C."""
+"""`python -m deployments serve`: server, deployments and workers on one machine, until Ctrl-C."""
 
 import argparse
 import tempfile
@@ -14,13 +14,13 @@ from rich.console import Console
 
 from deployments.errors import ConfigurationError
 from deployments.local import worker
-from deployments.local.processes import Processes
-from deployments.reconcile.api import Api, connected
+from deployments.local.processes import POLL_S, Processes
+from deployments.reconcile.api import Api, connect
 from deployments.reconcile.apply import apply
 from deployments.reconcile.files import SHIPPED, Folder, entries
 
 SERVER_START_TIMEOUT_S = 180.0
-"""Seconds a server may take to answer: the first one makes its database."""
+"""For a server to become healthy; the first start creates its database."""
 
 SERVER_SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -30,29 +30,29 @@ SERVER_SETTINGS = {
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "100",
     "PREFECT_SERVER_SERVICES_TRIGGERS_READ_BATCH_SIZE": "100",
 }
-"""Recorded in large strokes: many task runs at once would make a server on SQLite refuse clients."""
+"""Large batches: many concurrent task runs would otherwise make a server on SQLite reject clients."""
 
 
 def main(words: list[str]) -> int:
-    """`python -m deployments serve`: start what is missing, apply the files, and wait for Ctrl-C.
+    """Start a server if none runs, apply the files, start the workers, and wait for Ctrl-C.
 
     Returns:
-        0 after Ctrl-C, 1 when something ended by itself.
+        Exit status: 0 after Ctrl-C, 1 when a process ended by itself.
     """
-    given = parser().parse_args(words)
-    folder, out = Folder(given.folder), Console(soft_wrap=True, highlight=False)
-    url = PREFECT_API_URL.value() or f"http://127.0.0.1:{given.port}/api"
+    options = parser().parse_args(words)
+    folder, out = Folder(options.folder), Console(soft_wrap=True, highlight=False)
+    url = PREFECT_API_URL.value() or f"http://127.0.0.1:{options.port}/api"
     ui = url.removesuffix("/api")
     with tempfile.TemporaryFile() as log, temporary_settings({PREFECT_API_URL: url}):
         try:
             with Processes() as processes:
-                if not answers(url):
+                if not is_healthy(url):
                     out.print(f"server at {ui}")
-                    boot(processes, url, log)
-                with connected() as api:
+                    start_server(processes, url, log)
+                with connect() as api:
                     apply(api, folder, out=out)
                     for each in workers(api, folder):
-                        out.print(worker.described(each))
+                        out.print(worker.describe(each))
                         each.start(processes, url)
                 out.print(f"[bold]{ui}[/] is where to start runs and watch them; Ctrl-C ends what began here")
                 out.print(f"{processes.wait()} ended")
@@ -63,7 +63,7 @@ def main(words: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of `python -m deployments serve`."""
+    """Return the parser of `python -m deployments serve`."""
     parser = argparse.ArgumentParser(
         prog="python -m deployments serve",
         description="A Prefect server if none runs, a worker for every pool, and all deployments, until Ctrl-C. The "
@@ -77,14 +77,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def workers(api: Api, folder: Folder) -> list[worker.Worker]:
-    """Workers for every pool of processes."""
+    """Return the workers of every process pool."""
     path = folder.file("pools")
     pools = [each["name"] for each in entries(path, "pools") if each["type"] == "process"] if path else []
     return [each for pool in pools for each in worker.workers_of(api, pool)]
 
 
-def boot(processes: Processes, url: str, log: IO[Any]) -> None:
-    """Start a server at this address and wait until it answers.
+def start_server(processes: Processes, url: str, log: IO[Any]) -> None:
+    """Start a server at this address and wait until it is healthy.
 
     Raises:
         ConfigurationError: If the address is another machine's, or the server does not start.
@@ -95,19 +95,19 @@ def boot(processes: Processes, url: str, log: IO[Any]) -> None:
             f"Prefect's API at `{url}` does not answer, and only this machine's could be started here."
         )
     words = ["--host", address.hostname, "--port", str(address.port or 4200)]
-    own = SERVER_SETTINGS | {"PREFECT_UI_URL": url.removesuffix("/api")}  # in what automations say
-    own |= {"PREFECT_SERVER_UI_API_URL": url}  # the UI would ask port 4200 whatever the server's is
-    process = processes.prefect("server", "server", "start", *words, env=own, output=log)
-    late = time.monotonic() + SERVER_START_TIMEOUT_S
-    while not answers(url):
-        if process.poll() is not None or time.monotonic() > late:
+    env = SERVER_SETTINGS | {"PREFECT_UI_URL": url.removesuffix("/api")}  # in messages of automations
+    env |= {"PREFECT_SERVER_UI_API_URL": url}  # the UI would use port 4200 whatever the server's is
+    process = processes.prefect("server", "server", "start", *words, env=env, output=log)
+    deadline = time.monotonic() + SERVER_START_TIMEOUT_S
+    while not is_healthy(url):
+        if process.poll() is not None or time.monotonic() > deadline:
             log.seek(0)
             raise ConfigurationError(f"The server did not start; it said:\n{log.read().decode()[-2000:].strip()}")
-        time.sleep(0.2)
+        time.sleep(POLL_S)
 
 
-def answers(url: str) -> bool:
-    """Whether a server of Prefect is there."""
+def is_healthy(url: str) -> bool:
+    """Return whether a Prefect server answers at this address."""
     try:
         with build_opener(ProxyHandler({})).open(f"{url}/health", timeout=5) as reply:
             return reply.read() == b"true"

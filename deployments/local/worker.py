@@ -1,4 +1,4 @@
-"""Workers of a pool on this machine: one for each GPU, where the pool is for GPUs."""
+"""`python -m deployments worker`: workers of a pool on this machine, one per GPU in a GPU pool."""
 
 import argparse
 import os
@@ -11,12 +11,19 @@ from rich.console import Console
 
 from deployments.errors import ConfigurationError
 from deployments.local.processes import Processes
-from deployments.reconcile.api import Api, connected
+from deployments.reconcile.api import Api, connect
 
 
 @dataclass
 class Worker:
-    """A worker to be: its name, how many runs it takes at once, and what it sees of the machine."""
+    """The configuration of a worker.
+
+    Attributes:
+        pool: Name of the work pool.
+        name: Name of the worker.
+        limit: Maximum of concurrent flow runs; unlimited when `None`.
+        env: Environment variables, which its flow runs inherit.
+    """
 
     pool: str
     name: str
@@ -24,7 +31,7 @@ class Worker:
     env: Mapping[str, str] = field(default_factory=dict)
 
     def start(self, processes: Processes, url: str | None = None) -> None:
-        """Start it: `prefect worker start`."""
+        """Start the worker with `prefect worker start`."""
         words = ["--pool", self.pool, "--name", self.name, "--no-create-pool-if-not-found", "--install-policy", "never"]
         limit = ["--limit", str(self.limit)] if self.limit else []
         api = {"PREFECT_API_URL": url} if url else {}
@@ -32,19 +39,19 @@ class Worker:
 
 
 def main(words: list[str]) -> int:
-    """`python -m deployments worker gpu`: start the workers of a pool and wait.
+    """Start the workers of a pool and wait for Ctrl-C.
 
     Returns:
-        0 after Ctrl-C, 1 when a worker ended by itself.
+        Exit status: 0 after Ctrl-C, 1 when a worker ended by itself.
     """
-    given = parser().parse_args(words)
-    with connected() as api:
-        workers = workers_of(api, given.pool, given.limit, given.gpus_per_run)
+    options = parser().parse_args(words)
+    with connect() as api:
+        workers = workers_of(api, options.pool, options.limit, options.gpus_per_run)
     out = Console(soft_wrap=True, highlight=False)
     try:
         with Processes() as processes:
             for worker in workers:
-                out.print(described(worker))
+                out.print(describe(worker))
                 worker.start(processes)
             out.print(f"{processes.wait()} ended")
             return 1
@@ -53,7 +60,7 @@ def main(words: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of `python -m deployments worker`."""
+    """Return the parser of `python -m deployments worker`."""
     parser = argparse.ArgumentParser(
         prog="python -m deployments worker",
         description="Start the workers of a pool on this machine. In a pool whose name begins with `gpu`, one for each "
@@ -66,25 +73,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def workers_of(api: Api, pool: str, limit: int | None = None, gpus_per_run: int = 1) -> list[Worker]:
-    """The workers that this machine is good for.
+    """Return the workers of a pool for this machine.
 
-    Prefect's process worker has no slots to give devices to, so each GPU, or group of them, gets a worker of its own
-    that takes one run at a time; what it sees is handed down to its runs.
+    Prefect's process worker cannot assign devices to runs. Each GPU, or group of GPUs, therefore gets a worker of its
+    own, which executes one run at a time and passes `CUDA_VISIBLE_DEVICES` on to it.
 
     Raises:
-        ConfigurationError: If there is no such pool, or it has more GPUs per run than this machine.
+        ConfigurationError: If there is no such pool, or this machine has fewer GPUs than a run needs.
     """
-    found = api.get("/work_pools/{name}", name=pool)
-    if not found:
+    actual = api.get("/work_pools/{name}", name=pool)
+    if not actual:
         raise ConfigurationError(
             f"There is no work pool `{pool}`: `python -m deployments pools` makes those of `pools.yaml`."
         )
     host = socket.gethostname()
-    devices = gpus() if pool.startswith("gpu") and found["type"] == "process" else []
+    devices = gpus() if pool.startswith("gpu") and actual["type"] == "process" else []
     if not devices:
-        alone = 1 if pool.startswith("gpu") and found["type"] != "kubernetes" else None
-        return [Worker(pool, f"{host}-{pool}", limit or alone)]
-    groups = [devices[at : at + gpus_per_run] for at in range(0, len(devices) - gpus_per_run + 1, gpus_per_run)]
+        default = 1 if pool.startswith("gpu") and actual["type"] != "kubernetes" else None
+        return [Worker(pool, f"{host}-{pool}", limit or default)]
+    starts = range(0, len(devices) - gpus_per_run + 1, gpus_per_run)
+    groups = [devices[start : start + gpus_per_run] for start in starts]
     if not groups:
         raise ConfigurationError(f"This machine has {len(devices)} GPUs, fewer than `--gpus-per-run {gpus_per_run}`.")
     return [
@@ -99,11 +107,11 @@ def workers_of(api: Api, pool: str, limit: int | None = None, gpus_per_run: int 
 
 
 def gpus() -> list[str]:
-    """The GPUs this process may use, as `nvidia-smi` numbers them."""
+    """Return the GPUs that this process may use, as `nvidia-smi` numbers them."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [each.strip() for each in visible.split(",") if each.strip()]
     try:
-        said = subprocess.run(
+        listing = subprocess.run(
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
             capture_output=True,
             text=True,
@@ -112,12 +120,14 @@ def gpus() -> list[str]:
         )
     except (OSError, subprocess.SubprocessError):
         return []
-    return said.stdout.split()
+    return listing.stdout.split()
 
 
-def described(worker: Worker) -> str:
-    """A line about it."""
+def describe(worker: Worker) -> str:
+    """Return a line about a worker for the terminal."""
     gpu = worker.env.get("CUDA_VISIBLE_DEVICES")
-    what = f"GPU {gpu}" if gpu else "no GPU found, so on the CPU" if worker.pool.startswith("gpu") else "no GPU needed"
+    device = (
+        f"GPU {gpu}" if gpu else "no GPU found, so on the CPU" if worker.pool.startswith("gpu") else "no GPU needed"
+    )
     limit = {None: "as many runs as come", 1: "one run at a time"}.get(worker.limit, f"{worker.limit} runs at once")
-    return f"worker {worker.name}: {what}, {limit}"
+    return f"worker {worker.name}: {device}, {limit}"

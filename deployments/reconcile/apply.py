@@ -1,4 +1,4 @@
-"""What the files say, made so in Prefect: one line for each thing, and twice is harmless."""
+"""Idempotent reconciliation of all resources of a folder, with one line of output for each."""
 
 from collections.abc import Iterator
 
@@ -14,37 +14,37 @@ COLOURS = {"created": "green", "updated": "yellow", "unchanged": "dim"}
 
 
 def apply(api: Api, folder: Folder, check: bool = False, out: Console | None = None) -> int:
-    """Make what is missing and change what differs; with `check`, say it only.
+    """Create missing resources and update those that drifted.
 
     Args:
-        api: Where to.
-        folder: What from.
-        check: Change nothing.
-        out: Where the lines go.
+        api: The server.
+        folder: The files.
+        check: Only report drift.
+        out: The console for the report.
 
     Returns:
-        How many things differ, or differed.
+        The number of resources that were missing or drifted.
     """
     out = out or Console(soft_wrap=True, highlight=False)
     count = 0
-    for thing in resources(api, folder):
-        state, differences = thing.state, thing.differences
+    for resource in resources(api, folder):
+        state, differences = resource.state, resource.differences
         if state != "unchanged":
             count += 1
             if not check:
-                thing.save()
-        said = {"created": "missing", "updated": "differs"}.get(state, state) if check else state
-        why = "; ".join(differences) if state == "updated" else ""
-        line = Text.assemble((f"{said:<10}", COLOURS[state]), f" {thing.kind:<11} {thing.name}")
-        for more in filter(None, (why, thing.note)):
-            line.append(f"  ({more})", "dim")
+                resource.save()
+        label = {"created": "missing", "updated": "differs"}.get(state, state) if check else state
+        drift = "; ".join(differences) if state == "updated" else ""
+        line = Text.assemble((f"{label:<10}", COLOURS[state]), f" {resource.kind:<11} {resource.name}")
+        for detail in filter(None, (drift, resource.note)):
+            line.append(f"  ({detail})", "dim")
         out.print(line)
     return count
 
 
 def resources(api: Api, folder: Folder) -> Iterator[Resource]:
-    """All that the folder speaks of, each read just before its turn: pools come before what runs on them."""
-    if folder.wants("blocks"):
+    """Yield the resources of a folder lazily, in the order of their dependencies: pools before deployments."""
+    if folder.selects("blocks"):
         yield from blocks.resources(api)
     if path := folder.file("pools"):
         yield from pools.resources(api, path)

@@ -1,4 +1,4 @@
-"""Automations: what Prefect does by itself when something happens, or does not."""
+"""Automations: actions that Prefect takes when an event occurs, or does not."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,55 +16,52 @@ BLOCK = "/block_types/slug/{slug}/block_documents/name/{block_document_name}"
 
 
 def resources(api: Api, paths: list[Path]) -> Iterator[Resource]:
-    """An automation for each file."""
+    """Yield the automation of each file."""
     for path in paths:
-        said = read(path)
-        said["actions"], missing = _with_blocks(api, path, said.get("actions", []))
+        config = read(path)
+        config["actions"], missing = _resolve_blocks(api, path, config.get("actions", []))
         note = f"tells nobody yet: there is no block `{missing}`" if missing else ""
         try:
-            wanted = AutomationCore.model_validate(said)
+            desired = AutomationCore.model_validate(config)
         except ValidationError as error:
             first = error.errors()[0]
             raise ConfigurationError(f"`{path}`: `{'.'.join(map(str, first['loc']))}`: {first['msg']}") from None
-        yield _automation(api, wanted, note)
+        yield _automation(api, desired, note)
 
 
-def _automation(api: Api, wanted: AutomationCore, note: str) -> Resource:
-    by_name = {"automations": {"name": {"any_": [wanted.name]}}}
-    found = next(iter(api.send("POST", "/automations/filter", by_name)), None)
+def _automation(api: Api, desired: AutomationCore, note: str) -> Resource:
+    by_name = {"automations": {"name": {"any_": [desired.name]}}}
+    actual = next(iter(api.send("POST", "/automations/filter", by_name)), None)
 
     def save() -> None:
-        body = wanted.model_dump(mode="json", exclude={"owner_resource"})
-        if found:
-            api.send("PUT", "/automations/{id}", body, id=found["id"])
-        else:
-            api.send("POST", "/automations/", body)
+        body = desired.model_dump(mode="json", exclude={"owner_resource"})
+        id = actual["id"] if actual else ""
+        api.upsert(actual, "/automations/{id}", "/automations/", body, method="PUT", id=id)
 
-    fields = wanted.model_fields_set
-    there = _plain(AutomationCore.model_validate(found)) if found else None
-    plain = {key: value for key, value in _plain(wanted).items() if key in fields}
-    return Resource("automation", wanted.name, plain, there, save, note)
+    fields = {key: value for key, value in _to_json(desired).items() if key in desired.model_fields_set}
+    actual_fields = _to_json(AutomationCore.model_validate(actual)) if actual else None
+    return Resource("automation", desired.name, fields, actual_fields, save, note)
 
 
-def _with_blocks(api: Api, path: Path, actions: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
-    """The actions, with the blocks that they name by `type/name`; and the name of one that there is not."""
+def _resolve_blocks(api: Api, path: Path, actions: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """Return the actions with ids in place of `type/name` of blocks, and the name of a missing block."""
     resolved, missing = [], ""
     for action in actions:
         if "block_document" in action:
             slug, _, name = str(action["block_document"]).partition("/")
             if not name:
                 raise ConfigurationError(f"`{path}`: a block is named like `slack-webhook/alerts`, not `{slug}`.")
-            found = api.get(BLOCK, slug=slug, block_document_name=name)
+            block = api.get(BLOCK, slug=slug, block_document_name=name)
             rest = {key: value for key, value in action.items() if key != "block_document"}
-            if found is None:
+            if block is None:
                 missing = f"{slug}/{name}"
-            action = rest | {"block_document_id": found["id"]} if found else {"type": "do-nothing"}
+            action = rest | {"block_document_id": block["id"]} if block else {"type": "do-nothing"}
         resolved.append(action)
     return resolved, missing
 
 
-def _plain(automation: AutomationCore) -> dict[str, Any]:
-    """As JSON, the sets in order."""
+def _to_json(automation: AutomationCore) -> dict[str, Any]:
+    """Return an automation as JSON, with sets sorted."""
 
     def ordered(value: Any) -> Any:
         if isinstance(value, dict):

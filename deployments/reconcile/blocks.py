@@ -1,4 +1,4 @@
-"""Block types: every model there is, as a form in the UI."""
+"""Block types: a form in the UI for every model."""
 
 from collections.abc import Iterator
 from html import unescape
@@ -13,11 +13,11 @@ from deployments.reconcile.api import Api
 from deployments.reconcile.resource import Resource
 
 MODELS = "llms"
-"""The collection whose `LLM` all models are."""
+"""The collection with `LLM`, the base class of all models."""
 
 
 def models() -> list[type[Block]]:
-    """Every model, and those of other installed collections, by slug."""
+    """Return the classes of all models, other installed collections included, sorted by slug."""
     load_prefect_collections()
     base = import_module(MODELS).LLM
     registry = get_registry_for_type(Block) or {}
@@ -27,27 +27,27 @@ def models() -> list[type[Block]]:
 
 
 def resources(api: Api) -> Iterator[Resource]:
-    """A block type for every model."""
+    """Yield the block type of every model."""
     for cls in models():
         slug = str(cls.get_block_type_slug())
         yield Resource("block type", slug, _desired(cls), _actual(api, cls, slug), lambda cls=cls: _register(cls))
 
 
 def _desired(cls: type[Block]) -> dict[str, Any]:
-    described = cls._to_block_type().model_dump(mode="json")
-    shown = {key: described[key] for key in ("name", "logo_url", "documentation_url", "description", "code_example")}
-    return {key: _text(value) for key, value in shown.items()} | {
+    block_type = cls._to_block_type().model_dump(mode="json")
+    shown = ("name", "logo_url", "documentation_url", "description", "code_example")
+    return {key: _unescape(block_type[key]) for key in shown} | {
         "fields": "this version",
         "capabilities": sorted(cls.get_block_capabilities()),
     }
 
 
 def _actual(api: Api, cls: type[Block], slug: str) -> dict[str, Any] | None:
-    found = api.get("/block_types/slug/{slug}", slug=slug)
-    if found is None:
+    block_type = api.get("/block_types/slug/{slug}", slug=slug)
+    if block_type is None:
         return None
     schema = api.get("/block_schemas/checksum/{checksum}", checksum=cls._calculate_schema_checksum()) or {}
-    return {key: _text(value) for key, value in found.items()} | {
+    return {key: _unescape(value) for key, value in block_type.items()} | {
         "fields": "this version" if schema else "an earlier version",
         "capabilities": sorted(schema.get("capabilities", [])),
     }
@@ -58,5 +58,5 @@ def _register(cls: type[Block]) -> None:
     register(_sync=True)
 
 
-def _text(value: Any) -> Any:
+def _unescape(value: Any) -> Any:
     return unescape(value) if isinstance(value, str) else value

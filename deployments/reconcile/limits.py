@@ -1,4 +1,4 @@
-"""Global concurrency limits: what all runs of a provider account, wherever they are, may do together."""
+"""Global concurrency limits: rates and slots that all runs of a provider account share."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,20 +11,17 @@ LIMIT = "/v2/concurrency_limits/{id_or_name}"
 
 
 def resources(api: Api, path: Path) -> Iterator[Resource]:
-    """The limits of a file."""
-    for wanted in entries(path, "limits"):
-        reject_unknown_keys(path, wanted, ("name", "limit", "slot_decay_per_second", "active"))
-        yield _limit(api, wanted)
+    """Yield the limits of a file."""
+    for desired in entries(path, "limits"):
+        reject_unknown_keys(path, desired, ("name", "limit", "slot_decay_per_second", "active"))
+        yield _limit(api, desired)
 
 
-def _limit(api: Api, wanted: dict) -> Resource:
-    name = wanted["name"]
-    found = api.get(LIMIT, id_or_name=name)
+def _limit(api: Api, desired: dict) -> Resource:
+    name = desired["name"]
+    actual = api.get(LIMIT, id_or_name=name)
 
     def save() -> None:
-        if found:
-            api.send("PATCH", LIMIT, wanted, id_or_name=name)
-        else:
-            api.send("POST", "/v2/concurrency_limits/", wanted)
+        api.upsert(actual, LIMIT, "/v2/concurrency_limits/", desired, id_or_name=name)
 
-    return Resource("limit", name, wanted, found, save)
+    return Resource("limit", name, desired, actual, save)

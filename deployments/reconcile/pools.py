@@ -14,45 +14,39 @@ POOL, QUEUE = "/work_pools/{name}", "/work_pools/{work_pool_name}/queues/{name}"
 
 
 def resources(api: Api, path: Path) -> Iterator[Resource]:
-    """The pools of a file, and their queues."""
-    for said in entries(path, "pools"):
-        reject_unknown_keys(path, said, FIELDS)
-        wanted = {key: value for key, value in said.items() if key != "queues"}
-        if template := said.get("base_job_template"):
-            wanted["base_job_template"] = read(path.parent / template)
-        yield _pool(api, path, wanted)
-        for queue in sorted(said.get("queues", []), key=lambda each: each.get("priority", 0)):
+    """Yield the pools of a file, each followed by its queues."""
+    for config in entries(path, "pools"):
+        reject_unknown_keys(path, config, FIELDS)
+        desired = {key: value for key, value in config.items() if key != "queues"}
+        if template := config.get("base_job_template"):
+            desired["base_job_template"] = read(path.parent / template)
+        yield _pool(api, path, desired)
+        for queue in sorted(config.get("queues", []), key=lambda each: each.get("priority", 0)):
             reject_unknown_keys(path, queue, QUEUE_FIELDS)
-            yield _queue(api, said["name"], queue)
+            yield _queue(api, config["name"], queue)
 
 
-def _pool(api: Api, path: Path, wanted: dict) -> Resource:
-    name = wanted["name"]
-    found = api.get(POOL, name=name)
-    if found and found["type"] != wanted["type"]:
+def _pool(api: Api, path: Path, desired: dict) -> Resource:
+    name = desired["name"]
+    actual = api.get(POOL, name=name)
+    if actual and actual["type"] != desired["type"]:
         raise ConfigurationError(
-            f"The work pool `{name}` is of type `{found['type']}`, and `{path}` says `{wanted['type']}`: it cannot be "
-            f"changed. Delete it with `prefect work-pool delete {name}`, and its deployments are applied anew."
+            f"The work pool `{name}` is of type `{actual['type']}`, and `{path}` says `{desired['type']}`: it cannot "
+            f"be changed. Delete it with `prefect work-pool delete {name}`, and its deployments are applied anew."
         )
-    changeable = {key: value for key, value in wanted.items() if key not in ("name", "type")}
 
     def save() -> None:
-        if found:
-            api.send("PATCH", POOL, changeable, name=name)
-        else:
-            api.send("POST", "/work_pools/", wanted)
+        api.upsert(actual, POOL, "/work_pools/", desired, immutable=("name", "type"), name=name)
 
-    return Resource("work pool", name, wanted, found, save)
+    return Resource("work pool", name, desired, actual, save)
 
 
-def _queue(api: Api, pool: str, wanted: dict) -> Resource:
-    name = wanted["name"]
-    found = api.get(QUEUE, work_pool_name=pool, name=name)
+def _queue(api: Api, pool: str, desired: dict) -> Resource:
+    ids = {"work_pool_name": pool, "name": desired["name"]}
+    actual = api.get(QUEUE, **ids)
 
     def save() -> None:
-        if api.get(QUEUE, work_pool_name=pool, name=name):  # `default` comes with its pool
-            api.send("PATCH", QUEUE, wanted, work_pool_name=pool, name=name)
-        else:
-            api.send("POST", "/work_pools/{work_pool_name}/queues", wanted, work_pool_name=pool)
+        exists = api.get(QUEUE, **ids)  # `default` is created with its pool
+        api.upsert(exists, QUEUE, "/work_pools/{work_pool_name}/queues", desired, **ids)
 
-    return Resource("work queue", f"{pool}/{name}", wanted, found, save)
+    return Resource("work queue", f"{pool}/{desired['name']}", desired, actual, save)

@@ -1,4 +1,4 @@
-"""Anything there is in Prefect: what the files say of it, what Prefect has, and what to do about the difference."""
+"""A resource of a Prefect server: desired state, actual state, and the drift between them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ class Resource:
     """A block type, pool, queue, limit, automation or deployment.
 
     Args:
-        kind: What it is, in Prefect's words.
-        name: Which one.
-        desired: What the file says, field by field; what it does not say is left as people set it in the UI.
-        actual: What Prefect has; nothing, if there is no such thing yet.
-        save: Makes it so.
-        note: What a person should know about it.
+        kind: Kind of resource, in Prefect's terms.
+        name: Name of the resource.
+        desired: Fields in the file; fields that are not in it stay as set in the UI.
+        actual: Fields on the server; `None` if the resource does not exist.
+        save: Reconciles the server.
+        note: Remark for the user.
     """
 
     kind: str
@@ -27,26 +27,26 @@ class Resource:
 
     @property
     def differences(self) -> list[str]:
-        """Where Prefect has something else than the file says."""
-        found = self.actual or {}
-        return [line for key, value in self.desired.items() for line in _between(key, value, found.get(key))]
+        """The drift: a line for each field that differs."""
+        actual = self.actual or {}
+        return [line for key, value in self.desired.items() for line in _diff(key, value, actual.get(key))]
 
     @property
     def state(self) -> str:
-        """What would have to happen to it."""
+        """The action that reconciles it, as a participle."""
         return "created" if self.actual is None else "updated" if self.differences else "unchanged"
 
 
-def _between(path: str, wanted: Any, found: Any) -> Iterator[str]:
-    if wanted == found:
+def _diff(path: str, desired: Any, actual: Any) -> Iterator[str]:
+    if desired == actual:
         return
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        for key in [*wanted, *(key for key in found if key not in wanted)]:
-            yield from _between(f"{path}.{key}", wanted.get(key), found.get(key))
+    if isinstance(desired, dict) and isinstance(actual, dict):
+        for key in [*desired, *(key for key in actual if key not in desired)]:
+            yield from _diff(f"{path}.{key}", desired.get(key), actual.get(key))
     else:
-        yield f"{path}: {_short(found)} → {_short(wanted)}"
+        yield f"{path}: {_shorten(actual)} → {_shorten(desired)}"
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = " ".join(str(value).split())
     return text if len(text) <= 60 else f"{text[:57]}…"
