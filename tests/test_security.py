@@ -216,7 +216,7 @@ def test_servers_are_for_this_machine_only() -> None:
         temporary.stop()
     url = temporary.url  # its port is free again
     with tempfile.TemporaryFile() as log, Processes() as processes:
-        serve.boot(processes, url, log)
+        serve.start_server(processes, url, log)
         assert listening(int(url.removesuffix("/api").rpartition(":")[2])) == LOOPBACK
         with pytest.raises(ConfigurationError, match="only this machine's"):
-            serve.boot(processes, "http://192.0.2.1:4200/api", log)
+            serve.start_server(processes, "http://192.0.2.1:4200/api", log)
