@@ -135,8 +135,8 @@ def near(hub, monkeypatch):
     return hub
 
 
-class TestSaved:
-    def test_what_is_saved_comes_back_with_errors_and_figures(self, tmp_path):
+class TestSaveToDisk:
+    def test_a_round_trip_keeps_errors_and_summary(self, tmp_path):
         dataset = made(input_batch_size=1)
         dataset.save_to_disk(tmp_path / "kept")
         rows, summary = dataset["default"]["train"].to_list(), dataset.summary
@@ -145,7 +145,7 @@ class TestSaved:
         assert again.summary == summary and again.errors["message"] == ["thirteen is beyond me"]
         assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
-    def test_a_dataset_takes_the_place_of_a_dataset_and_of_nothing_else(self, tmp_path):
+    def test_a_dataset_replaces_only_a_dataset(self, tmp_path):
         dataset = made(count=3)
         dataset.save_to_disk(tmp_path / "kept")
         made(count=5).save_to_disk(tmp_path / "kept")
@@ -167,12 +167,12 @@ class TestSaved:
 
 
 class TestSplit:
-    def test_every_row_is_in_one_of_the_two(self):
+    def test_every_row_is_in_one_split(self):
         parts = made(count=10).train_test_split(0.8, seed=1)["default"]
         assert {name: len(rows) for name, rows in parts.items()} == {"train": 8, "test": 2}
         assert sorted([*parts["train"]["n"], *parts["test"]["n"]]) == list(range(10)) != [*parts["train"]["n"]]
 
-    def test_a_seed_is_a_draw_and_without_one_it_is_drawn_once(self):
+    def test_equal_seeds_draw_equal_splits(self):
         dataset = made(count=12)
         drawn = [dataset.train_test_split(0.5, seed=seed)["default"]["train"]["n"][:] for seed in (1, 1, 2)]
         assert drawn[0] == drawn[1] != drawn[2]
@@ -180,11 +180,11 @@ class TestSplit:
         assert once["default"]["train"]["n"][:] == once["default"]["train"]["n"][:]
         assert list(dataset["default"]) == ["train"]  # as it was
 
-    def test_unshuffled_the_first_rows_train(self):
+    def test_without_shuffle_the_first_rows_are_train(self):
         parts = made(count=10).train_test_split(train_size=0.7, shuffle=False)["default"]
         assert (parts["train"]["n"][:], parts["test"]["n"][:]) == ([*range(7)], [7, 8, 9])
 
-    def test_it_is_saved_split_and_a_hub_sees_both(self, tmp_path):
+    def test_a_split_is_saved_and_listed_in_the_card(self, tmp_path):
         split = made(count=40, input_batch_size=1).train_test_split(0.75, seed=3)
         split.save_to_disk(tmp_path / "kept")
         again = Distiset.load(tmp_path / "kept")
@@ -204,19 +204,19 @@ class TestSplit:
         assert len(test) == 0 and test.column_names == ["n", "even"]
 
     @pytest.mark.parametrize("size", [0, 1, 1.5, -0.1])
-    def test_a_share_is_between_nothing_and_all(self, size):
+    def test_train_size_is_a_fraction(self, size):
         with pytest.raises(ConfigurationError, match="between 0 and 1"):
             made(count=2).train_test_split(size)
 
-    def test_a_temporary_dataset_stays_while_its_split_is_wanted(self):
+    def test_a_split_keeps_its_temporary_folder_alive(self):
         split = made(count=4).train_test_split(0.5)
         assert len(split["default"]["train"]) == 2
 
 
-class TestLines:
+class TestJsonl:
     """JSONL instead of Parquet: all that can be done with a dataset can be done with it."""
 
-    def test_it_is_read_split_saved_and_pushed_like_any_other(self, near, tmp_path, monkeypatch):
+    def test_read_split_save_and_push(self, near, tmp_path, monkeypatch):
         dataset = made(tmp_path / "out", input_batch_size=1, output_format="jsonl")
         rows = [{"n": n, "even": n % 2 == 0} for n in range(50) if n != 13]
         lines = (tmp_path / "out" / "default" / "part-00000.jsonl").read_text().splitlines()
@@ -240,7 +240,7 @@ class TestLines:
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
         assert dataset["default"]["train"].to_list() == rows
 
-    def test_one_of_a_few_megabytes_is_mapped_and_is_never_an_earlier_one(self, tmp_path, monkeypatch):
+    def test_large_files_are_mapped_and_never_stale(self, tmp_path, monkeypatch):
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
         assert not made(tmp_path / "small", count=3)["default"]["train"].cache_files
         monkeypatch.setattr("flows.dataset.distiset.MAX_IN_MEMORY_BYTES", 0)
@@ -248,17 +248,17 @@ class TestLines:
             dataset = made(tmp_path / "out", count=count)["default"]["train"]
             assert dataset["n"][:] == list(range(count)) and dataset.cache_files
 
-    def test_more_than_a_few_megabytes_are_not_read_whole(self):
+    def test_the_in_memory_limit_is_small(self):
         assert MAX_IN_MEMORY_BYTES <= 8 << 20
 
-    def test_a_dataset_of_another_format_takes_its_place(self, tmp_path):
+    def test_a_dataset_replaces_one_of_another_format(self, tmp_path):
         made(tmp_path / "out", count=3, output_format="jsonl")
         assert made(tmp_path / "out", count=2)["default"]["train"]["n"][:] == [0, 1]
         assert [path.suffix for path in (tmp_path / "out" / "default").iterdir()] == [".parquet"]
 
 
 class TestCard:
-    def test_it_says_what_the_rows_were_made_with(self, tmp_path):
+    def test_it_describes_steps_models_and_prompts(self, tmp_path):
         class Sayer(AsyncLLM):
             """Says yes."""
 
@@ -301,7 +301,7 @@ class TestCard:
             assert told in card, told
         assert yaml.safe_load(card.split("---")[1])["configs"][0]["config_name"] == "default"
 
-    def test_licences_are_those_the_hub_tells(self, near, tmp_path):
+    def test_licences_come_from_the_hub(self, near, tmp_path):
         near.cards = {"datasets/me/questions": {"license": "mit"}, "models/org/tiny": {"license": ["a", "b"]}}
         steps = [
             LoadDataFromHub(repo_id="me/questions"),
@@ -319,8 +319,8 @@ class TestCard:
         }
 
 
-class TestPushed:
-    def test_what_is_on_the_hub_is_what_is_in_the_folder(self, near, tmp_path):
+class TestPushToHub:
+    def test_the_hub_has_the_files_of_the_folder(self, near, tmp_path):
         dataset = made(tmp_path / "out", input_batch_size=1)
         assert (
             dataset.push_to_hub("me/numbers", private=True, token="hf_of_the_test") == f"{near.url}/datasets/me/numbers"
@@ -330,14 +330,14 @@ class TestPushed:
         assert near.made[0]["type"] == "dataset" and near.made[0]["visibility"] == "private"
         assert near.commits == ["default: 49 rows"]
 
-    def test_a_second_push_leaves_nothing_of_the_first(self, near, tmp_path):
+    def test_a_second_push_replaces_the_first(self, near, tmp_path):
         made(tmp_path / "out", input_batch_size=1).push_to_hub("me/numbers", token="hf_of_the_test")
         near.files["default/part-00001.parquet"] = near.files["figure.png"] = b"of an earlier push"
         made(tmp_path / "out", count=5).push_to_hub("me/numbers", token="hf_of_the_test", commit_message="fewer")
         assert near.files.keys() == {"README.md", "run.json", "figure.png", "default/part-00000.parquet"}
         assert near.commits[-1] == "fewer"
 
-    def test_a_split_is_pushed_as_two(self, near, tmp_path):
+    def test_a_split_is_pushed_as_two_splits(self, near, tmp_path):
         made(count=10).train_test_split(0.8).push_to_hub("me/numbers", token="hf_of_the_test")
         for name, held in near.files.items():
             (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -346,7 +346,7 @@ class TestPushed:
         seen = load_dataset(str(tmp_path), cache_dir=str(tmp_path / "cache"))
         assert {name: len(rows) for name, rows in seen.items()} == {"train": 8, "test": 2}
 
-    def test_who_may_not_is_told_what_to_do(self, near):
+    def test_a_refused_token_is_explained(self, near):
         with pytest.raises(ConfigurationError, match="does not let you write `me/numbers` .*`token=`.*`HF_TOKEN`"):
             made(count=2).push_to_hub("me/numbers", token="hf_wrong")
         with pytest.raises(ConfigurationError, match="names no dataset of the Hub"):

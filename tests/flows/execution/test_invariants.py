@@ -530,7 +530,7 @@ def an_empty_home(folder: Any) -> Iterator[None]:
 
 @given(nodes=shapes())
 @PATIENT
-def test_what_comes_out_is_what_is_due_and_again(nodes, wire, tmp_path_factory):
+def test_random_pipelines_match_a_reference_and_resume_without_requests(nodes, wire, tmp_path_factory):
     folder = tmp_path_factory.mktemp("random")
     with an_empty_home(folder):
         bench = Bench(nodes, wire, folder)
@@ -542,7 +542,7 @@ def test_what_comes_out_is_what_is_due_and_again(nodes, wire, tmp_path_factory):
 
 @given(nodes=shapes(), how=st.sampled_from(["Ctrl-C", "Fatal", "no key", "drained"]), data=st.data())
 @PATIENT
-def test_what_was_stopped_goes_on(nodes, how, data, wire, tmp_path_factory):
+def test_stopped_runs_resume(nodes, how, data, wire, tmp_path_factory):
     folder = tmp_path_factory.mktemp("random")
     with an_empty_home(folder):
         bench = Bench(nodes, wire, folder)
@@ -580,7 +580,7 @@ def test_what_was_stopped_goes_on(nodes, how, data, wire, tmp_path_factory):
         assert set(bench.answered) == set(due)
 
 
-def test_a_step_that_needs_all_rows_is_never_given_some_of_them():
+def test_a_global_step_gets_all_rows_or_none():
     with Pipeline(name="whole") as pipeline:
         LoadDataFromDicts(data=source_rows(Node("data", "source", rows=9)), batch_size=4) >> made(
             Node("whole", "whole", fails=0.5), "here"
@@ -589,7 +589,7 @@ def test_a_step_that_needs_all_rows_is_never_given_some_of_them():
     assert not dataset["default"]["train"].num_rows and len(dataset.errors) == 9
 
 
-def test_a_row_that_can_be_sent_nowhere_is_one_of_those_that_came():
+def test_a_row_whose_route_fails_counts_as_taken_in():
     with Pipeline(name="nowhere") as pipeline:
         data = LoadDataFromDicts(data=source_rows(Node("data", "source", rows=30)))
         data >> route(lambda row: "nowhere") >> [made(Node(name, "mark"), "here") for name in ("left", "right")]

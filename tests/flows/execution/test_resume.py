@@ -117,8 +117,8 @@ def made(dataset):
 
 
 @pytest.mark.usefixtures("prefect_server")
-class TestAgain:
-    def test_nothing_is_asked_and_the_rows_and_counts_are_the_same(self, wire, forget):
+class TestSecondRun:
+    def test_no_requests_and_equal_rows_and_counts(self, wire, forget):
         first = three(wire).run()
         assert len(asked(wire)) == 3 * ROWS
         forget()
@@ -131,7 +131,7 @@ class TestAgain:
             assert (now.models["m"].requests, now.models["m"].cached, now.models["m"].output_tokens) == (0, ROWS, 0)
         assert again.summary.cost == 0.0 and first.summary.output_tokens == 3 * ROWS * 4
 
-    def test_a_batch_with_a_failed_row_is_made_again_and_no_other(self, wire, forget):
+    def test_only_batches_with_failures_run_again(self, wire, forget):
         pipeline = three(wire)
         echo = echoing(wire)
         wire.answer = lambda request: wire.Reply({}, 400) if prompt_of(request) == "row 7" else echo(request)
@@ -146,7 +146,7 @@ class TestAgain:
         assert {prompt for prompt in prompts if "!" not in prompt} == {f"row {number}" for number in range(10)}
         assert len(prompts) == 3 * 10  # what follows was made of nine rows
 
-    def test_changing_a_step_redoes_it_and_what_follows(self, wire, forget):
+    def test_a_changed_step_and_its_descendants_run_again(self, wire, forget):
         three(wire).run()
         asked(wire)
         forget()
@@ -158,13 +158,13 @@ class TestAgain:
         three(wire, second="{{ generation }} B", system_prompt="Shout.").run()
         assert sum(asked(wire).values()) == ROWS  # the same texts came, so that the others are not asked again
 
-    def test_appended_rows_are_all_that_is_asked(self, wire):
+    def test_only_appended_rows_are_requested(self, wire):
         three(wire).run()
         asked(wire)
         again = three(wire, count=ROWS + 10).run()
         assert again.summary.rows == ROWS + 10 and sum(asked(wire).values()) == 3 * 10
 
-    def test_an_edited_parser_reads_the_same_answers(self, wire):
+    def test_an_edited_parser_reuses_answers(self, wire):
         def pipeline(parse):
             class Parsed(Answer):
                 """Reads an answer. Output columns: `answer`."""
@@ -181,7 +181,7 @@ class TestAgain:
         again = pipeline(lambda self, text, row: {"answer": text.upper()}).run()
         assert not asked(wire) and again["default"]["train"]["answer"][3] == "ROW 3!"
 
-    def test_another_key_of_the_provider_asks_nothing(self, wire, forget):
+    def test_another_api_key_requests_nothing(self, wire, forget):
         three(wire).run()
         asked(wire)
         forget()
@@ -191,7 +191,7 @@ class TestAgain:
         pipeline.run()
         assert not asked(wire)
 
-    def test_no_cache_asks_anew_and_keeps_what_comes(self, wire, forget):
+    def test_no_cache_requests_again_and_stores(self, wire, forget):
         three(wire).run()
         asked(wire)
         pipeline = three(wire)
@@ -203,7 +203,7 @@ class TestAgain:
         three(wire, use_cache=False).run()
         assert {prompt for prompt in asked(wire) if "!" not in prompt} == {f"row {number}" for number in range(ROWS)}
 
-    def test_what_json_would_change_is_not_kept_and_comes_through(self, wire, forget):
+    def test_rows_json_would_change_are_not_cached(self, wire, forget):
         when = datetime(2026, 1, 2)
 
         def pipeline():
@@ -217,7 +217,7 @@ class TestAgain:
             assert len(asked(wire)) == 1
             forget()
 
-    def test_a_spent_budget_goes_on_from_there(self, wire, forget):
+    def test_a_run_over_budget_resumes(self, wire, forget):
         echoing(wire)
         with pytest.raises(BudgetExceeded):
             three(wire).run(max_tokens_total=13 * 25)
@@ -226,7 +226,7 @@ class TestAgain:
         assert three(wire).run().summary.rows == ROWS
         assert not before.keys() & asked(wire).keys()
 
-    def test_results_are_json_and_a_broken_one_is_made_again(self, wire, forget):
+    def test_results_are_json_and_corrupt_ones_are_recomputed(self, wire, forget):
         three(wire).run()
         asked(wire)
         files = [path for path in PREFECT_LOCAL_STORAGE_PATH.value().rglob("distilflow/*/*") if path.is_file()]
@@ -241,14 +241,14 @@ class TestAgain:
         assert three(wire).run().summary.rows == ROWS
         assert sum(prompt.endswith("! b") for prompt in asked(wire)) == 10
 
-    def test_results_may_be_kept_anywhere(self, wire, forget, tmp_path):
+    def test_results_in_any_storage(self, wire, forget, tmp_path):
         for _ in range(2):
             three(wire).run(result_storage=tmp_path / "elsewhere")
             forget()
         assert sum(asked(wire).values()) == 3 * ROWS
         assert len(list((tmp_path / "elsewhere").rglob("distilflow/a/*"))) == ROWS / 10
 
-    def test_branches_joins_routes_and_steps_that_wait_come_back(self, wire, forget):
+    def test_branches_joins_routes_and_global_steps_are_cached(self, wire, forget):
         class Last(GlobalStep):
             """The last rows. Output columns: none."""
 
@@ -274,7 +274,7 @@ class TestAgain:
         other = pipeline(lambda row: "a").run()
         assert [row["grouped_generation"] for row in made(other)] == [[f"row {n} a!"] for n in range(10, 20)]
 
-    def test_what_one_branch_does_to_a_row_is_not_seen_by_another(self):
+    def test_branches_do_not_share_rows(self):
         def mark(self, inputs):
             for row in inputs:
                 row[self.name] = True
@@ -290,7 +290,7 @@ class TestAgain:
 
 @pytest.mark.usefixtures("prefect_server")
 class TestNothingIsLost:
-    def test_a_task_that_drops_rows_ends_the_run(self, wire):
+    def test_a_task_that_drops_rows_fails_the_run(self, wire):
         class Careless(Answer):
             """Forgets every third row. Output columns: `answer`."""
 
@@ -302,7 +302,7 @@ class TestNothingIsLost:
         with pytest.raises(RunFailed, match=r"`careless` lost rows: 10 went in, 9 came out, 0 failed, .* data\[3\]"):
             pipeline.run()
 
-    def test_one_that_says_so_may(self, wire):
+    def test_a_step_may_declare_that_it_drops_rows(self, wire):
         class Choosy(Answer):
             """Answers what it likes. Output columns: `answer`."""
 
@@ -360,14 +360,14 @@ class TestIdentity:
             ("length: int = 5", "length: int = 6"),
         ],
     )
-    def test_an_edit_of_what_it_does_counts(self, before, after):
+    def test_edits_of_the_code_count(self, before, after):
         assert self.identity(self.CODE.replace(before, after)) != self.identity()
 
-    def test_so_do_its_fields_and_modules_of_the_user(self):
+    def test_fields_and_modules_of_the_user_count(self):
         assert self.identity(length=6) != self.identity(length=5) == self.identity()
         assert self.identity(helpers=self.HELPERS.replace("'.'", "'!'")) != self.identity()
 
-    def test_whatever_else_does_not(self):
+    def test_other_edits_do_not_count(self):
         moved = self.CODE.replace("def shortened", "# a remark\n\n        def shortened").replace(
             "LIMIT = 3", "LIMIT = 3\n"
         )
@@ -450,7 +450,7 @@ class TestIdentity:
 
         return identity
 
-    def test_whatever_a_step_reaches_of_the_users_counts(self, looked_up):
+    def test_user_code_a_step_reaches_counts(self, looked_up):
         same = looked_up()
         assert looked_up("other 1", "other 2") == same  # which it does not reach
         reached = ["remembered", "asked", "said", "tone", "kind", "private", "deep", "late", "later", "latest"]
@@ -458,7 +458,7 @@ class TestIdentity:
         assert [name for name in reached if found[name] == same] == []
         assert len(set(found.values())) == len(reached)
 
-    def test_an_object_says_what_counts_of_it(self):
+    def test_the_state_of_objects_counts(self):
         class Tone:
             def __init__(self, tone):
                 self.tone, self.calls = tone, 0
@@ -482,7 +482,7 @@ class TestIdentity:
         first, same, other = (step_identity(Filter(column="x"), ["data"], each) for each in way)
         assert first == same != other
 
-    def test_arguments_and_body_of_a_function_that_is_a_step_count(self):
+    def test_arguments_and_body_of_a_function_step_count(self):
         def counted(unit, plus):
             @step(inputs=["text"], outputs=["length"])
             def Length(rows, unit: str = "words"):
@@ -495,7 +495,7 @@ class TestIdentity:
         assert counted("words", 0) == counted("words", 0)
         assert len({counted("words", 0), counted("letters", 0), counted("words", 1)}) == 3
 
-    def test_what_cannot_be_told_apart_has_none(self):
+    def test_unhashable_values_have_no_identity(self):
         class Held(Step):
             """Holds anything. Output columns: none."""
 
@@ -506,7 +506,7 @@ class TestIdentity:
 
         assert step_identity(Held(thing=object()), [], []) is None and step_identity(Held(thing=[1]), [], [])
 
-    def test_it_is_the_same_in_another_process(self, tmp_path):
+    def test_identity_is_equal_in_another_process(self, tmp_path):
         script = tmp_path / "script.py"
         script.write_text(
             textwrap.dedent("""
@@ -539,7 +539,7 @@ class TestSerializer:
         Row({"a": True}),
     ]
 
-    def test_rows_come_back_with_what_they_are(self):
+    def test_a_round_trip_keeps_rows_and_lineage(self):
         outcome = BatchResult(self.ROWS, model_usage={"m": ModelUsage(2, 3)}, rows_in=4, digest=digest_rows(self.ROWS))
         back = BatchResultSerializer().loads(BatchResultSerializer().dumps(outcome))
         assert back.rows == self.ROWS and [row.origin for row in back.rows] == ["data[0]", "x:1", None]
@@ -549,10 +549,10 @@ class TestSerializer:
     @pytest.mark.parametrize(
         "value", [(1, 2), float("nan"), datetime(2026, 1, 1), b"x", {1: 2}, 2**70, {1, 2}, "\ud83d"]
     )
-    def test_what_json_would_change_has_no_digest(self, value):
+    def test_rows_json_would_change_have_no_digest(self, value):
         assert digest_rows([Row({"value": value})]) is None
 
-    def test_content_order_and_place_count(self):
+    def test_content_order_and_lineage_count(self):
         first, *_ = self.ROWS
         others = [self.ROWS, self.ROWS[::-1], [Row(first, RowLineage("data[0]", (0, 2)))], [Row(first, first.origin)]]
         assert len({digest_rows(each) for each in others}) == 4
@@ -638,7 +638,7 @@ def module_of(script):
 class TestKilled:
     @pytest.mark.timeout(900)
     @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-    def test_the_same_run_goes_on(self, how, wire, script, forget):
+    def test_a_killed_run_resumes(self, how, wire, script, forget):
         gate = Gate(wire)
         process = start(script, wire.url)
         try:
@@ -654,7 +654,7 @@ class TestKilled:
         assert len(gate.answered) == 40 and set(gate.answered.values()) == {1}
 
     @pytest.mark.timeout(900)
-    def test_cancelled_and_retried_as_the_ui_does(self, wire, script):
+    def test_a_cancelled_run_resumes_on_retry(self, wire, script):
         gate = Gate(wire)
         server = start(script, wire.url, "serve")
         try:

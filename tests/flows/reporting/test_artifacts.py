@@ -90,7 +90,7 @@ def states_of(flow_run_id: Any) -> list[tuple[str, str]]:
 
 @pytest.mark.usefixtures("prefect_server")
 class TestArtifacts:
-    def test_of_a_run_that_lost_some_rows(self, tmp_path):
+    def test_summary_samples_and_failures_of_a_completed_run(self, tmp_path):
         dataset = parrots(30, 2).run(output=tmp_path / "out")
         shown = artifacts_of(run_of(dataset))
         kinds = {name.removeprefix("polly-s-words-"): each["type"] for name, each in shown.items()}
@@ -129,7 +129,7 @@ class TestArtifacts:
         again = parrots(30, 2).run(output=tmp_path / "out")
         assert artifacts_of(run_of(again)).keys() == shown.keys(), "versions of the same"
 
-    def test_of_a_run_that_failed(self, tmp_path):
+    def test_summary_of_a_failed_run(self, tmp_path):
         run: Any = parrots(20, 20).flow(output=tmp_path / "out", return_state=True)
         shown = artifacts_of(run.state_details.flow_run_id)
         summary = shown["polly-s-words-summary"]["data"]
@@ -137,28 +137,28 @@ class TestArtifacts:
         assert f"What was made until then is in `{tmp_path / 'out.partial'}`" in summary and "*Retry*" in summary
         assert len(json.loads(shown["polly-s-words-failures"]["data"])) == 3, "the first of each class"
 
-    def test_of_a_run_whose_budget_is_spent(self, tmp_path):
+    def test_summary_of_a_run_whose_budget_is_spent(self, tmp_path):
         run: Any = parrots(60).flow(output=tmp_path / "out", max_cost=0.2, return_state=True)
         shown = artifacts_of(run.state_details.flow_run_id)
         assert "with more `max_cost`: it resumes from here" in shown["polly-s-words-summary"]["data"]
 
-    def test_of_a_preview(self):
+    def test_summary_of_a_dry_run(self):
         shown = artifacts_of(run_of(parrots(30).run(dry_run=2)))
         summary = shown["polly-s-words-summary"]["data"]
         assert summary.startswith("# Polly's words: the first rows") and "run it without `dry_run`" in summary
 
-    def test_files_that_do_not_stay_are_not_linked(self):
+    def test_temporary_files_are_not_linked(self):
         dataset = parrots(3).run()
         assert not any("files" in name for name in artifacts_of(run_of(dataset)))
 
-    def test_texts_are_cut(self):
+    def test_long_texts_are_truncated(self):
         with Pipeline(name="long") as pipeline:
             LoadDataFromDicts(data=[{"instruction": "long " * 5_000}]) >> TextGeneration(llm=Polly())
         shown = artifacts_of(run_of(pipeline.run()))
         [row] = json.loads(shown["long-samples"]["data"])
         assert all(len(text) <= MAX_TEXT_CHARS + 1 for text in row.values())
 
-    def test_no_key_is_in_any_of_them(self, wire, tmp_path):
+    def test_secrets_are_redacted(self, wire, tmp_path):
         def answer(request: Any) -> Any:
             bad = "2" in request.body["messages"][-1]["content"]
             echo = {"error": {"message": f"what do you want with {request.headers['authorization']}?"}}
@@ -171,11 +171,11 @@ class TestArtifacts:
         shown = artifacts_of(run_of(dataset))
         assert "polly-s-words-failures" in shown and "sk-planted" not in json.dumps(shown)
 
-    def test_they_are_called_the_same_whatever_the_name(self):
+    def test_artifact_keys(self):
         assert artifact_key("My Flow!", "my flow", "progress", "Step_1") == "my-flow-my-flow-progress-step-1"
         assert artifact_key("flow", "flow", "summary") == "flow-summary" and artifact_key("流") == "pipeline"
 
-    def test_a_step_is_updated_when_it_moved_and_the_run_can_pay_for_it(self, monkeypatch):
+    def test_updates_keep_to_their_cpu_budget(self, monkeypatch):
         """No more than a two-hundredth of the CPU; at the end in any case."""
         from flows.reporting import artifacts
 
@@ -211,7 +211,7 @@ class TestArtifacts:
 
 @pytest.mark.usefixtures("prefect_server")
 class TestStates:
-    def test_a_pipeline_says_what_came_of_it_in_one_state(self):
+    def test_a_pipeline_ends_in_one_state_with_its_failures(self):
         flow_of = parrots(20, 1).flow
         assert isinstance(flow_of(), Distiset)
         state: Any = flow_of(return_state=True)
@@ -220,27 +220,27 @@ class TestStates:
         state = parrots(30).flow(use_cache=False, return_state=True)
         assert (state.name, state.message) == ("Completed", "30 rows, no failures, $0.30")
 
-    def test_so_does_a_shipped_flow(self, tmp_path):
+    def test_a_shipped_flow_ends_in_one_state_with_its_failures(self, tmp_path):
         dataset = text_generation(llm=Polly(), limit=2, output=tmp_path / "out")
         assert isinstance(dataset, Distiset) and dataset.summary.rows == 2
         assert states_of(run_of(dataset))[-1] == ("COMPLETED", "Completed")
         run = httpx.get(f"{PREFECT_API_URL.value()}/flow_runs/{run_of(dataset)}", timeout=60).json()
         assert run["state"]["message"] == "2 rows, no failures, $0.02" and run["state"]["data"] is None, "not persisted"
 
-    def test_how_many_rows_a_shipped_flow_may_lose_is_a_parameter_of_it(self, tmp_path):
+    def test_max_error_rate_is_a_parameter_of_shipped_flows(self, tmp_path):
         data = [{"instruction": f"{each}{'!' * (each % 2)}"} for each in range(40)]
         with pytest.raises(RunFailed, match="max_error_rate=0.1"):
             text_generation(llm=Polly(), data=data, output=tmp_path / "out")
         assert text_generation(llm=Polly(), data=data, output=tmp_path / "out", max_error_rate=0.6).summary.rows == 20
 
-    def test_a_function_that_is_no_flow_gives_the_dataset(self, tmp_path):
+    def test_a_plain_function_returns_the_dataset(self, tmp_path):
         @flow
         def outer() -> Any:
             return text_generation.fn(llm=Polly(), limit=2, output=tmp_path / "out").summary.rows
 
         assert outer() == 2
 
-    def test_a_flow_of_ones_own_is_renamed_when_rows_were_lost(self):
+    def test_the_state_of_a_users_flow_tells_of_failures(self):
         @flow
         def mine(loud: int) -> int:
             return parrots(20, loud).run().summary.rows + parrots(10).run().summary.rows
@@ -254,7 +254,7 @@ class TestStates:
         state = mine(0, return_state=True)
         assert [name for _, name in states_of(state.state_details.flow_run_id)].count("Completed") == 1
 
-    def test_an_async_flow_too(self):
+    def test_the_state_of_an_async_flow_tells_of_failures(self):
         @flow
         async def mine() -> int:
             return parrots(20, 1).run().summary.rows
@@ -262,7 +262,7 @@ class TestStates:
         state: Any = asyncio.run(mine(return_state=True))  # type: ignore[arg-type]
         assert state.name == "Completed with failures"
 
-    def test_what_a_flow_says_itself_stays(self):
+    def test_a_message_of_the_flow_itself_is_kept(self):
         @flow
         def mine() -> Any:
             parrots(20, 1).run()
@@ -271,7 +271,7 @@ class TestStates:
         state: Any = mine(return_state=True)
         assert (state.name, state.message) == ("Completed", "as I like it")
 
-    def test_too_many_failures_and_a_spent_budget_are_failures_with_a_name(self, tmp_path):
+    def test_failed_states_have_names(self, tmp_path):
         failing, poor = parrots(20, 20), parrots(60)
         with pytest.raises(RunFailed):
             failing.run()
@@ -285,7 +285,7 @@ class TestStates:
             state.result()
 
 
-def test_an_interrupted_run_says_so_to_programs_and_in_the_ui(wire, tmp_path, prefect_server):
+def test_an_interrupted_run_is_reported(wire, tmp_path, prefect_server):
     wire.answer = lambda request: wire.Reply(delay=60)
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.text_generation", "--json", "--llm", "OpenAILLM", "model=m"]
@@ -305,7 +305,7 @@ def test_an_interrupted_run_says_so_to_programs_and_in_the_ui(wire, tmp_path, pr
     assert "text-generation-summary" in artifacts_of(facts["flow_run"]["id"])
 
 
-def test_amounts_are_round():
+def test_spend_thresholds():
     found = spend_thresholds()
     assert [f"{next(found):g}" for _ in range(10)] == ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1", "2", "5", "10"]
 
@@ -354,7 +354,7 @@ class TestAssets:
         """What an event is related to, in one role."""
         return sorted(each["prefect.resource.id"] for each in event["related"] if each["prefect.resource.role"] == role)
 
-    def test_a_dataset_made_of_another_and_of_a_file(self, tmp_path):
+    def test_upstream_assets_are_datasets_and_files(self, tmp_path):
         first, second = tmp_path / "it's, [well] ~ 100 % ünd", tmp_path / "second"
         made = parrots(30, 2).run(output=first)
         (tmp_path / "more.jsonl").write_text(json.dumps({"instruction": "one more"}))
@@ -381,7 +381,7 @@ class TestAssets:
         assert self.related(event, "asset") == sorted(sources)
         assert self.related(event, "flow-run") == [f"prefect.flow-run.{run_of(again)}"]
 
-    def test_one_that_was_not_made_has_failed_and_no_key_is_told(self, wire, tmp_path):
+    def test_a_failed_run_fails_its_asset_without_secrets(self, wire, tmp_path):
         def answer(request: Any) -> Any:
             return wire.Reply({"error": {"message": f"no {request.headers['authorization']}"}}, 400)
 
@@ -393,7 +393,7 @@ class TestAssets:
         assert event["event"] == "prefect.asset.materialization.failed"
         assert "rows failed in `say`" in event["payload"]["error"] and "sk-planted" not in json.dumps(event)
 
-    def test_where_rows_come_from(self, tmp_path):
+    def test_uris_of_sources(self, tmp_path):
         """A dataset of the Hub, what a glob looks into, and a source of somebody's own."""
         (tmp_path / "run.json").write_text("[]")  # somebody else's
         (tmp_path / "run").mkdir()
@@ -414,7 +414,7 @@ class TestAssets:
         [event] = self.told((tmp_path / "of many").as_uri())
         assert len(self.related(event, "asset")) == assets.MAX_UPSTREAM_ASSETS
 
-    def test_any_path_makes_a_key_of_its_own(self):
+    def test_asset_keys_are_unique(self):
         names = [
             "a b",
             "a~20b",
@@ -429,13 +429,13 @@ class TestAssets:
 
 class TestAutomations:
     @pytest.mark.parametrize("path", sorted((SHIPPED / "automations").glob("*.yaml")), ids=lambda path: path.stem)
-    def test_one_that_waits_for_the_end_knows_all_of_ours(self, path):
+    def test_automations_cover_every_final_event(self, path):
         trigger = yaml.safe_load(path.read_text())["trigger"]
         ends = [each for each in trigger["expect"] if each.startswith("prefect.flow-run.Completed")]
         if trigger["posture"] == "Proactive" and ends:
             assert "prefect.flow-run.Completed with failures" in ends, "else it acts on a run that has ended"
 
-    def test_a_run_is_told_of_and_what_it_cost_is_acted_on(self, server, wire, tmp_path, capsys):
+    def test_automations_act_on_completion_and_cost(self, server, wire, tmp_path, capsys):
         """A real server takes the automations, and hears the run; the notification it sends comes to the wire."""
         with temporary_settings({PREFECT_API_URL: server.url}):
             names = self.applied(tmp_path, wire)
@@ -477,7 +477,7 @@ class TestAutomations:
             subjects = {message["subject"] for message in self.told(wire)}  # Prefect 3.8 now and then says it twice
             assert len(subjects) == 1 and re.fullmatch("dear/.* has spent [$]20", *subjects), subjects
 
-    def test_a_run_that_fails_is_stuck_or_lost_is_acted_on_and_no_other(self, server, wire, tmp_path):
+    def test_automations_act_on_failed_stuck_and_lost_runs_only(self, server, wire, tmp_path):
         """Those that wait for what does not come wait for ten seconds here, Prefect's least."""
 
         def said(word: str) -> dict[str, str]:

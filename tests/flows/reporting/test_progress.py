@@ -66,8 +66,8 @@ def counted(made: Pipeline, limit: int | None = None) -> tuple[ProgressTracker, 
     return counts, finished
 
 
-class TestCounts:
-    def test_where_every_step_is(self, clock):
+class TestProgressTracker:
+    def test_a_snapshot_of_every_step(self, clock):
         with pipeline() as (made, data, ask):
             data >> ask
         counts, finished = counted(made)
@@ -83,7 +83,7 @@ class TestCounts:
         said = "20 of 100 rows, 2 failed, 20 in flight, 2 rows/s, 36 tokens/s, 560 tokens, $0.50, 40 s left"
         assert str(ask) == said and str(now.steps["data"]).startswith("40 of 100 rows")
 
-    def test_rates_are_those_of_the_last_half_minute(self, clock):
+    def test_rates_are_over_a_sliding_window(self, clock):
         with pipeline() as (made, data, ask):
             data >> ask
         counts, finished = counted(made)
@@ -92,7 +92,7 @@ class TestCounts:
             finished("ask", rows, rows)
         assert counts.snapshot().steps["ask"].rows_per_second == 1.0
 
-    def test_what_a_step_drops_does_not_come_to_the_next(self, clock):
+    def test_dropped_rows_are_not_expected_downstream(self, clock):
         with pipeline() as (made, data, ask):
             data >> Filter(name="some", where=bool) >> ask
         counts, finished = counted(made)
@@ -100,13 +100,13 @@ class TestCounts:
         finished("some", 40, 10)
         assert counts.snapshot().steps["ask"].rows_expected == 25
 
-    def test_a_limit_is_what_will_come(self, clock):
+    def test_expected_rows_respect_the_limit(self, clock):
         with pipeline() as (made, data, ask):
             data >> ask
         counts, _ = counted(made, limit=7)
         assert [step.rows_expected for step in counts.snapshot().steps.values()] == [7, 7]
 
-    def test_what_cannot_be_known_is_not_guessed(self, clock):
+    def test_unknown_figures_are_none(self, clock):
         with pipeline() as (made, data, ask):
             other = TextGeneration(name="other", llm=LlamaServerLLM())
             join = GroupColumns(name="join", columns=["generation"], output_columns=["generations"])
@@ -121,7 +121,7 @@ class TestCounts:
         assert now.eta_seconds is None and now.cost is None
         assert now.steps["join"].rows_expected == 100, "as many as parted"
 
-    def test_batches_of_many_threads_are_all_counted(self):
+    def test_batches_of_concurrent_threads_are_all_counted(self):
         with pipeline() as (made, data, ask):
             data >> ask
         counts, finished = counted(made)
@@ -137,7 +137,7 @@ class TestCounts:
     @pytest.mark.parametrize(
         ("seconds", "said"), [(0.4, "0 s"), (59.7, "1 min 0 s"), (185, "3 min 5 s"), (7440, "2 h 4 min")]
     )
-    def test_seconds_as_people_say_them(self, seconds, said):
+    def test_durations(self, seconds, said):
         assert duration(seconds) == said
 
 
@@ -149,9 +149,9 @@ def now(rows: int = 20, failures: int = 0) -> RunSnapshot:
     )
 
 
-class TestViews:
+class TestTerminal:
     @pytest.mark.parametrize("width", [80, 140])
-    def test_a_table_on_a_terminal(self, width):
+    def test_the_table_fits_the_terminal(self, width):
         out = Console(file=StringIO(), width=width)
         out.print(terminal.progress_table(now(failures=3)))
         first, second, data, ask = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
@@ -160,13 +160,13 @@ class TestViews:
         assert data.split()[1:] == ["700/1,000", "0", "35", "00:09"] and data.startswith("load_data_")
         assert ask.split() == ["ask", "20/1,000", "17", "3", "123", "10", "812", "16.3k", "$0.12", "1:05:00"]
 
-    def test_a_table_has_no_column_for_what_nobody_knows(self):
+    def test_the_table_omits_empty_columns(self):
         out = Console(file=StringIO(), width=80)
         steps = {"data": StepSnapshot(0, None, 9, 0, None, 1.0, 0.0, 0, 0, 0.0, None)}
         out.print(terminal.progress_table(RunSnapshot(1.0, 0, 0, 0, 0, 0.0, None, steps)))
         assert out.file.getvalue().split() == ["rows", "step", "out", "failed", "/s", "data", "9", "0", "1"]  # type: ignore[attr-defined]
 
-    def test_a_line_where_there_is_none_and_only_when_something_moved(self):
+    def test_log_lines_only_when_something_moved(self):
         out = Console(file=StringIO(), width=40)
         lines = terminal.LogLines(out)
         waits = [lines.on_update(each) for each in (now(), now(), now(rows=30))]
@@ -175,8 +175,8 @@ class TestViews:
         assert all(5 <= wait <= 60 for wait in waits)
 
 
-class TestWatchers:
-    def test_one_that_breaks_is_told_no_more_and_the_others_are(self, caplog):
+class TestListeners:
+    def test_a_listener_that_raises_is_dropped_and_the_others_continue(self, caplog):
         class Listener:
             def __init__(self, breaks: bool) -> None:
                 self.breaks, self.looks, self.ends = breaks, 0, 0
@@ -222,7 +222,7 @@ def shell(tmp_path, prefect_server):
 
 
 class TestShell:
-    def test_json_is_lines_for_programs_and_no_parameter_of_the_flow(self, shell, tmp_path):
+    def test_json_lines_are_no_parameter_of_the_flow(self, shell, tmp_path):
         done = shell("text_generation", "--limit", 3, "--json")
         assert done.returncode == 0, done.stderr
         *steps, summary = map(json.loads, done.stdout.splitlines())
@@ -250,7 +250,7 @@ class TestShell:
         assert done.returncode == 2
         assert summary["state"] == "refused" and "There is no `nofile.jsonl`" in summary["error"]
 
-    def test_quiet_is_the_result_and_nothing_else(self, shell, tmp_path):
+    def test_quiet_prints_only_the_result(self, shell, tmp_path):
         with Pipeline(name="saved") as saved:
             LoadDataFromDicts(data=ROWS[:3]) >> TextGeneration(llm=LlamaServerLLM())
         saved.save(tmp_path / "p.yaml")
@@ -264,7 +264,7 @@ class TestShell:
         done = shell("text_generation", "--quiet", "--json")
         assert done.returncode == 2 and "not allowed with" in done.stderr
 
-    def test_a_table_lives_on_a_terminal(self, tmp_path, wire, prefect_server):
+    def test_a_live_table_on_a_terminal(self, tmp_path, wire, prefect_server):
         wire.answer = lambda request: wire.Reply(delay=0.3)
         model = ["OpenAILLM", "model=m", f"base_url={wire.url}", "max_concurrency=2"]
         ours, theirs = pty.openpty()

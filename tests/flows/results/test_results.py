@@ -74,7 +74,7 @@ def age(files, days):
         os.utime(file, (then := time.time() - days * DAY, then))
 
 
-def test_shows_where_they_are_and_of_which_step():
+def test_lists_results_by_step():
     run()
     age(kept("doubled")[:1], 40)
     env = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}
@@ -89,7 +89,7 @@ def test_shows_where_they_are_and_of_which_step():
     assert [old in line for line in steps] == [False, True]
 
 
-def test_deletes_what_is_old_and_that_alone_is_made_again(say):
+def test_prune_deletes_old_results_which_run_again(say):
     rows, first = run()
     assert first == SIZES
     age([*kept("doubled")[:2], *kept("counted")[:1]], 31)
@@ -100,7 +100,7 @@ def test_deletes_what_is_old_and_that_alone_is_made_again(say):
     assert run() == (rows, {"doubled": 2, "counted": 1}) and len(kept()) == 6
 
 
-def test_what_is_of_others_stays(say):
+def test_other_files_are_never_deleted(say):
     @task(persist_result=True, result_storage_key=f"distilflow/doubled/{'a' * 32}", result_serializer="json")
     def near():
         return '"serializer":{"type":"distilflow"}'
@@ -126,7 +126,7 @@ def test_what_is_of_others_stays(say):
     assert set(storage().rglob("*")) == others
 
 
-def test_all_go_only_when_that_is_meant_and_a_run_goes_on_meanwhile(say, monkeypatch):
+def test_clear_needs_yes_and_leaves_concurrent_runs_alone(say, monkeypatch):
     class Careless(Counted):
         """Deletes what there is in the middle of its own run. Output columns: `count`."""
 
@@ -145,7 +145,7 @@ def test_all_go_only_when_that_is_meant_and_a_run_goes_on_meanwhile(say, monkeyp
     assert not kept("doubled")  # each was there before what follows began
 
 
-def test_those_of_a_saved_block_and_of_a_folder(say, tmp_path):
+def test_storage_is_a_saved_block_or_a_folder(say, tmp_path):
     block = LocalFileSystem(basepath=str(tmp_path / "saved"))
     block.save("of-the-test")
     assert run(result_storage=block)[1] == SIZES
@@ -153,7 +153,7 @@ def test_those_of_a_saved_block_and_of_a_folder(say, tmp_path):
     assert "6 results deleted" in say("--storage", block.basepath, "clear", "--yes")
 
 
-def test_elsewhere_the_storage_deletes_them(say):
+def test_remote_storage_is_refused(say):
     RemoteFileSystem(basepath="memory://team/results").save("of-the-test", overwrite=True)
     with pytest.raises(SystemExit, match="`Remote File System`, .* lifecycle rule .* `memory://team/results/distilfl"):
         say("--storage", "remote-file-system/of-the-test", "prune", "--older-than", "30d")

@@ -75,7 +75,7 @@ if __name__ == "__main__":
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["dask", "ray"])
-def test_batches_go_to_the_processes_of_a_cluster_and_come_back(name, wire, tmp_path):
+def test_batches_run_in_the_processes_of_a_cluster(name, wire, tmp_path):
     pytest.importorskip(f"prefect_{name}", reason=f"`pip install 'distilflow[{name}]'`")
     wire.answer = lambda request: wire.Reply(wire.completion(f"{request.body['messages'][-1]['content']}!"))
     script = tmp_path / "elsewhere.py"
@@ -90,7 +90,7 @@ def test_batches_go_to_the_processes_of_a_cluster_and_come_back(name, wire, tmp_
     assert len(asked) == 48 and set(asked.values()) == {1}
 
 
-def test_what_is_sent_is_small_and_comes_out_the_same():
+def test_step_tasks_pickle_small_and_equal():
     llm = OpenAILLM(model="m", base_url="http://localhost:1", api_key="key")
     ways = {"data": Route(route(lambda row: "text").by, ("text", "other"))}
     step_task = StepTask(TextGeneration(name="text", llm=llm), ["data"], False, ways, StopEvent())
@@ -106,7 +106,7 @@ def test_what_is_sent_is_small_and_comes_out_the_same():
     assert not there.stop.is_set() and there.step == step_task.step and there.cache_identity == step_task.cache_identity
 
 
-def test_batches_survive_the_way():
+def test_batch_results_pickle():
     rows = [Row({"a": 1}, RowLineage("data[0]", (0, 0))), Row({"b": [2]})]
     outcome = BatchResult(rows, [Failure("s", "E", "m", rows[0])], rows_in=3, digest=digest_rows(rows))
     back = pickle.loads(pickle.dumps(outcome))
@@ -120,14 +120,14 @@ def simple(**fields):
     return pipeline
 
 
-def test_a_budget_is_refused_where_it_cannot_be_counted():
+def test_a_budget_is_refused_with_a_distributed_runner():
     with pytest.raises(
         ConfigurationError, match="`max_tokens_total` is counted in one process, and `ProcessPoolTaskRunner`"
     ):
         simple().run(task_runner=ProcessPoolTaskRunner(max_workers=1), max_tokens_total=100)
 
 
-def test_inside_a_flow_it_is_the_flows():
+def test_inside_a_flow_its_task_runner_is_used():
     @flow
     def mine():
         return simple().run(task_runner=ProcessPoolTaskRunner(max_workers=1))
