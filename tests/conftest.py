@@ -1,9 +1,13 @@
 """Fixtures of all tests; the machinery behind them is in `tests/support`."""
 
 import os
+import shutil
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` leaves it ignored, by children too
 
@@ -16,18 +20,40 @@ os.environ |= {  # before Prefect reads them; the processes that tests start inh
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
+os.environ.setdefault("TEST_RUN_HOME", _home.name)  # of the process that starts the others of pytest-xdist
 for _name in ("PREFECT_API_KEY", "PREFECT_API_URL", "PREFECT_PROFILE"):
     os.environ.pop(_name, None)
 
 import pytest  # noqa: E402
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings  # noqa: E402
-from prefect.testing.utilities import prefect_test_harness  # noqa: E402
 
 from llms.clients import event_loop  # noqa: E402
 from tests.support.openai_server import OpenAIServer, running  # noqa: E402
+from tests.support.prefect_server import harness  # noqa: E402
 from tests.support.wire import Wire, listening  # noqa: E402
 
 event_loop._raise_file_limit()  # the wire is in this process too, with as many connections
+
+_numbers = count()
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process per core, four at most as each has servers of its own; a few files need none besides this one."""
+    places = {Path(each.partition("::")[0]) for each in config.args}
+    files = sum(len([*place.rglob("test_*.py")]) if place.is_dir() else 1 for place in places)
+    processes = min(files // 8, os.cpu_count() or 1, 4)
+    return processes if processes > 1 else 0
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the files that take long, so that all processes end together."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow, tests = Counter(), Counter()
+        for item in items:
+            tests[item.path] += 1
+            slow[item.path] += item.get_closest_marker("slow") is not None
+        items.sort(key=lambda item: (-slow[item.path], -tests[item.path]))
+
 
 PROVIDERS = ("ANTHROPIC_", "AZURE_OPENAI_", "GOOGLE_", "HF_TOKEN", "OLLAMA_", "OPENAI_")
 """How variables begin that a provider's SDK reads."""
@@ -44,20 +70,27 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN_PATH", os.devnull)
 
 
+@pytest.fixture(scope="session")
+def results_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of Prefect's results, told to Prefect once: its settings take 30 ms to change."""
+    folder = tmp_path_factory.mktemp("prefect") / "results"
+    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: folder}):
+        yield folder
+
+
 @pytest.fixture(autouse=True)
-def empty_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def empty_store(results_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No answer of one test is another's, and no result."""
-    home = tmp_path_factory.mktemp("home")
+    shutil.rmtree(results_folder, ignore_errors=True)
+    home = results_folder.with_name(f"home-{next(_numbers)}")
     monkeypatch.setenv("DISTILFLOW_HOME", str(home))
-    monkeypatch.setenv("PREFECT_LOCAL_STORAGE_PATH", str(home / "results"))  # for processes that are started
-    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: home / "results"}):
-        yield
+    monkeypatch.setenv("PREFECT_LOCAL_STORAGE_PATH", str(results_folder))  # for processes that are started
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
+def prefect_server(results_folder: Path) -> Iterator[None]:
     """A Prefect server of the tests' own, with an empty database."""
-    with prefect_test_harness(server_startup_timeout=120):
+    with harness(results_folder.with_name("database")):
         yield
 
 

@@ -5,6 +5,7 @@ import importlib.util
 import re
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,13 +65,13 @@ SDKS = {
 }
 
 
-def each(paths):
-    return pytest.mark.parametrize("path", paths, ids=lambda path: str(path.relative_to(ROOT)))
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def imported(path: Path, top_level_only: bool = False) -> set[str]:
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level_only else ast.walk(tree)
+    nodes = parsed(path).body if top_level_only else ast.walk(parsed(path))
     names = set()
     for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -87,10 +88,11 @@ def dotted(path: Path) -> str:
 DOTTED = {dotted(path): path for path in MODULES}
 
 
+@cache
 def modules_imported(path: Path) -> set[str]:
     """Our own modules that a file imports, wherever in it, `TYPE_CHECKING` included."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found |= {
                 name if (name := f"{node.module}.{alias.name}") in DOTTED else node.module for alias in node.names
@@ -111,18 +113,21 @@ def floor(module: str) -> int:
     return next((height for height, rooms in enumerate(floors) if name in rooms), len(floors))
 
 
-@each(MODULES)
-def test_packages_import_downwards(path):
-    package = path.relative_to(ROOT).parts[0]
-    assert imported(path) & MAY_IMPORT.keys() <= MAY_IMPORT[package] | {package}
+def test_packages_import_downwards():
+    for path in MODULES:
+        package = path.relative_to(ROOT).parts[0]
+        above = (imported(path) & MAY_IMPORT.keys()) - MAY_IMPORT[package] - {package}
+        assert not above, f"{path} imports from {above}"
 
 
-@each(MODULES)
-def test_rooms_import_downwards(path):
-    here = dotted(path)
-    package = here.partition(".")[0]
-    above = {each for each in modules_imported(path) if each.startswith(f"{package}.") and floor(each) > floor(here)}
-    assert not above, f"{here} stands on a lower floor than {above}"
+def test_rooms_import_downwards():
+    above = [
+        f"{here} stands on a lower floor than {there}"
+        for here, path in DOTTED.items()
+        for there in sorted(modules_imported(path))
+        if there.startswith(f"{here.partition('.')[0]}.") and floor(there) > floor(here)
+    ]
+    assert not above, "\n".join(above)
 
 
 @pytest.mark.parametrize("level", ["files", "rooms"])
@@ -145,39 +150,40 @@ def test_every_room_on_a_floor_exists():
 FOLDERS = sorted({path.parent for path in MODULES})
 
 
-@each(FOLDERS)
-def test_no_folder_is_too_wide(path):
-    assert len([each for each in path.glob("*.py") if each.name != "__init__.py"]) <= WIDEST
+def test_no_folder_is_too_wide():
+    width = {path: len([each for each in path.glob("*.py") if each.name != "__init__.py"]) for path in FOLDERS}
+    assert not {path: files for path, files in width.items() if files > WIDEST}
 
 
-@each(FOLDERS)
-def test_every_folder_is_a_package(path):
-    assert (path / "__init__.py").is_file()
+def test_every_folder_is_a_package():
+    assert not [path for path in FOLDERS if not (path / "__init__.py").is_file()]
 
 
-@each([path for path in MODULES if "demo" not in path.parts])
-def test_no_sdk_is_imported_before_it_is_used(path):
+def test_no_sdk_is_imported_before_it_is_used():
     heavy = SDKS | {"torch", "transformers", "datasets", "xllamacpp", "llama_cpp", "outlines"}
-    assert not imported(path, top_level_only=True) & heavy
+    for path in MODULES:
+        early = imported(path, top_level_only=True) & heavy
+        assert not early or "demo" in path.parts, f"{path} imports {early} at its top"
 
 
-@each(MODULES)
-def test_says_in_its_first_line_what_it_is_for(path):
-    docstring = ast.get_docstring(ast.parse(path.read_text()))
-    assert docstring and docstring.splitlines()[0].endswith((".", ":", "`"))
+def test_says_in_its_first_line_what_it_is_for():
+    for path in MODULES:
+        docstring = ast.get_docstring(parsed(path))
+        assert docstring and docstring.splitlines()[0].endswith((".", ":", "`")), path
 
 
-@each(MODULES)
-def test_fits_in_the_head(path):
-    longest = 1000 if "demo" in path.parts else LONGEST  # the demo model's corpus is a book of phrases
-    assert len(path.read_text().splitlines()) <= longest
+def test_fits_in_the_head():
+    lines = {path: len(path.read_text().splitlines()) for path in MODULES}
+    corpus = {path for path in MODULES if "demo" in path.parts}  # the demo model's is a book of phrases
+    too_long = {str(path): n for path, n in lines.items() if n > (1000 if path in corpus else LONGEST)}
+    assert not too_long
 
 
-@each(sorted(path for path in (ROOT / "flows").iterdir() if not path.name.startswith("_")))
-def test_no_flow_is_named_like_a_package(path):
+def test_no_flow_is_named_like_a_package():
     # Prefect puts flows/ first on sys.path when it loads a flow by its path.
-    assert path.stem not in SDKS | sys.stdlib_module_names
-    assert importlib.util.find_spec(path.stem) is None  # neither is it installed
+    names = {path.stem for path in (ROOT / "flows").iterdir() if not path.name.startswith("_")}
+    assert not names & (SDKS | sys.stdlib_module_names)
+    assert not [name for name in names if importlib.util.find_spec(name)]  # neither is one installed
 
 
 def test_tests_mirror_the_packages():
@@ -193,7 +199,7 @@ def test_tests_mirror_the_packages():
 
 def test_no_test_imports_from_another_test():
     for path in (ROOT / "tests").rglob("*.py"):
-        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        nodes = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.ImportFrom)]
         borrowed = [node.module for node in nodes if re.search(r"\btest_\w+$", node.module or "")]
         assert not borrowed, f"{path} imports from {borrowed}: share it in `tests/support`"
 

@@ -1,19 +1,49 @@
-"""A Prefect server in a process of its own, with all its services."""
+"""Prefect servers in processes of their own, on copies of one empty database."""
 
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Self
+from unittest.mock import patch
 
 import httpx
+from filelock import FileLock
 
 from tests.support.waiting import PROCESS_LOGS, wait_until
 
 ROOT = Path(__file__).parents[2]
+
+
+def copy_empty_database(file: Path) -> None:
+    """Copy an empty database of Prefect to a file; it is made once per test run, as its migrations take seconds."""
+    template = Path(os.environ["TEST_RUN_HOME"]) / "prefect.db"
+    with FileLock(template.with_suffix(".lock")):
+        if not template.exists():
+            made = template.with_name("made.db")
+            address = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{made}"}
+            words = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+            subprocess.run(words, env=os.environ | address, check=True, capture_output=True)
+            with closing(sqlite3.connect(made)) as database:
+                database.execute("VACUUM INTO ?", [str(template)])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(template, file)
+
+
+@contextmanager
+def harness(folder: Path) -> Iterator[None]:
+    """Prefect's own test harness, a server without its services, with its database in a folder."""
+    from prefect.testing import utilities  # imports the server, for seconds
+
+    copy_empty_database(folder / "prefect-test.db")
+    with patch.object(utilities, "mkdtemp", lambda: str(folder)), utilities.prefect_test_harness(120):
+        yield
 
 
 class PrefectServer:
@@ -38,7 +68,8 @@ class PrefectServer:
         self.stop()
 
     def start(self) -> None:
-        self.home.mkdir(parents=True, exist_ok=True)
+        if not (database := self.home / "prefect.db").exists():
+            copy_empty_database(database)
         PROCESS_LOGS[self.url] = self.log
         services = {"PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "2", "PREFECT_HOME": str(self.home)}
         services |= {"PREFECT_UI_URL": self.url.removesuffix("/api")}
