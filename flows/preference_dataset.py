@@ -1,14 +1,11 @@
 """Pairs of a better and a worse answer, as a judge sees them: `python -m flows.preference_dataset`."""
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Unpack
 
-from flows.cli.main import main
-from flows.dataset.distiset import Distiset
-from flows.pipeline.flow import flow
-from flows.pipeline.pipeline import Pipeline
-from flows.settings.run_settings import OutputFormat
-from flows.settings.step_parameters import StepParameters
+from flows import Distiset, Pipeline
+from flows.cli import main
+from flows.pipeline import flow
+from flows.settings import RunSettingsArgs, StepParameters
 from flows.text_generation import INSTRUCTIONS
 from llms import AnyLLM, LlamaServerLLM, StructuredLLM
 from tasks import (
@@ -43,26 +40,18 @@ def _differ(row: dict[str, Any]) -> bool:
 @flow
 def preference_dataset(
     data: Source | None = None,
-    llm: AnyLLM = LlamaServerLLM(generation_kwargs={"temperature": 0.2, "seed": 1}),  # noqa: B008  # a block is plain data
-    other_llm: AnyLLM = LlamaServerLLM(generation_kwargs={"temperature": 3.0, "seed": 2}),  # noqa: B008
+    llm: AnyLLM = LlamaServerLLM(generation_kwargs={"temperature": 0.2, "seed": 1}),
+    other_llm: AnyLLM = LlamaServerLLM(generation_kwargs={"temperature": 3.0, "seed": 2}),
     more_llms: tuple[AnyLLM, ...] = (),
-    judge: AnyLLM = LlamaServerLLM(n_ctx=4096, generation_kwargs={"max_new_tokens": 1500, "seed": 3}),  # noqa: B008
+    judge: AnyLLM = LlamaServerLLM(n_ctx=4096, generation_kwargs={"max_new_tokens": 1500, "seed": 3}),
     aspect: Literal[
         "overall-rating", "helpfulness", "honesty", "instruction-following", "truthfulness"
     ] = "overall-rating",
-    output: Path = Path("outputs/preference_dataset"),  # noqa: B008
-    limit: int | None = None,
-    use_cache: bool = True,
-    max_error_rate: float = 0.1,
-    max_cost: float | None = None,
-    max_tokens_total: int | None = None,
-    approve: bool = False,
-    output_format: OutputFormat = "parquet",
-    dry_run: int | None = None,
     parameters: Annotated[
         dict[str, dict[str, Any]] | None,
         StepParameters(first=TextGeneration, second=TextGeneration, judge=UltraFeedback),
     ] = None,
+    **settings: Unpack[RunSettingsArgs],
 ) -> Distiset:
     """Have two models or more answer every instruction and another judge them: pairs for preference optimization.
 
@@ -76,15 +65,6 @@ def preference_dataset(
         more_llms: Further models, if there are to be more than two answers to choose from.
         judge: The model that rates the answers; one that can be held to a schema is.
         aspect: What is rated.
-        output: Folder for the dataset.
-        limit: Rows to take from the data, at most.
-        use_cache: Take answers that are in the store already; without it every row is asked anew.
-        max_error_rate: The run fails when a larger share of the rows that enter a step fails in it.
-        max_cost: Dollars this run may spend; the same command with more goes on from there.
-        max_tokens_total: Tokens this run may spend, input and output together.
-        approve: Wait, with an estimate from the first rows, until somebody gives the run a budget or says no.
-        output_format: What the files of the dataset are: Parquet, or JSONL.
-        dry_run: Take so many rows only, show what is sent and what comes, and estimate what all rows would take.
         parameters: Runtime parameters by step, such as `judge.llm.generation_kwargs.temperature`.
     """
     with Pipeline(name="preference-dataset") as pipeline:
@@ -101,18 +81,7 @@ def preference_dataset(
         preferred = FormatTextGenerationDPO()
         instructions >> answers >> pairs >> Filter(name="differ", where=_differ) >> rated >> preferred
         preferred >> KeepColumns(columns=COLUMNS)
-    return pipeline.run(
-        parameters,
-        output=output,
-        max_error_rate=max_error_rate,
-        limit=limit,
-        use_cache=use_cache,
-        max_cost=max_cost,
-        max_tokens_total=max_tokens_total,
-        approve=approve,
-        output_format=output_format,
-        dry_run=dry_run,
-    )
+    return pipeline.run(parameters, **settings)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from prefect import Flow
 from rich.console import Console
@@ -16,7 +16,7 @@ from flows.errors import ConfigurationError
 from flows.pipeline import document
 from flows.pipeline.flow import flow
 from flows.pipeline.pipeline import Pipeline
-from flows.settings.run_settings import OutputFormat
+from flows.settings.run_settings import RunSettingsArgs
 from tasks import Source
 
 USAGE = """usage: python -m flows.run FILE.yaml [--import MODULE] [options]
@@ -38,30 +38,10 @@ def flow_of(path: Path) -> "Flow[..., Distiset]":
 
     def run(
         data: Source | None = None,
-        output: Path = Path("outputs") / path.stem,  # noqa: B008
-        limit: int | None = None,
-        use_cache: bool = True,
-        max_error_rate: float = 0.1,
-        max_cost: float | None = None,
-        max_tokens_total: int | None = None,
-        approve: bool = False,
-        output_format: OutputFormat = "parquet",
-        dry_run: int | None = None,
         parameters: dict[str, dict[str, Any]] | None = None,
+        **settings: Unpack[RunSettingsArgs],
     ) -> Distiset:
-        return Pipeline.from_yaml(path).run(
-            parameters,
-            dataset=data,
-            output=output,
-            max_error_rate=max_error_rate,
-            limit=limit,
-            use_cache=use_cache,
-            max_cost=max_cost,
-            max_tokens_total=max_tokens_total,
-            approve=approve,
-            output_format=output_format,
-            dry_run=dry_run,
-        )
+        return Pipeline.from_yaml(path).run(parameters, data, **settings)
 
     about = (read.description or f"Run the pipeline in `{path}`.").strip()
     run.__doc__ = f"""{about}
@@ -71,19 +51,11 @@ them is your own, name the module it is in: `{IMPORT} MODULE`.
 
 Args:
     data: Rows for the steps that have none before them: a file, a folder, a Hub id, or the rows.
-    output: Folder for the dataset.
     limit: Rows to take from each source, at most.
-    use_cache: Take answers that are in the store already; without it every row is asked anew.
-    max_error_rate: The run fails when a larger share of the rows that enter a step fails in it.
-    max_cost: Dollars this run may spend; the same command with more goes on from there.
-    max_tokens_total: Tokens this run may spend, input and output together.
-    approve: Wait, with an estimate from the first rows, until somebody gives the run a budget or says no.
-    output_format: What the files of the dataset are: Parquet, or JSONL.
-    dry_run: Take so many rows only, show what is sent and what comes, and estimate what all rows would take.
     parameters: Runtime parameters by step, such as `text_generation.llm.generation_kwargs.temperature`.
 """
     run.__module__ = f"flows.run {path}"  # what the help says after `python -m`
-    return flow(run, name=read.name or path.stem)
+    return flow(run, Path("outputs") / path.stem, name=read.name or path.stem)
 
 
 def run(arguments: Sequence[str]) -> None:

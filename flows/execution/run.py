@@ -24,7 +24,7 @@ from flows.reporting import terminal
 from flows.reporting.report import PrefectReporter
 from flows.runtime import memory
 from flows.runtime.task_runners import distributed_runner, without_flow_payload
-from flows.settings.run_settings import OutputFormat
+from flows.settings.run_settings import RunSettings
 from llms import AsyncLLM, BudgetExceeded, Fatal
 from llms.clients import event_loop
 from llms.limits.budget import Budget
@@ -37,37 +37,30 @@ MIN_FAILURES_TO_ABORT = 10
 
 
 class Run:
-    """A checked graph on its way to a dataset; the arguments are those of `Pipeline.run`."""
+    """A checked graph on its way to a dataset.
 
-    def __init__(
-        self,
-        name: str,
-        graph: Graph,
-        parameters: Mapping[str, Any],
-        output: Path | None,
-        max_error_rate: float,
-        limit: int | None,
-        use_cache: bool,
-        max_cost: float | None,
-        max_tokens_total: int | None,
-        output_format: OutputFormat,
-        dry_run: int | None,
-    ) -> None:
+    Args:
+        name: The name of the pipeline.
+        graph: Its steps with these parameters.
+        parameters: The runtime parameters as JSON, for `run.json`.
+        settings: The settings of the run.
+    """
+
+    def __init__(self, name: str, graph: Graph, parameters: Mapping[str, Any], settings: RunSettings) -> None:
         self.name = name
         self.graph = graph
         self.parameters = parameters
-        self.output = None if dry_run else output  # the dataset that is there is no preview's to replace
-        self.output_format: OutputFormat = output_format
-        self.max_error_rate = 1.0 if dry_run else max_error_rate  # what fails is there to be seen
-        self.limit = limit
+        dry_run, limit = settings.dry_run, settings.limit
         if dry_run is not None and dry_run < 1:
             raise ConfigurationError(f"`dry_run` is {dry_run}: it takes one row at least.")
+        if dry_run:  # the dataset that is there is no preview's to replace, and what fails is there to be seen
+            settings = settings.model_copy(update={"output": None, "max_error_rate": 1.0})
+        self.settings = settings
         self._taken = min(dry_run, limit or dry_run) if dry_run else limit
         self._watch = TraceRecorder(graph) if dry_run else None
-        self.max_cost = max_cost
-        self.budget = Budget(max_cost, max_tokens_total)
+        self.budget = Budget(settings.max_cost, settings.max_tokens_total)
         for step in graph.steps:
-            step.use_cache = step.use_cache and use_cache
+            step.use_cache = step.use_cache and settings.use_cache
         self.summary = Summary(steps={step.name: StepSummary() for step in graph.steps})
         self._leaves = graph.leaves
         self._first_failures: dict[str, Failure] = {}
@@ -79,11 +72,11 @@ class Run:
         self._load()
         started = time.perf_counter()
         temporary = None
-        if (output := self.output) is None:
+        if (output := self.settings.output) is None:
             temporary = Path(tempfile.mkdtemp(prefix="distilflow-"))
             output = temporary / "dataset"
-        self._folder = folder = OutputFolder(output, self._leaves.values(), self.output_format)
-        reporter = PrefectReporter(self.name, self.graph, self.output)
+        self._folder = folder = OutputFolder(output, self._leaves.values(), self.settings.output_format)
+        reporter = PrefectReporter(self.name, self.graph, self.settings.output)
         try:
             with (
                 terminal.live_progress(self.graph, self._taken, self.summary, *reporter.listeners) as progress,
@@ -118,7 +111,7 @@ class Run:
                 step.load()
             except Fatal as error:
                 raise ConfigurationError(f"{error}") from None
-            if self.max_cost is not None and isinstance(step, Task) and step.llm.cost(Usage(1, 1)) is None:
+            if self.settings.max_cost is not None and isinstance(step, Task) and step.llm.cost(Usage(1, 1)) is None:
                 raise ConfigurationError(
                     f"`max_cost` needs to know what `{step.llm.model_name}` costs (`{step.name}`): give the model a "
                     "`price`, or limit `max_tokens_total` instead."
@@ -165,12 +158,12 @@ class Run:
         """Fail the run when too many rows have failed in a step, or, at the end, all of them."""
         for name, step in self.summary.steps.items():
             total = step.rows_in or step.rows + step.failures
-            too_many = step.failures >= MIN_FAILURES_TO_ABORT and step.failures > self.max_error_rate * total
-            all_failed = final and step.failures >= total > 0 and not step.rows and self.max_error_rate < 1
+            too_many = step.failures >= MIN_FAILURES_TO_ABORT and step.failures > self.settings.max_error_rate * total
+            all_failed = final and step.failures >= total > 0 and not step.rows and self.settings.max_error_rate < 1
             if too_many or all_failed:
                 first = self._first_failures[name]
                 where = f" ({first.origin})" if first.origin else ""
-                limit = f", more than `max_error_rate={self.max_error_rate:g}`" if too_many else ""
+                limit = f", more than `max_error_rate={self.settings.max_error_rate:g}`" if too_many else ""
                 raise RunFailed(
                     f"{step.failures:,} of {total:,} rows failed in `{name}`{limit}. The first{where}: {first.message}"
                 )
@@ -197,7 +190,7 @@ class Run:
             },
         }
         if self._watch and state == "completed":
-            facts["estimate"] = estimate.estimate(self.graph, self._watch.rows, self.limit).model_dump()
+            facts["estimate"] = estimate.estimate(self.graph, self._watch.rows, self.settings.limit).model_dump()
             facts["preview"] = [row.model_dump() for row in self._watch.rows.values()]
         if state == "completed" and not self._watch:
             facts["licences"] = provenance.find_licences(self.graph.steps)

@@ -1,5 +1,6 @@
-"""Declaring, saving and reading a pipeline."""
+"""Pipelines: declared, saved and read; and the flows around them."""
 
+from flows.pipeline.flow import flow
 from flows.pipeline.pipeline import Pipeline
 
-__all__ = ["Pipeline"]
+__all__ = ["Pipeline", "flow"]

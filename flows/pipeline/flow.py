@@ -2,12 +2,15 @@
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from prefect import Flow
 
 from flows.dataset.distiset import Distiset
 from flows.errors import ConfigurationError
+from flows.pipeline.signature import expand_settings
 from flows.reporting.states import with_row_state
 from llms.any_llm import find_secret, plaintext_secret_message
 
@@ -38,11 +41,16 @@ class DatasetFlow(Flow[P, Distiset]):
         return changed  # type: ignore[return-value]
 
 
-def flow(function: Callable[P, Distiset], **settings: Any) -> DatasetFlow[P]:
-    """The function as a flow, whose state at the end tells of the rows, and whose result is never pickled.
+def flow(function: Callable[P, Distiset], output: Path | EllipsisType | None = ..., **options: Any) -> DatasetFlow[P]:
+    """Return a function that makes a dataset as a flow: a run's final state tells of its rows, nothing is pickled.
+
+    `**settings: Unpack[RunSettingsArgs]` in the signature becomes a parameter for each run setting.
 
     Args:
         function: Returns the dataset.
-        **settings: Prefect's own, such as `name`.
+        output: Default of the setting `output`; by default the folder `outputs/<name of the function>`.
+        **options: Options of Prefect's `@flow`, such as `name`.
     """
-    return DatasetFlow(with_row_state(function), persist_result=False, result_serializer="json", **settings)
+    folder = Path("outputs") / function.__name__ if isinstance(output, EllipsisType) else output
+    run = with_row_state(expand_settings(function, folder))
+    return DatasetFlow(run, persist_result=False, result_serializer="json", **options)

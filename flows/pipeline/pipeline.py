@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 from prefect import Flow
 from prefect.context import FlowRunContext
@@ -20,7 +20,7 @@ from flows.pipeline.flow import flow
 from flows.preview import approval
 from flows.preview.estimate import Estimate
 from flows.runtime import server
-from flows.settings.run_settings import OutputFormat
+from flows.settings.run_settings import RunSettings, RunSettingsArgs
 from flows.settings.step_parameters import parameters_model, to_json, validate_parameters, with_parameters
 from llms.config.strict import StrictModel, format_validation_error
 from tasks import GeneratorStep, Source, Step, dag, load_data
@@ -113,73 +113,44 @@ class Pipeline:
         self,
         parameters: Mapping[str, Any] | None = None,
         dataset: Source | None = None,
-        output: str | Path | None = None,
-        max_error_rate: float = 0.1,
-        limit: int | None = None,
-        use_cache: bool = True,
-        max_cost: float | None = None,
-        max_tokens_total: int | None = None,
-        output_format: OutputFormat = "parquet",
-        dry_run: int | None = None,
-        approve: bool = False,
         task_runner: TaskRunner[Any] | None = None,
         result_storage: ResultStorage | None = None,
+        **settings: Unpack[RunSettingsArgs],
     ) -> Distiset:
         """Make the dataset: as a flow run of its own, or inside a `@flow` as part of that flow's run.
 
         Args:
             parameters: Runtime parameters by step, `{"text_generation": {"llm": {"generation_kwargs": {…}}}}`.
             dataset: Rows for the steps that have no step before them: a file, a folder, rows, a table, a Hub id.
-            output: Folder for the dataset; a temporary one, gone with the result, when empty.
-            max_error_rate: The run fails when a larger share of the rows that enter a step fails in it.
-            limit: Rows to take from each source, at most.
-            use_cache: Take answers that are in the store already; `False` asks anew, and stores what comes.
-            max_cost: Dollars this run may spend. When they are spent, what is in flight is finished and nothing new
-                begins; the same run with more goes on from there.
-            max_tokens_total: Tokens this run may spend, input and output together.
-            output_format: What the files of the dataset are: Parquet, or JSONL that people read.
-            dry_run: Take so many rows of every source only, and estimate from them what all would take; the dataset
-                goes with the result, whatever `output` says.
-            approve: Ask before all of it is paid for: the run waits, with an estimate from its first rows, until
-                somebody gives it a budget or says no; see `flows.preview.approval`. What those rows asked is
-                not asked again.
-            task_runner: Where batches are worked on, such as a `DaskTaskRunner`; in threads of this process when empty.
-            result_storage: Where what steps made is kept for other runs: a saved block, or a `Path`; where Prefect's
-                settings say when empty.
+            task_runner: Where batches run, such as a `DaskTaskRunner`; in threads of this process by default.
+            result_storage: Where results of steps are kept for other runs: a saved block, or a `Path`; by default as
+                Prefect's settings say.
+            **settings: Run settings, described in `flows.settings.run_settings.RunSettings`: `output` (a temporary
+                folder by default, deleted with the returned dataset), `limit`, `max_cost` …
 
         Raises:
             ConfigurationError: If something cannot work; nothing was paid for.
             Fatal: If no request can work.
-            BudgetExceeded: If it has spent what it may.
+            BudgetExceeded: If the budget is spent.
             RunFailed: If too many rows failed.
-            ApprovalDeclined: If somebody said no.
+            ApprovalDeclined: If the run was not approved.
         """
+        run_settings = _check_settings(settings)
         pipeline = self if dataset is None else self._with_dataset(dataset)
         model = parameters_model(pipeline.steps)
         given = validate_parameters(model, parameters)
         graph = pipeline._graph(given)
-        arguments = {
-            "parameters": given,
-            "output": Path(output) if output else None,
-            "max_error_rate": max_error_rate,
-            "limit": limit,
-            "use_cache": use_cache,
-            "max_cost": max_cost,
-            "max_tokens_total": max_tokens_total,
-            "output_format": output_format,
-            "dry_run": dry_run,
-        }
-        where = {"task_runner": task_runner, "result_storage": result_storage}
-        where = {name: value for name, value in where.items() if value is not None}
+        options = {"task_runner": task_runner, "result_storage": result_storage}
+        options = {name: value for name, value in options.items() if value is not None}
         if FlowRunContext.get():
-            if where:
-                name = next(iter(where))
+            if options:
+                name = next(iter(options))
                 raise ConfigurationError(f"inside a `@flow` its own `{name}` is used: say it there, `@flow({name}=…)`.")
-            return pipeline._execute(graph, approve, **arguments)
+            return pipeline._execute(graph, given, run_settings)
         server.boot()
         graph.check()
         with server.available():
-            return pipeline._flow(graph, model, **where)(approve=approve, **arguments)
+            return pipeline._flow(graph, model, **options)(parameters=given, **run_settings.model_dump())
 
     def dry_run(self, parameters: Mapping[str, Any] | None = None, batch_size: int = 1) -> Distiset:
         """Run the first rows of every source only, to see whether it works, and what all of them would take.
@@ -197,62 +168,33 @@ class Pipeline:
         """
         return self.run(parameters, dry_run=batch_size)
 
-    def _flow(self, graph: Graph | None, model: type[StrictModel], **where: Any) -> "Flow[..., Distiset]":
-        def run(
-            parameters: model = model(),  # type: ignore[valid-type]  # noqa: B008
-            output: Path | None = None,
-            max_error_rate: float = 0.1,
-            limit: int | None = None,
-            use_cache: bool = True,
-            max_cost: float | None = None,
-            max_tokens_total: int | None = None,
-            output_format: OutputFormat = "parquet",
-            dry_run: int | None = None,
-            approve: bool = False,
-        ) -> Distiset:
+    def _flow(self, graph: Graph | None, model: type[StrictModel], **options: Any) -> "Flow[..., Distiset]":
+        def run(parameters: Any, **settings: Unpack[RunSettingsArgs]) -> Distiset:
             given = validate_parameters(model, parameters)
-            return self._execute(
-                graph or self._graph(given),
-                approve,
-                parameters=given,
-                output=output,
-                max_error_rate=max_error_rate,
-                limit=limit,
-                use_cache=use_cache,
-                max_cost=max_cost,
-                max_tokens_total=max_tokens_total,
-                output_format=output_format,
-                dry_run=dry_run,
-            )
+            return self._execute(graph or self._graph(given), given, _check_settings(settings))
 
+        run.__annotations__["parameters"] = model
+        run.__defaults__ = (model(),)
         run.__doc__ = f"""{self.description or self.name}
 
         Args:
             parameters: Runtime parameters of every step.
-            output: Folder for the dataset.
-            max_error_rate: The run fails when a larger share of the rows that enter a step fails in it.
             limit: Rows to take from each source, at most.
-            use_cache: Take answers that are in the store already.
-            max_cost: Dollars this run may spend; the same run with more goes on from there.
-            max_tokens_total: Tokens this run may spend, input and output together.
-            output_format: What the files of the dataset are.
-            dry_run: Take so many rows of every source only, and estimate from them what all would take.
-            approve: Wait, with an estimate from the first rows, until somebody gives the run a budget or says no.
         """
-        return flow(run, name=self.name, **where)
+        return flow(run, None, name=self.name, **options)
 
-    def _execute(self, graph: Graph, approve: bool, parameters: Mapping[str, Any], **settings: Any) -> Distiset:
-        """Make the dataset in the flow run we are in, once it is approved."""
-        settings["parameters"] = to_json(parameters)
+    def _execute(self, graph: Graph, parameters: Mapping[str, Any], settings: RunSettings) -> Distiset:
+        """Make the dataset in the current flow run, once it is approved."""
+        recorded = to_json(parameters)
 
         def estimate() -> Estimate:
-            few: dict[str, Any] = {"dry_run": approval.SAMPLE_ROWS}
-            sample = Run(self.name, self._graph(parameters), **settings | few)
-            return cast(Estimate, sample.execute().estimate)
+            sample = settings.model_copy(update={"dry_run": approval.SAMPLE_ROWS})
+            return cast(Estimate, Run(self.name, self._graph(parameters), recorded, sample).execute().estimate)
 
-        if approve and not settings["dry_run"]:
-            settings |= approval.wait_for_approval(estimate, settings["max_cost"], settings["max_tokens_total"])
-        return Run(self.name, graph, **settings).execute()
+        if settings.approve and not settings.dry_run:
+            budget = approval.wait_for_approval(estimate, settings.max_cost, settings.max_tokens_total)
+            settings = settings.model_copy(update=budget)
+        return Run(self.name, graph, recorded, settings).execute()
 
     def _graph(self, given: Mapping[str, Any]) -> Graph:
         """The steps with these parameters, and the edges between them."""
@@ -284,3 +226,15 @@ class Pipeline:
         fed._wiring.edges = [*((loader, head) for head in heads), *self._wiring.edges]
         fed._wiring.routes = self._wiring.routes
         return fed
+
+
+def _check_settings(settings: RunSettingsArgs) -> RunSettings:
+    """Return the settings as one object.
+
+    Raises:
+        ConfigurationError: If a name is unknown or a value does not fit.
+    """
+    try:
+        return RunSettings.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigurationError(format_validation_error(error)) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tasks
+from flows.settings import RunSettings
 from llms import LLM, AsyncLLM, RemoteLLM
 from llms.local.base import LocalLLM
 from llms.local.batched import BatchedLLM
@@ -124,6 +125,15 @@ def _code(name: str) -> str:
     return f"`{name}`"
 
 
+def settings() -> str:
+    """Return the settings of a run."""
+    rows = []
+    for name, field in RunSettings.model_fields.items():
+        default = "" if field.default is None else f"`{field.default}`"
+        rows.append((f"`{name}`", default, f"{field.description}"))
+    return _table(("setting", "default", ""), rows)
+
+
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [heads, ("---",) * len(heads), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
@@ -135,6 +145,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "steps": ("tasks/README.md", steps),
     "models to subclass": (".github/CONTRIBUTING.md", model_seams),
     "steps to subclass": (".github/CONTRIBUTING.md", step_seams),
+    "settings": ("flows/README.md", settings),
 }
 """The name of each table, the file it is in, and the function that returns it."""
 
