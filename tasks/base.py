@@ -144,10 +144,26 @@ class Step(StrictModel, ABC):
         for other in others:
             dag.connect(self, other)
 
+    def apply_input_mappings(self, row: Row) -> Row:
+        """Return a copy of a row under the step's own column names, so that no other step sees it change.
+
+        Usually not overridden.
+
+        Raises:
+            ValueError: If a column is missing.
+        """
+        needed = {name: self.input_mappings.get(name, name) for name in [*self.inputs, *self.input_mappings]}
+        if missing := [column for column in needed.values() if column not in row]:
+            columns = ", ".join(f"`{column}`" for column in row) or "no columns"
+            raise ValueError(f"no column `{missing[0]}`: the row has {columns}.")
+        if not self.input_mappings:
+            return Row(row, row.origin)
+        return Row(row | {name: row[column] for name, column in self.input_mappings.items()}, row.origin)
+
     def _run(self, rows: list[Row]) -> BatchResult:
         failures: list[Failure] = []
         try:
-            made = [row for chunk in self.process([self._apply_input_mappings(row) for row in rows]) for row in chunk]
+            made = [row for chunk in self.process([self.apply_input_mappings(row) for row in rows]) for row in chunk]
         except PartialBatchError as error:
             made, failures = error.rows, error.failures
         except Fatal:
@@ -178,20 +194,6 @@ class Step(StrictModel, ABC):
         return {
             name: shadowed.get(name, value) for name, value in made.items() if name not in aliases or name in shadowed
         }
-
-    def _apply_input_mappings(self, row: Row) -> Row:
-        """Return a copy of a row under the step's own column names, so that no other step sees it change.
-
-        Raises:
-            ValueError: If a column is missing.
-        """
-        needed = {name: self.input_mappings.get(name, name) for name in [*self.inputs, *self.input_mappings]}
-        if missing := [column for column in needed.values() if column not in row]:
-            columns = ", ".join(f"`{column}`" for column in row) or "no columns"
-            raise ValueError(f"no column `{missing[0]}`: the row has {columns}.")
-        if not self.input_mappings:
-            return Row(row, row.origin)
-        return Row(row | {name: row[column] for name, column in self.input_mappings.items()}, row.origin)
 
     def _apply_output_mappings(self, row: Mapping[str, Any], origin: str | None) -> Row:
         """Return a row with its columns renamed by `output_mappings`."""

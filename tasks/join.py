@@ -33,7 +33,7 @@ class Join(Step, ABC):
         for lineage, rows in groups:
             result.rows_in += 1
             try:
-                joined = self.joined([self._apply_input_mappings(row) for row in rows])
+                joined = self.joined([self.apply_input_mappings(row) for row in rows])
             except Exception as error:
                 result.failures.append(self._failure(_merged(rows, lineage), error))
             else:

@@ -63,7 +63,7 @@ class Task(Step, ABC):
         result, requests = BatchResult(), list[tuple[Row, Row, FormattedInput]]()
         for row in rows:
             try:
-                mapped = self._apply_input_mappings(row)
+                mapped = self.apply_input_mappings(row)
                 requests.append((row, mapped, self.format_input(mapped)))
             except Exception as error:
                 result.failures.append(self._failure(row, error, attempts=0))

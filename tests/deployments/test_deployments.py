@@ -123,14 +123,14 @@ def filled(kind: str, **given: Any) -> Any:
     return made
 
 
-def test_docker_s_worker_understands_our_template():
+def test_docker_s_worker_understands_our_template(api):
     job = filled("docker", gpus=2)
     assert job.volumes == ["distilflow:/data"] and job.image == "distilflow-gpu:latest"
     assert job.container_create_kwargs["device_requests"][0]["count"] == 2
     assert job.container_create_kwargs["shm_size"] == "2g"
 
 
-def test_kubernetes_worker_understands_our_template():
+def test_kubernetes_worker_understands_our_template(api):
     """A run may write to its volumes, though it is not root; SQLite is on none that other machines share."""
     job = filled("kubernetes", gpus=2)
     pod = job.job_manifest["spec"]["template"]["spec"]
