@@ -1,1 +1,1 @@
-"""Admission of requests: concurrency, rates, shared limits and budgets."""
+"""Admission control: concurrency, rates, shared limits and budgets."""

@@ -1,4 +1,4 @@
-"""What a run may spend: requests wait when those in flight might take the rest, and end when it is spent."""
+"""Budget of a run: dollars or tokens. Requests wait when those in flight may use it up, and fail once it is spent."""
 
 import asyncio
 from collections import deque
@@ -10,18 +10,18 @@ from llms.errors import BudgetExceeded
 from llms.typing import GenerateOutput, Usage
 
 MAX_UNMEASURED_IN_FLIGHT = 8
-"""Requests in flight while nobody knows yet what one costs."""
+"""Requests in flight while the cost of a request is unknown."""
 
 
 class Budget:
-    """A limit on dollars or tokens, over all the models and batches of a run; on the shared loop only.
+    """A limit on dollars or tokens, shared by all models and batches of a run. Lives on the shared event loop.
 
-    A request begins when it fits in with those in flight, each taken to cost what they did on average so far. So the
-    limit is passed by no more than the last requests differ from that. A failure that nobody was billed for says
-    nothing about that.
+    A request is admitted when it fits in with those in flight, each assumed to cost the mean so far. The limit is
+    therefore exceeded by no more than the last requests deviate from the mean. Failures that cost nothing do not count
+    into the mean.
 
     Args:
-        max_cost: Dollars to spend at most; answers whose price is not known count as free.
+        max_cost: Dollars to spend at most; answers of unknown price count as free.
         max_tokens: Tokens to spend at most, input and output together.
     """
 
@@ -33,25 +33,25 @@ class Budget:
 
     @contextmanager
     def activate(self) -> Iterator[None]:
-        """Everything asked inside, in whatever thread that inherits this context, is under this budget."""
-        limited = any(most is not None for most in self.limits.values())
-        outer = _active_budget.set(self if limited else None)
+        """Apply this budget to every request made inside, in any thread that inherits the context."""
+        limited = any(limit is not None for limit in self.limits.values())
+        token = _active_budget.set(self if limited else None)
         try:
             yield
         finally:
-            _active_budget.reset(outer)
+            _active_budget.reset(token)
 
     async def acquire(self, max_requests: int = 1) -> int:
-        """Wait until another request may begin; `leave` must follow.
+        """Wait until another request fits; `release` must follow.
 
         Args:
-            most: Requests that would begin together.
+            max_requests: Requests to start together.
 
         Returns:
-            How many of them may, one at least.
+            How many of them fit, one at least.
 
         Raises:
-            BudgetExceeded: If there is not enough left for one.
+            BudgetExceeded: If the rest of the budget does not suffice for one.
         """
         if not await self._acquire_one():
             raise BudgetExceeded(self._message())
@@ -62,7 +62,7 @@ class Budget:
         return count
 
     async def release(self, outputs: Sequence[GenerateOutput] = (), requests: int = 1) -> None:
-        """So many requests are over, and this is what they came to."""
+        """Book the outputs of requests that ended, and admit the next ones."""
         for output in outputs:
             self._measured += not output.error or output.usage != Usage()
             self.spent["max_cost"] += output.cost or 0.0
@@ -76,44 +76,44 @@ class Budget:
             return True
         if not self._in_flight:
             return False
-        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiters.append(turn)
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
         try:
-            return await turn
+            return await waiter
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.result():  # its turn came meanwhile: on to the next
+            if waiter.done() and not waiter.cancelled() and waiter.result():  # admitted meanwhile: pass it on
                 self._in_flight -= 1
                 self._wake_waiters()
             raise
 
     def _wake_waiters(self) -> None:
         while self._waiters and (self._waiters[0].done() or self._fits() or not self._in_flight):
-            turn = self._waiters.popleft()
-            if not turn.done():  # else it was cancelled
+            waiter = self._waiters.popleft()
+            if not waiter.done():  # else it was cancelled
                 fits = self._fits()
                 self._in_flight += fits
-                turn.set_result(fits)
+                waiter.set_result(fits)
 
     def _fits(self) -> bool:
         if not self._measured:
             return self._in_flight < MAX_UNMEASURED_IN_FLIGHT
         return all(
-            most is None or self.spent[name] * (1 + (self._in_flight + 1) / self._measured) <= most
-            for name, most in self.limits.items()
+            limit is None or self.spent[name] * (1 + (self._in_flight + 1) / self._measured) <= limit
+            for name, limit in self.limits.items()
         )
 
     def _message(self) -> str:
-        near = [
-            f"`{name}={most:g}` ({self.spent[name]:,.6g} spent, the next request would pass it)"
-            for name, most in self.limits.items()
-            if most is not None and self.spent[name] * (1 + 1 / max(1, self._measured)) > most
+        reached = [
+            f"`{name}={limit:g}` ({self.spent[name]:,.6g} spent, the next request would pass it)"
+            for name, limit in self.limits.items()
+            if limit is not None and self.spent[name] * (1 + 1 / max(1, self._measured)) > limit
         ]
-        return f"The run stopped at {' and '.join(near)}. The same command with more goes on from here."
+        return f"The run stopped at {' and '.join(reached)}. The same command with more goes on from here."
 
 
 _active_budget: ContextVar[Budget | None] = ContextVar("budget", default=None)
 
 
 def active_budget() -> Budget | None:
-    """The budget the caller is under, if there is one."""
+    """Return the budget that applies to the caller, if any."""
     return _active_budget.get()

@@ -1,11 +1,10 @@
-"""Admission of requests to one account, endpoint and model: first come first served, as many and as fast as it takes.
+"""Admission control of the requests to one account, endpoint and model: first in, first out.
 
-    async with limiter_of(key).place(tokens=900) as place:
+    async with get_limiter(key).slot(tokens=900) as slot:
         output = await ask()
-        place.succeeded(tokens=output.usage.input_tokens + output.usage.output_tokens)
+        slot.on_success(tokens=output.usage.input_tokens + output.usage.output_tokens)
 
-A refusal is told with `place.throttled(retry_after)`, bad weather with `place.failed()`; whoever needs no request (a
-hit in a cache) needs no place.
+Report a refusal (429) with `slot.on_throttled(retry_after)`, a transient error with `slot.on_failure()`.
 """
 
 import asyncio
@@ -21,26 +20,26 @@ from llms.limits.loop_lag import LoopLagMonitor
 from llms.limits.rates import RateLimits
 
 INITIAL_BACKOFF_S = 0.5
-"""Seconds to wait after a refusal that does not say how long; doubles with every episode without a success between."""
+"""Pause after a refusal without `Retry-After`; doubles with every episode until a success."""
 
 MAX_BACKOFF_S = 30.0
 TIMER_TOLERANCE_S = 1e-6
-"""Seconds by which a timer may be early."""
+"""Time by which the loop's timers may be early."""
 
 
 class ThrottleEpisode(NamedTuple):
-    """A refusal that was news, until its pause is over."""
+    """Refusals of requests sent before the first of them, counted as one."""
 
     started_at: float
-    over_concurrency: bool
+    over_concurrency: bool  # too many in flight, rather than too fast
     in_flight: int
-    accepted: int
-    seconds: float
+    accepted: int  # requests sent since the episode before, without the refused ones
+    seconds: float  # since the episode before
 
 
 @dataclass(slots=True)
 class LimiterCounts:
-    """What happened, for the run's summary."""
+    """Counts for the run's summary."""
 
     admitted: int = 0
     throttled: int = 0
@@ -51,9 +50,9 @@ class LimiterCounts:
 
 
 class Slot:
-    """One request's place in flight: entered when it is its turn, left whatever happens."""
+    """Admission of one request, as an async context manager: waits on entry, is released on exit."""
 
-    __slots__ = ("_admitted_at", "_epoch", "_found", "_future", "_limiter", "_mark", "tokens")
+    __slots__ = ("_admitted_at", "_epoch", "_future", "_in_flight", "_limiter", "_totals", "tokens")
 
     def __init__(self, limiter: "Limiter", tokens: float | None) -> None:
         self._limiter = limiter
@@ -65,11 +64,11 @@ class Slot:
         if limiter._try_admit(self, loop.time()):
             return self
         self._future = loop.create_future()
-        limiter._waiting.append(self)
+        limiter._queue.append(self)
         try:
             await self._future
         except asyncio.CancelledError:
-            if not self._future.cancelled():  # its turn came while it was being cancelled: on to the next
+            if not self._future.cancelled():  # admitted while it was being cancelled: pass it on
                 limiter._release()
             raise
         return self
@@ -80,32 +79,32 @@ class Slot:
     def on_success(
         self, seconds: float | None = None, tokens: float | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
-        """An answer came.
+        """Report an answer.
 
         Args:
-            seconds: How long it took; since the place was given, when not told.
-            tokens: What the request really cost, against the estimate it was admitted with.
-            headers: The reply's, with names in lower case or a mapping that folds them.
+            seconds: Latency; since admission when not given.
+            tokens: Actual usage, against the estimate it was admitted with.
+            headers: The response's, with names in lower case or a mapping that folds them.
         """
         self._limiter._on_success(self, seconds, tokens, headers)
 
     def on_throttled(self, retry_after: float | None = None, headers: Mapping[str, str] | None = None) -> None:
-        """The provider asked for patience; nobody is admitted for `retry_after` seconds."""
+        """Report a refusal: nobody is admitted for `retry_after` seconds."""
         self._limiter._on_throttled(self, retry_after, headers)
 
     def on_failure(self, retry_after: float | None = None) -> None:
-        """The server or the network failed: the limit does not grow for a moment, nobody goes for `retry_after` s."""
+        """Report a transient error: the limit holds for a moment, nobody is admitted for `retry_after` seconds."""
         self._limiter._on_failure(retry_after)
 
 
 class Limiter:
-    """Who may go, on one event loop. O(1) per request: a queue of futures, one timer, no polling.
+    """Admission control on one event loop. O(1) per request: a queue of futures, one timer, no polling.
 
     Args:
-        most: Requests in flight at once, at most.
-        start: How many at first; `most` when not told. All but the first few wait a fifth of a second for a refusal, so
-            a provider that refuses needs no lower start; one that queues (a server of one's own) is spared by a low
-            one, from which the limit doubles per round of answers.
+        max_in_flight: Upper bound of requests in flight.
+        initial: The limit at first; `max_in_flight` when not given. Requests but the first few wait a fifth of a second
+            for a refusal, so a provider that refuses needs no lower start. A low one spares a provider that queues (a
+            server of one's own); from there the limit doubles per round of answers.
         rpm: Requests per minute, evenly spread.
         tpm: Tokens per minute, evenly spread.
     """
@@ -114,45 +113,45 @@ class Limiter:
         self,
         max_in_flight: int = 500,
         *,
-        initial_in_flight: int | None = None,
+        initial: int | None = None,
         rpm: float | None = None,
         tpm: float | None = None,
     ) -> None:
         now = asyncio.get_running_loop().time()
         self.counts = LimiterCounts()
         self.in_flight = 0
-        self._concurrency = ConcurrencyController(max_in_flight, initial_in_flight or max_in_flight)
+        self._concurrency = ConcurrencyController(max_in_flight, initial or max_in_flight)
         self._rates, self._loop_lag = RateLimits(rpm, tpm, now, max_in_flight), LoopLagMonitor()
-        self._waiting: deque[Slot] = deque()
+        self._queue: deque[Slot] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._paused_until = -math.inf
         self._started_at = self._epoch_started_at = now
-        self._epoch = self._throttled_streak = 0
-        self._sent_in_epoch = 0  # in this epoch
-        self._mean_tokens = 0.0  # tokens of a request, as they came so far
+        self._epoch = self._throttled_streak = 0  # an epoch ends with each episode
+        self._sent_in_epoch = 0
+        self._mean_tokens = 0.0  # of a request
         self._episode: ThrottleEpisode | None = None
         self.history: deque[LimitChange] = deque([LimitChange(0.0, self.limit, "start")], maxlen=1000)
 
     @property
     def limit(self) -> int:
-        """How many may be in flight now."""
+        """The current limit on requests in flight."""
         return self._concurrency.limit
 
     @property
     def waiting(self) -> int:
-        """How many wait for their turn."""
-        return sum(not place._future.done() for place in self._waiting)
+        """Requests that wait for admission."""
+        return sum(not slot._future.done() for slot in self._queue)
 
     def slot(self, tokens: float | None = None) -> Slot:
-        """A place among the requests in flight, as an async context manager.
+        """Return a slot to enter.
 
         Args:
-            tokens: An estimate of what the request costs; what requests usually cost here, when not told.
+            tokens: Estimated usage of the request; the mean so far when not given.
         """
         return Slot(self, tokens)
 
     def summary(self) -> dict[str, Any]:
-        """The counts, the limit, the learned rate, and the history of the limit; plain data."""
+        """Return the counts, the limit, the learned rate, and the history of the limit, as plain data."""
         learned = self._rates.learned.rps
         return {
             **asdict(self.counts),
@@ -162,14 +161,10 @@ class Limiter:
         }
 
     def _try_admit(self, slot: Slot, now: float) -> bool:
-        """Admit it at once, if nobody waits and all limits allow."""
-        while self._waiting and self._waiting[0]._future.done():  # cancelled
-            self._waiting.popleft()
-        if self._waiting or self.in_flight >= self._concurrency.limit:
-            return False
-        ready_at = self._ready_at()
-        if ready_at > now + TIMER_TOLERANCE_S:
-            self._schedule_dispatch(ready_at)
+        """Admit the slot at once, if nobody waits and all limits allow."""
+        while self._queue and self._queue[0]._future.done():  # cancelled
+            self._queue.popleft()
+        if self._queue or self.in_flight >= self._concurrency.limit or not self._is_ready(now):
             return False
         self._admit(slot, now)
         return True
@@ -184,40 +179,37 @@ class Limiter:
         self.counts.peak_in_flight = max(self.counts.peak_in_flight, self.in_flight)
         if slot.tokens is None:
             slot.tokens = self._mean_tokens
-        slot._mark = self._rates.take(now, slot.tokens)
-        slot._epoch, slot._found, slot._admitted_at = self._epoch, self.in_flight, now
+        slot._totals = self._rates.take(now, slot.tokens)
+        slot._epoch, slot._in_flight, slot._admitted_at = self._epoch, self.in_flight, now
 
-    def _ready_at(self) -> float:
-        """When pauses and rates allow the next request."""
-        return max(self._paused_until, self._rates.ready_at())
+    def _is_ready(self, now: float) -> bool:
+        """Whether pauses and rates allow a request now; if not, schedule a dispatch for when they do."""
+        ready_at = max(self._paused_until, self._rates.ready_at())
+        if ready_at <= now + TIMER_TOLERANCE_S:
+            return True
+        if self._timer is None or self._timer.when() > ready_at:  # an early timer is set again
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_at(ready_at, self._on_timer)
+        return False
 
     def _release(self) -> None:
         self.in_flight -= 1
-        if self._waiting:
+        if self._queue:
             self._dispatch()
 
     def _dispatch(self) -> None:
-        """Admit from the head of the queue whoever may go now; see to it that the next is woken in time."""
-        waiting = self._waiting
-        now = asyncio.get_running_loop().time()
-        while waiting and self.in_flight < self._concurrency.limit:
-            if waiting[0]._future.done():  # cancelled
-                waiting.popleft()
+        """Admit slots from the head of the queue, as the limits allow."""
+        now, queue = asyncio.get_running_loop().time(), self._queue
+        while queue and self.in_flight < self._concurrency.limit:
+            if queue[0]._future.done():  # cancelled
+                queue.popleft()
                 continue
-            ready_at = self._ready_at()
-            if ready_at > now + TIMER_TOLERANCE_S:
-                self._schedule_dispatch(ready_at)
+            if not self._is_ready(now):
                 return
-            slot = waiting.popleft()
+            slot = queue.popleft()
             self._admit(slot, now)
             slot._future.set_result(None)
-
-    def _schedule_dispatch(self, when: float) -> None:
-        if self._timer is not None:
-            if self._timer.when() <= when:  # early is fine: it is set again
-                return
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(when, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -235,46 +227,44 @@ class Limiter:
             self._mean_tokens += (tokens - self._mean_tokens) * (0.05 if self._mean_tokens else 1.0)
             self._rates.adjust(tokens - (slot.tokens or 0.0))
         if headers:
-            self._rates.update_from_headers(headers, slot._mark, now)
-        taken = now - slot._admitted_at if seconds is None else seconds
-        ending = not self._waiting and self.in_flight < 0.9 * slot._found  # the slow ones of those before
-        silent = ending or self._loop_lag.distorts(slot._admitted_at, taken)
-        if reason := self._concurrency.on_success(now, taken, slot._found, silent):
+            self._rates.update_from_headers(headers, slot._totals, now)
+        latency = now - slot._admitted_at if seconds is None else seconds
+        draining = not self._queue and self.in_flight < 0.9 * slot._in_flight  # the slow ones are left
+        distorted = draining or self._loop_lag.distorts(slot._admitted_at, latency)
+        if reason := self._concurrency.on_success(now, latency, slot._in_flight, distorted):
             self._record_change(now, reason)
 
     def _on_throttled(self, slot: Slot, retry_after: float | None, headers: Mapping[str, str] | None) -> None:
         now = asyncio.get_running_loop().time()
         self.counts.throttled += 1
         if headers:
-            self._rates.update_from_headers(headers, slot._mark, now)
+            self._rates.update_from_headers(headers, slot._totals, now)
         if slot._epoch == self._epoch:
             self._start_episode(now)
         elif self._episode and slot._epoch == self._epoch - 1:
             episode = self._episode
             self._episode = episode._replace(in_flight=episode.in_flight - 1, accepted=episode.accepted - 1)
-        own = min(MAX_BACKOFF_S, INITIAL_BACKOFF_S * 2.0 ** min(self._throttled_streak - 1, 10))
-        # What the provider says is believed once; refused again after it, we wait as if it had said nothing.
-        self._pause(
-            now, own if retry_after is None else max(retry_after, own) if self._throttled_streak > 1 else retry_after
-        )
+        pause = min(MAX_BACKOFF_S, INITIAL_BACKOFF_S * 2.0 ** min(self._throttled_streak - 1, 10))
+        if retry_after is not None:  # believed once; refused again after it, we back off in any case
+            pause = max(retry_after, pause) if self._throttled_streak > 1 else retry_after
+        self._pause(now, pause)
 
     def _pause(self, now: float, seconds: float) -> None:
-        """Nobody is admitted for so long."""
         until = now + seconds
         if until > self._paused_until:
             self.counts.seconds_paused += until - max(now, self._paused_until)
             self._paused_until = until
 
     def _start_episode(self, now: float) -> None:
-        """The first refusal of a request that was sent after the last cut: everybody else's belongs to it."""
-        held_back = self._rates.learned.current_rps(now) * (now - self._epoch_started_at) < 4 * self._sent_in_epoch
-        full = self.in_flight >= MIN_IN_FLIGHT_FOR_CUT and (
-            self.counts.episodes == 0 or (self.in_flight >= 0.9 * self.limit and not held_back)
+        """Handle the first refusal of a request sent in this epoch; other refusals join its episode."""
+        rate_bound = self._rates.learned.current_rps(now) * (now - self._epoch_started_at) < 4 * self._sent_in_epoch
+        over_concurrency = self.in_flight >= MIN_IN_FLIGHT_FOR_CUT and (
+            self.counts.episodes == 0 or (self.in_flight >= 0.9 * self.limit and not rate_bound)
         )
-        if full:  # too many at once; while the tempo holds us back, it is the rate
+        if over_concurrency:  # where the learned rate binds, the refusal is about the rate
             self._record_change(now, self._concurrency.on_throttled(now, self.in_flight))
         self._episode = ThrottleEpisode(
-            now, full, self.in_flight - 1, self._sent_in_epoch - 1, now - self._epoch_started_at
+            now, over_concurrency, self.in_flight - 1, self._sent_in_epoch - 1, now - self._epoch_started_at
         )
         self.counts.episodes += 1
         self._throttled_streak += 1
@@ -282,19 +272,16 @@ class Limiter:
         self._sent_in_epoch, self._epoch_started_at = 0, now
 
     def _end_episode(self, episode: ThrottleEpisode, now: float) -> None:
-        """The pause is over: go on at the rate the provider accepted, or feel the way up to it."""
+        """After the pause, resume at the rate the provider accepted, or ramp up to it."""
         self._episode = None
-        tempo, first = self._rates.learned, self.counts.episodes == 1
-        if (
-            first and episode.over_concurrency and MIN_IN_FLIGHT_FOR_CUT <= episode.in_flight < self.limit
-        ):  # by now we know how many were refused
+        learned, first = self._rates.learned, self.counts.episodes == 1
+        over_concurrency, few = episode.over_concurrency, episode.in_flight < MIN_IN_FLIGHT_FOR_CUT
+        if first and over_concurrency and not few and episode.in_flight < self.limit:  # now all refusals are counted
             self._record_change(now, self._concurrency.on_throttled(now, episode.in_flight))
-        if episode.accepted > 0 and not first and not episode.over_concurrency:
-            tempo.learn(
-                now, episode.accepted, episode.seconds, episode.started_at, episode.in_flight < MIN_IN_FLIGHT_FOR_CUT
-            )
-        elif first or episode.over_concurrency or tempo.rps is None:
-            tempo.resume(now, episode.accepted, 0.0 if first else episode.seconds)
+        if episode.accepted > 0 and not first and not over_concurrency:
+            learned.learn(now, episode.accepted, episode.seconds, episode.started_at, few)
+        elif first or over_concurrency or learned.rps is None:
+            learned.resume(now, episode.accepted, 0.0 if first else episode.seconds)
 
     def _on_failure(self, retry_after: float | None) -> None:
         now = asyncio.get_running_loop().time()
@@ -303,12 +290,9 @@ class Limiter:
         self._pause(now, retry_after or 0.0)
 
     def _record_change(self, now: float, reason: str) -> None:
-        """Remember that the limit moved; growth only from a tenth on."""
-        if (
-            reason != "growth"
-            or self.limit >= 1.1 * self.history[-1].limit
-            or self.limit == self._concurrency.max_limit
-        ):
+        """Append to the history; growth below a tenth is left out."""
+        grown = self.limit >= 1.1 * self.history[-1].limit or self.limit == self._concurrency.max_limit
+        if reason != "growth" or grown:
             self.history.append(LimitChange(round(now - self._started_at, 3), self.limit, reason))
 
 
@@ -316,26 +300,21 @@ _limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, Limiter]]
 
 
 def get_limiter(
-    key: Hashable,
-    *,
-    max_in_flight: int = 500,
-    initial_in_flight: int | None = None,
-    rpm: float | None = None,
-    tpm: float | None = None,
+    key: Hashable, *, max_in_flight: int = 500, rpm: float | None = None, tpm: float | None = None
 ) -> Limiter:
-    """The limiter of this key with these settings on the running loop, made on first use and shared from then on.
+    """Return the limiter of this key and these settings on the running loop, made on first use.
 
-    With other settings it is another one, which knows nothing of this one's requests.
+    Other settings make another one, which does not count this one's requests.
 
     Raises:
         RuntimeError: If no event loop is running.
     """
     running = asyncio.get_running_loop()
     if (limiters := _limiters.get(running)) is None:
-        for loop in [loop for loop in _limiters if loop.is_closed()]:  # a timer or a waiter may hold on to its loop
+        for loop in [loop for loop in _limiters if loop.is_closed()]:  # a timer or a waiter may keep its loop alive
             del _limiters[loop]
         limiters = _limiters[running] = {}
-    key = (key, max_in_flight, initial_in_flight, rpm, tpm)
+    key = (key, max_in_flight, rpm, tpm)
     if key not in limiters:
-        limiters[key] = Limiter(max_in_flight, initial_in_flight=initial_in_flight, rpm=rpm, tpm=tpm)
+        limiters[key] = Limiter(max_in_flight, rpm=rpm, tpm=tpm)
     return limiters[key]

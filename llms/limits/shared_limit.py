@@ -1,15 +1,15 @@
-"""One limit for all processes and machines: a global concurrency limit of Prefect, taken in blocks.
+"""A limit shared by all processes and machines: a global concurrency limit of Prefect, leased in blocks.
 
     async with shared_slot("openai"):
         output = await ask()
 
-Prefect is asked about twice a second however many requests there are, and only while there are some. The limit itself
-says what it is, and may be edited at any time:
+Each process polls Prefect about twice a second, however many requests there are, and only while there are some. The
+limit's own fields say what it is, and may be edited at any time:
 
     prefect gcl create openai --limit 2 --slot-decay-per-second 2       120 requests a minute
     prefect gcl create openai --limit 50                                50 requests in flight
 
-The `--limit` of a rate is the burst that may have gathered; it should be at least two, and one second of the rate.
+The `--limit` of a rate is its burst: at least two, and at least a second of the rate.
 """
 
 import asyncio
@@ -33,23 +33,23 @@ from llms.errors import Fatal
 
 logger = logging.getLogger(__name__)
 
-TICK_S = 0.5  # seconds between two looks, give or take a random half: of equal processes none is always the first
-MAX_TICK_S = 2.0  # where few requests a minute are allowed, or somebody was faster
-PREFECT_TIMEOUT_S = 10.0  # seconds Prefect has to answer
+TICK_S = 0.5  # between two polls, with a jitter of half of it: of equal processes none is always the first
+MAX_TICK_S = 2.0  # where few requests a minute are allowed, or another process was faster
+PREFECT_TIMEOUT_S = 10.0
 
-LEASE_S = 60.0  # seconds after which Prefect takes back the slots of a process that died; it allows no fewer
-LEASE_KEEP_S = 10.0  # seconds after which slots are given back although they are used, so that others have their turn
-LEASE_IDLE_S = 2.0  # seconds after which slots are given back that nobody used
+LEASE_S = 60.0  # after which Prefect takes back the slots of a dead process; it allows no fewer
+LEASE_KEEP_S = 10.0  # after which slots are released although in use, so that other processes have their turn
+LEASE_IDLE_S = 2.0  # after which unused slots are released
 
-LEASES_PER_LIMIT = 8  # leases to a limit: what a process takes, and gives back, at once
+LEASES_PER_LIMIT = 8  # a lease is this part of the limit
 
 
 @asynccontextmanager
 async def shared_slot(name: str) -> AsyncIterator[None]:
-    """A request's place within the limit of this name, on the models' own loop; first come first served.
+    """Hold a slot of the shared limit; first in, first out. Runs on the shared event loop.
 
     Args:
-        name: A global concurrency limit of Prefect: a rate if its slots decay, else how many may be in flight.
+        name: A global concurrency limit of Prefect: a rate if its slots decay, else a limit on requests in flight.
 
     Raises:
         Fatal: If there is no such limit, it is switched off, or Prefect cannot be reached at first.
@@ -72,7 +72,7 @@ class _Lease:
 
 
 class SharedLimit:
-    """This process's part of a limit: who waits here, and one task that deals with Prefect for them all."""
+    """This process's share of a limit: a queue of waiters, and one task that polls Prefect for them all."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -83,37 +83,38 @@ class SharedLimit:
         self._poll_task: asyncio.Task[None] | None = None
         self._client: PrefectClient
         self._reached = self._is_rate = False
-        self._permits = 0  # of a rate: taken, and their time has come
-        self._permits_due, self._taken_at = 0.0, -math.inf  # of a rate: what this process may take, were it alone
-        self._rounding_loss = 0.0  # of a rate: what Prefect lost in rounding
+        # Of a rate: permits to use now, permits due if this process were alone, and those Prefect lost in rounding.
+        self._permits = 0
+        self._permits_due, self._taken_at, self._rounding_loss = 0.0, -math.inf, 0.0
+        # Of a limit on requests in flight: leases, and their slots without those that are being released.
         self._leases: list[_Lease] = []
-        self._slots = 0  # leased, without those that leave
+        self._slots = 0
         self._peak_in_flight, self._busy_at, self._unreachable_at = 0, 0.0, -math.inf
 
     async def acquire(self) -> None:
         """Wait for a permit or a slot."""
         if not self._waiters and self._can_admit():
             return self._admit()
-        future = asyncio.get_running_loop().create_future()
-        self._waiters.append(future)
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
         self._wakeup.set()
         if self._poll_task is None or self._poll_task.done():
             self._poll_task = asyncio.create_task(self._run())
         try:
-            await future
+            await waiter
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and not future.exception():  # its turn came: on to the next
+            if waiter.done() and not waiter.cancelled() and not waiter.exception():  # admitted: pass it on
                 self._permits += self._is_rate
                 self.release()
             raise
 
     def release(self) -> None:
-        """The request is done, whatever became of it."""
+        """End a request, whatever its outcome."""
         self.in_flight -= 1
         self._grant()
 
     async def close(self) -> None:
-        """Give back what is leased."""
+        """Release all leases."""
         if self._poll_task:
             self._poll_task.cancel()
             await asyncio.wait([self._poll_task])
@@ -129,13 +130,13 @@ class SharedLimit:
     def _grant(self, permits: int = 0) -> None:
         self._permits += permits
         while self._waiters and self._can_admit():
-            future = self._waiters.popleft()
-            if not future.done():
+            waiter = self._waiters.popleft()
+            if not waiter.done():
                 self._admit()
-                future.set_result(None)
+                waiter.set_result(None)
 
     async def _run(self) -> None:
-        """Be Prefect's client, until this process ends or nothing helps."""
+        """Poll Prefect until this process ends or an error is permanent."""
         try:
             if not PREFECT_API_URL.value():
                 raise Fatal(f"The shared limit `{self.name}` needs a Prefect server. {_SERVER_HINT}")
@@ -151,36 +152,35 @@ class SharedLimit:
         try:
             yield
         finally:
-            with suppress(Exception):  # or they go back when the leases end
+            with suppress(Exception):  # Prefect takes them back when the leases end
                 async with asyncio.timeout(5):
                     for lease in list(self._leases):
                         await self._release_lease(lease)
 
     async def _poll(self) -> None:
-        """Turn after turn, while somebody waits or something is leased."""
+        """Tick while there are waiters or leases."""
         failures = 0
         while True:
-            began = self._clock()
+            started = self._clock()
             try:
                 pause, failures = await self._tick(), 0
             except Exception as error:
                 if self._remedy(error):
                     raise
-                self._unreachable_at = (
-                    self._clock() if isinstance(error, httpx.TransportError) else self._unreachable_at
-                )
+                if isinstance(error, httpx.TransportError):
+                    self._unreachable_at = self._clock()
                 failures += 1
                 pause = min(15.0, 2.0**failures / 10) * random.uniform(0.5, 1.5)
                 if failures == 3:  # its SQLite may be busy for a moment
                     logger.warning("Prefect, for the shared limit `%s`: %s; tried again.", self.name, _describe(error))
-            await asyncio.sleep(began + pause - self._clock())
+            await asyncio.sleep(started + pause - self._clock())
             if not self._waiters and not self._leases:
                 self._wakeup.clear()
                 await self._wakeup.wait()
 
     async def _tick(self) -> float:
-        """Do what is to do; seconds until the next time."""
-        self._waiters = deque(future for future in self._waiters if not future.done())
+        """Tend the leases, take slots or permits for the waiters; return the seconds until the next tick."""
+        self._waiters = deque(waiter for waiter in self._waiters if not waiter.done())
         pause = TICK_S * random.uniform(0.5, 1.5)
         if await self._tend_leases() or not self._waiters:
             return pause
@@ -189,7 +189,7 @@ class SharedLimit:
         try:
             return await (self._take_permits(limit) if self._is_rate else self._take_lease(limit, pause))
         except httpx.HTTPStatusError as error:
-            if error.response.status_code != 423:  # somebody was faster
+            if error.response.status_code != 423:  # another process was faster
                 raise
             return min(MAX_TICK_S, float(error.response.headers.get("Retry-After", pause)))
 
@@ -201,35 +201,34 @@ class SharedLimit:
         return limit
 
     async def _take_permits(self, limit: GlobalConcurrencyLimitResponse) -> float:
-        """Take permits for the time until the next turn, and spread them over it.
+        """Take the permits of a rate until the next tick, and spread them over it.
 
-        Prefect counts whole slots, and at every change forgets the fraction that had decayed since the one before: what
-        we see it forget, we use. A refusal makes it forget all, so nothing is asked for that was not seen to be free.
+        Prefect counts whole slots, and at each change drops the fraction that had decayed since the one before: we use
+        the loss that we see. A refusal makes it drop all, so only slots that were seen to be free are asked for.
         """
         rate = limit.slot_decay_per_second
         usual = max(0.1, min(MAX_TICK_S, max(TICK_S, 0.5 / rate), 0.5 * limit.limit / rate))
-        turn, now = usual * random.uniform(0.5, 1.5), self._clock()
-        self._permits_due = min(
-            self._permits_due + rate * (now - self._taken_at), 1.5 * rate * usual + 1
-        )  # whatever gathered there
-        self._taken_at = now
+        tick, now = usual * random.uniform(0.5, 1.5), self._clock()
+        due = self._permits_due + rate * (now - self._taken_at)
+        self._permits_due, self._taken_at = min(due, 1.5 * rate * usual + 1), now  # no more than a tick's accumulate
         wanted = min(len(self._waiters), int(self._permits_due))
         free = max(0, min(wanted, limit.limit - limit.active_slots))
         if free:
             await self._client.increment_concurrency_slots([self.name], free, "rate_limit")
-        found = min(wanted - free, int(self._rounding_loss))
-        for at in range(free + found):
-            asyncio.get_running_loop().call_later(turn * at / (free + found), self._grant, 1)
-        self._permits_due -= free + found
-        self._rounding_loss -= found
+        recovered = min(wanted - free, int(self._rounding_loss))
+        permits = free + recovered
+        for index in range(permits):
+            asyncio.get_running_loop().call_later(tick * index / permits, self._grant, 1)
+        self._permits_due -= permits
+        self._rounding_loss -= recovered
         if free:
             after = await self._read_limit()
             if after.active_slots > free and after.updated and limit.updated:  # else it was empty: nothing was lost
                 self._rounding_loss += rate * (after.updated - limit.updated).total_seconds() % 1
-        return turn
+        return tick
 
     async def _take_lease(self, limit: GlobalConcurrencyLimitResponse, pause: float) -> float:
-        """Lease slots for those who wait, a block at a time."""
+        """Lease a block of slots for the waiters."""
         free = limit.limit - limit.active_slots
         count = min(len(self._waiters), free, math.ceil(limit.limit / LEASES_PER_LIMIT))
         if count < 1:
@@ -242,7 +241,7 @@ class SharedLimit:
         return 0.0 if self._waiters and count < free else pause
 
     async def _tend_leases(self) -> bool:
-        """Renew the leases; give back what is idle, and one that was kept for long. Whether anything went back."""
+        """Renew the leases; release idle ones, and one that was kept for long. Return whether any was released."""
         now = self._clock()
         for lease in [each for each in self._leases if now > each.renewed_at + LEASE_S / 3]:
             await self._renew_lease(lease)
@@ -250,9 +249,9 @@ class SharedLimit:
             self._busy_at = now
         self._peak_in_flight = self.in_flight
         for lease in self._leases:
-            late = now > lease.taken_at + LEASE_KEEP_S and not any(each.releasing for each in self._leases)
+            overdue = now > lease.taken_at + LEASE_KEEP_S and not any(each.releasing for each in self._leases)
             idle = now > self._busy_at + LEASE_IDLE_S and self.in_flight <= self._slots - lease.slots
-            if not lease.releasing and (late or idle):
+            if not lease.releasing and (overdue or idle):
                 lease.releasing = True
                 self._slots -= lease.slots
         before = len(self._leases)
@@ -262,15 +261,15 @@ class SharedLimit:
         return len(self._leases) < before
 
     async def _renew_lease(self, lease: _Lease) -> bool:
-        """Whether it is still ours."""
+        """Renew a lease; return whether it is still ours."""
         now = self._clock()
         try:
             await self._client.renew_concurrency_lease(lease.id, LEASE_S)
         except httpx.HTTPStatusError as error:
             if error.response.status_code != 410:
                 raise
-            # A server that was restarted forgets the lease, but not its slots. If it was only out of reach for longer,
-            # they go back twice, and others may have as many too many in flight: that passes, lost slots do not.
+            # A restarted server has forgotten the lease, but not its slots. If it was only out of reach for longer,
+            # they are released twice, and too many others may be in flight: that passes, lost slots do not.
             if now < lease.renewed_at + LEASE_S or self._unreachable_at > lease.renewed_at:
                 with suppress(httpx.ReadTimeout):
                     await self._client.release_concurrency_slots([self.name], lease.slots, now - lease.taken_at + 0.1)
@@ -280,8 +279,8 @@ class SharedLimit:
         return True
 
     async def _release_lease(self, lease: _Lease) -> None:
-        if await self._renew_lease(lease):  # or a forgotten one's slots would be lost: Prefect does not say
-            with suppress(httpx.ReadTimeout):  # it is done yet; told again, a busy server gives the slots back twice
+        if await self._renew_lease(lease):  # or the slots of a forgotten lease would be lost: Prefect does not say
+            with suppress(httpx.ReadTimeout):  # released all the same; asked again, a busy server releases them twice
                 await self._client.release_concurrency_slots_with_lease(lease.id)
             self._drop_lease(lease)
 
@@ -290,7 +289,7 @@ class SharedLimit:
         self._slots = sum(each.slots for each in self._leases if not each.releasing)
 
     def _remedy(self, error: Exception) -> str | None:
-        """What to do about it, if waiting does not help."""
+        """Return a message for an error that waiting does not cure; `None` for others."""
         name = f"shared limit `{self.name}`"
         match error:
             case Fatal():
@@ -301,23 +300,22 @@ class SharedLimit:
             case httpx.ReadTimeout() | httpx.HTTPStatusError(response=httpx.Response(status_code=503)):  # it is busy
                 return None
             case httpx.HTTPError():
-                return (
-                    None if self._reached else f"Prefect says nothing of the {name}: {_describe(error)}. {_SERVER_HINT}"
-                )
+                unreachable = f"Prefect says nothing of the {name}: {_describe(error)}. {_SERVER_HINT}"
+                return None if self._reached else unreachable
         return f"The {name}: {_describe(error)}."
 
     def _fail(self, message: str) -> None:
         self._reached, self._leases, self._slots, self._permits = False, [], 0, 0
         while self._waiters:
-            if not (future := self._waiters.popleft()).done():
-                future.set_exception(Fatal(message))
+            if not (waiter := self._waiters.popleft()).done():
+                waiter.set_exception(Fatal(message))
 
 
 _SERVER_HINT = "Start one with `prefect server start`, and name it: `prefect config set PREFECT_API_URL=http://…/api`."
 
 
 async def _raise_if_busy(response: httpx.Response) -> None:
-    """Say that the server is busy before Prefect's client sleeps over it: we know how soon to try again."""
+    """Raise before Prefect's client sleeps over a busy server: we know how soon to try again."""
     if response.status_code in (502, 503):
         response.raise_for_status()
 

@@ -139,7 +139,7 @@ def test_the_first_requests_are_spread_but_soon_all_are_out():
 
 def test_a_low_start_doubles_with_every_round_of_answers():
     async def main():
-        limiter, provider = Limiter(500, initial_in_flight=64), Provider()
+        limiter, provider = Limiter(500, initial=64), Provider()
         await work(limiter, provider, 4000)
         assert provider.peak == 500
         reached = next(change.seconds for change in limiter.history if change.limit == 500)
@@ -227,7 +227,7 @@ def test_refusals_that_do_not_say_how_long_pause_longer_each_time():
 
 def test_bad_weather_pauses_growth_only():
     async def main():
-        limiter = Limiter(500, initial_in_flight=10)
+        limiter = Limiter(500, initial=10)
         for _ in range(20):
             async with limiter.slot() as slot:
                 slot.on_failure()
@@ -324,7 +324,7 @@ def test_a_server_that_queues_is_not_given_more_than_helps():
 def test_a_small_server_of_ones_own_is_found_from_a_low_start():
     async def main():
         provider = Provider(lambda: random.Random(len(provider.arrivals)).uniform(1, 3), slots=4)
-        limiter = Limiter(500, initial_in_flight=64)
+        limiter = Limiter(500, initial=64)
         seconds = await work(limiter, provider, 500)
         print(seconds, limiter.summary())
         assert next(change.limit for change in limiter.history if change.reason == "queueing") <= 32
@@ -410,7 +410,7 @@ def test_a_server_that_does_neither_is_used_in_full(every, cpu, most):
 def test_a_long_tail_is_not_taken_for_a_queue(seed, every, start):
     async def main():
         rng = random.Random(seed)
-        limiter = Limiter(500, initial_in_flight=start)
+        limiter = Limiter(500, initial=start)
         await work(limiter, Provider(lambda: rng.lognormvariate(-1.2, 1.0)), 10_000, every)
         assert {change.reason for change in limiter.history} <= {"start", "growth"}
         assert limiter.limit == 500
