@@ -3,8 +3,7 @@
     async with shared_slot("openai"):
         output = await ask()
 
-Each process polls Prefect about twice a second, however many requests there are, and only while there are some. The
-limit's own fields say what it is, and may be edited at any time:
+Each process polls Prefect twice a second, while there are requests. The limit may be edited at any time:
 
     prefect gcl create openai --limit 2 --slot-decay-per-second 2       120 requests a minute
     prefect gcl create openai --limit 50                                50 requests in flight
@@ -36,11 +35,9 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.5  # between two polls, with a jitter of half of it: of equal processes none is always the first
 MAX_TICK_S = 2.0  # where few requests a minute are allowed, or another process was faster
 PREFECT_TIMEOUT_S = 10.0
-
 LEASE_S = 60.0  # after which Prefect takes back the slots of a dead process; it allows no fewer
 LEASE_KEEP_S = 10.0  # after which slots are released although in use, so that other processes have their turn
 LEASE_IDLE_S = 2.0  # after which unused slots are released
-
 LEASES_PER_LIMIT = 8  # a lease is this part of the limit
 
 
@@ -84,8 +81,7 @@ class SharedLimit:
         self._client: PrefectClient
         self._reached = self._is_rate = False
         # Of a rate: permits to use now, permits due if this process were alone, and those Prefect lost in rounding.
-        self._permits = 0
-        self._permits_due, self._taken_at, self._rounding_loss = 0.0, -math.inf, 0.0
+        self._permits, self._permits_due, self._taken_at, self._rounding_loss = 0, 0.0, -math.inf, 0.0
         # Of a limit on requests in flight: leases, and their slots without those that are being released.
         self._leases: list[_Lease] = []
         self._slots = 0
