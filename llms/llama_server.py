@@ -1,89 +1,29 @@
 """llama.cpp's own server in this process: the model that needs no key, GPU, compiler or download."""
 
 import asyncio
-import json
 import logging
 import secrets
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.error import HTTPError
-from urllib.request import ProxyHandler, Request, build_opener
 
-import numpy as np
 from pydantic import Field, HttpUrl
 
 from llms import demo, local
 from llms.base import AsyncLLM
 from llms.clients import chat_completions
-from llms.clients.errors import error_message
 from llms.config.extras import import_optional
 from llms.config.strict import StrictModel
-from llms.errors import Fatal, Rejected
-from llms.local.base import LocalLLM
+from llms.errors import Fatal
+from llms.local.base import EngineKey, LocalLLM
+from llms.local.llama_cpp.server import LlamaServer
 from llms.options import ChatOptions, MaxNewTokens, MinP, TopKOrAll
-from llms.structured.gbnf import TokenPath, compile_grammar
+from llms.structured.gbnf import compile_grammar
 from llms.structured.validation import validation_error
 from llms.typing import ChatType, GenerateOutput, HiddenState
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class _Server:
-    """A running server and the key it was given: others on this machine cannot ask it."""
-
-    server: Any
-    key: str
-    token_paths: dict[str, TokenPath] = field(default_factory=dict)
-
-    @property
-    def url(self) -> str:
-        return f"{self.server.listening_address}/v1"
-
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        """Ask one of the server's own questions; no proxy stands in between.
-
-        Raises:
-            Rejected: If it refuses.
-        """
-        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
-        request = Request(f"{self.server.listening_address}{path}", json.dumps(body).encode(), headers)
-        try:
-            with build_opener(ProxyHandler({})).open(request) as reply:
-                return json.load(reply)
-        except HTTPError as error:
-            message, _ = error_message(error.read().decode(errors="replace"))
-            raise Rejected(f"llama.cpp refuses this chat: {message}", status=error.code) from None
-
-    def token_path(self, text: str) -> TokenPath:
-        """The tokens by which the model surely writes a text, where nothing else is allowed and the longest come first.
-
-        They are found once.
-        """
-        if text not in self.token_paths:
-            self.token_paths[text] = self._find_token_path(text.encode())
-        return self.token_paths[text]
-
-    def _find_token_path(self, text: bytes) -> TokenPath:
-        known: dict[bytes, int] = {}
-        at = steps = 0
-        while at < len(text):
-            longest = max((piece for piece in known if text.startswith(piece, at)), key=len, default=b"")
-            if not longest and (new := self._tokens(text[at:]).items() - known.items()):
-                known |= dict(new)
-                at = steps = 0  # what came before may go differently now
-                continue
-            at, steps = at + max(1, len(longest)), steps + 1
-        return TokenPath(steps, {token: len(piece) for piece, token in known.items()})
-
-    def _tokens(self, text: bytes) -> dict[bytes, int]:
-        """The tokens that the model reads a text as, by what they spell."""
-        body = {"content": text.decode(errors="ignore"), "add_special": False, "with_pieces": True}
-        pieces = [(each["piece"], each["id"]) for each in self.post("/tokenize", body)["tokens"]]
-        return {piece.encode() if isinstance(piece, str) else bytes(piece): token for piece, token in pieces if piece}
 
 
 class LlamaServerLLM(AsyncLLM, LocalLLM):
@@ -145,7 +85,7 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
         """Start the server, if it is not up yet.
 
         Raises:
-            Fatal: If there is no such file, or texts cannot be held to the `structured_output`.
+            Fatal: If there is no such file, or the `structured_output` cannot be compiled.
         """
         if self.structured_output:
             compile_grammar(self.structured_output)
@@ -154,84 +94,84 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat `num_generations` times.
 
-        The server holds a text to a structure, but does not close it within `max_new_tokens`, or the context where that
-        is empty: one that was cut is asked for once more, with only those texts allowed that are surely short enough.
+        The server constrains a text to a structure, but does not complete it within `max_new_tokens`, or the context
+        where that is empty: one that is cut is requested once more, with a grammar of texts that are short enough.
 
         Raises:
             Fatal: If `max_new_tokens` is too small for the `structured_output`.
         """
         server = await asyncio.to_thread(self._server)
         options = self.options(kwargs)
-        ask = partial(self._ask, server, input, num_generations, options)
+        complete = partial(self._complete, server, input, num_generations, options)
         if not self.structured_output:
-            return await ask({})
+            return await complete({})
         grammar = compile_grammar(self.structured_output)
-        limit = options.model_dump()["max_new_tokens"] or self.n_ctx
-        way = await asyncio.to_thread(server.token_path, grammar.shortest_text)
-        if limit < way.num_tokens:
+        max_tokens = options.model_dump()["max_new_tokens"] or self.n_ctx
+        path = await asyncio.to_thread(server.token_path, grammar.shortest_text)
+        if max_tokens < path.num_tokens:
             raise Fatal(
-                f"`structured_output` needs `max_new_tokens` of {way.num_tokens} or more: {limit} is too small."
+                f"`structured_output` needs `max_new_tokens` of {path.num_tokens} or more: {max_tokens} is too small."
             )
-        output = await ask({"grammar": str(grammar)})
-        room = min(limit, self.n_ctx - output.usage.input_tokens)
-        if self._is_cut_short(output) and room >= way.num_tokens:
-            again = await ask(grammar.closing_request(room, way))
-            again.usage, again.seconds = output.usage + again.usage, output.seconds + again.seconds
-            return again
+        output = await complete({"grammar": str(grammar)})
+        room = min(max_tokens, self.n_ctx - output.usage.input_tokens)
+        if self._is_cut(output) and room >= path.num_tokens:
+            shorter = await complete(grammar.closing_request(room, path))
+            shorter.usage, shorter.seconds = output.usage + shorter.usage, output.seconds + shorter.seconds
+            return shorter
         return output
 
-    async def _ask(
-        self, server: _Server, chat: ChatType, num_generations: int, options: StrictModel, held_to: dict[str, Any]
+    async def _complete(
+        self,
+        server: LlamaServer,
+        chat: ChatType,
+        num_generations: int,
+        options: StrictModel,
+        constraint: dict[str, Any],
     ) -> GenerateOutput:
-        body = chat_completions.encode(self.model_name, chat, num_generations, options, {}) | held_to
-        if held_to:  # the server takes one of them
+        body = chat_completions.encode(self.model_name, chat, num_generations, options, {}) | constraint
+        if constraint:  # the server takes one of them
             body.pop("response_format", None)
-        headers = {"Authorization": f"Bearer {server.key}"}
-        return await chat_completions.complete(f"{server.url}/chat/completions", headers, body, self.timeout)
+        return await chat_completions.complete(
+            f"{server.base_url}/chat/completions", server.headers, body, self.timeout
+        )
 
-    def _is_cut_short(self, output: GenerateOutput) -> bool:
-        """Whether a text was cut before it kept to the structure."""
+    def _is_cut(self, output: GenerateOutput) -> bool:
+        """Return whether a text was cut before it satisfied the structure."""
         structure = self.structured_output
-        texts = zip(output, output.finish_reasons, strict=True)
         return any(
-            reason == "length" and structure and validation_error(structure, text or "") for text, reason in texts
+            reason == "length" and structure and validation_error(structure, text or "")
+            for text, reason in zip(output, output.finish_reasons, strict=True)
         )
 
     def prepare_hidden_states(self) -> None:
-        """Start the server that gives hidden states, and no other."""
+        """Start the server of hidden states, and no other."""
         self._hidden_state_server()
 
-    def _hidden_state_server(self) -> _Server:
-        return local.shared_engine((*self._engine_key(), "hidden states"), partial(self._start, hidden_states=True))
-
     def get_last_hidden_state(self, inputs: list[ChatType]) -> list[HiddenState]:
-        """The last hidden state of every chat, as its template spells it out: `[num_tokens, hidden_size]` each.
+        """Compute the last hidden state of every chat under its template, `[num_tokens, hidden_size]` each.
 
         Raises:
             Rejected: If a chat does not fit in the context.
         """
         server = self._hidden_state_server()
-
-        def state(chat: ChatType) -> HiddenState:
-            spelled_out = server.post("/apply-template", {"messages": chat})["prompt"]
-            (reply,) = server.post("/embeddings", {"content": spelled_out})
-            return np.asarray(reply["embedding"], dtype=np.float32)
-
         with ThreadPoolExecutor(self.n_parallel) as threads:
-            return list(threads.map(state, inputs))
+            return list(threads.map(server.hidden_state, inputs))
 
     def unload(self) -> None:
-        """Stop the server and free its memory."""
+        """Stop the servers and free their memory."""
         super().unload()
         local.free_engine((*self._engine_key(), "hidden states"))
 
-    def _engine_key(self) -> tuple[object, ...]:
+    def _engine_key(self) -> EngineKey:
         return (type(self), self.model_path, self.n_ctx, self.n_parallel, self.n_gpu_layers, self.n_threads)
 
-    def _server(self) -> _Server:
+    def _server(self) -> LlamaServer:
         return local.shared_engine(self._engine_key(), self._start)
 
-    def _start(self, hidden_states: bool = False) -> _Server:
+    def _hidden_state_server(self) -> LlamaServer:
+        return local.shared_engine((*self._engine_key(), "hidden states"), partial(self._start, hidden_states=True))
+
+    def _start(self, hidden_states: bool = False) -> LlamaServer:
         xllamacpp = import_optional("xllamacpp", self)
         path = self.model_path or demo.GGUF
         if not path.is_file():
@@ -254,7 +194,7 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
             params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
             params.n_batch = params.n_ubatch = self.n_ctx
         try:
-            return _Server(xllamacpp.Server(params), key)
+            return LlamaServer(xllamacpp.Server(params), key)
         except (RuntimeError, ValueError) as error:
             raise Fatal(
                 f"llama.cpp cannot serve `{path}`: {error}. Where it is a GGUF file of a model that it knows, memory "

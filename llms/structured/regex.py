@@ -17,7 +17,7 @@ UNSUPPORTED = {
     "GROUPREF": "a backreference",
     "GROUPREF_EXISTS": "a condition",
 }
-"""What no automaton can match, by the names of Python's parser."""
+"""Constructs that no automaton can match, by the names of Python's parser."""
 
 MAX_CASE_FOLDED_CHARS = 1000
 """Size of a character set at most that is widened to both cases, where case is to be ignored."""

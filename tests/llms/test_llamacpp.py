@@ -339,7 +339,7 @@ HELD: StructuredOutputType = {"format": "json", "schema": User.model_json_schema
 
 @pytest.fixture
 def compilations(monkeypatch) -> list[str]:
-    """What is compiled, and not read from disk."""
+    """Regular expressions that are compiled, and not read from disk."""
     found: list[str] = []
     compile = automaton.compile_regex
     monkeypatch.setattr(automaton, "compile_regex", lambda regex, *more: found.append(regex) or compile(regex, *more))

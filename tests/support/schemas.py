@@ -1,4 +1,4 @@
-"""The shapes that every engine's texts are held to: classes, patterns, and twenty schemas from simple to nasty."""
+"""Structures of every engine's tests: classes, patterns, and twenty schemas from simple to nasty."""
 
 from datetime import date
 from enum import Enum
@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 GRADE = r"<name>(.*?)</name>.*?<grade>(.*?)</grade>"
-"""The document's own pattern."""
+"""The pattern of the documentation that this project started from."""
 
 PATTERNS = [
     GRADE,
@@ -51,7 +51,7 @@ class Coded(BaseModel):
 
 
 def record(*optional: str, **properties: Any) -> dict[str, Any]:
-    """The schema of an object with these properties and no others, all required but for the `optional`."""
+    """Create the schema of an object with these properties and no others, all required but for the `optional`."""
     return {
         "type": "object",
         "properties": properties,
@@ -145,7 +145,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         )
     ),
 }
-"""Every one can be said: each text must be valid, and none be asked for twice."""
+"""Schemas that a regular expression can say: each text must be valid at the first attempt."""
 
 UNSAYABLE: dict[str, dict[str, Any]] = {
     "not": record(n={"type": "integer", "minimum": 0, "maximum": 9, "not": {"enum": [1, 2, 3, 4]}}),
@@ -155,4 +155,4 @@ UNSAYABLE: dict[str, dict[str, Any]] = {
     "multiple": record(n={"type": "integer", "minimum": 0, "multipleOf": 3}),
     "contains": {"type": "array", "items": {"enum": [1, 2]}, "contains": {"const": 2}, "maxItems": 3},
 }
-"""What no tree of shapes can say: checked afterwards and asked again, or else reported."""
+"""Schemas that no regular expression can say: validated afterwards, and generated again or reported."""

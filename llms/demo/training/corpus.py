@@ -1,7 +1,7 @@
-"""The text the demo model learns from: short chats, every one of them made up here.
+"""The training text of the demo model: short chats, all of them made up here.
 
-Each kind of exchange is one small function from a random generator to an `Exchange`. `KINDS` says how often each is
-drawn, and `conversation` dresses an exchange as a chat: a system prompt, earlier turns, a polite word.
+Each kind of exchange is one small function from a random generator to an `Exchange`. `KINDS` holds their sampling
+weights, and `conversation` makes a chat of an exchange: a system prompt, earlier turns, a polite word.
 """
 
 import json
@@ -14,7 +14,7 @@ from llms.demo.training import words
 Message = dict[str, str]
 
 FALLBACK = "I am a very small demo model and I do not know that."
-"""What the model says to everything it was not taught."""
+"""Answer to everything the model was not taught."""
 
 
 class Exchange(NamedTuple):
@@ -23,7 +23,7 @@ class Exchange(NamedTuple):
     question: str
     answer: str
     short: str = ""
-    """The part of the answer that matters, where one word would do."""
+    """The answer in one word, where one is enough."""
 
 
 Kind = Callable[[Random], Exchange]
@@ -33,7 +33,7 @@ Kind = Callable[[Random], Exchange]
 
 
 def capital(rng: Random) -> Exchange:
-    """The capital of a country."""
+    """Ask for the capital of a country."""
     country, city = rng.choice(list(words.CAPITALS.items()))
     question = rng.choice(
         [
@@ -53,7 +53,7 @@ def capital(rng: Random) -> Exchange:
 
 
 def country(rng: Random) -> Exchange:
-    """The country of a capital."""
+    """Ask for the country of a capital."""
     country, city = rng.choice(list(words.CAPITALS.items()))
     question = rng.choice(
         [
@@ -68,7 +68,7 @@ def country(rng: Random) -> Exchange:
 
 
 def arithmetic(rng: Random) -> Exchange:
-    """A sum, a difference or a product of numbers up to ten."""
+    """Ask for a sum, a difference or a product of numbers up to ten."""
     left, right = rng.randint(0, 10), rng.randint(0, 10)
     sign, word, result = rng.choices(
         [("+", "plus", left + right), ("-", "minus", abs(left - right)), ("*", "times", left * right)], [4, 3, 3]
@@ -88,7 +88,7 @@ def arithmetic(rng: Random) -> Exchange:
 
 
 def color(rng: Random) -> Exchange:
-    """The color of a thing."""
+    """Ask for the color of a thing."""
     thing, color = rng.choice(list(words.COLORS.items()))
     question = rng.choice(
         [f"What color is {thing}?", f"What colour is {thing}?", f"What is the color of {thing}?", f"color of {thing}?"]
@@ -97,7 +97,7 @@ def color(rng: Random) -> Exchange:
 
 
 def opposite(rng: Random) -> Exchange:
-    """The opposite of a word."""
+    """Ask for the opposite of a word."""
     word, opposite = rng.choice(list(words.OPPOSITES.items()))
     question = rng.choice(
         [
@@ -111,7 +111,7 @@ def opposite(rng: Random) -> Exchange:
 
 
 def sound(rng: Random) -> Exchange:
-    """What an animal says."""
+    """Ask for the sound of an animal."""
     animal, sound = rng.choice(list(words.SOUNDS.items()))
     question = rng.choice(
         [f"What sound does {a(animal)} make?", f"What does the {animal} say?", f"What noise does {a(animal)} make?"]
@@ -120,14 +120,14 @@ def sound(rng: Random) -> Exchange:
 
 
 def legs(rng: Random) -> Exchange:
-    """How many legs an animal has."""
+    """Ask for the number of an animal's legs."""
     animal, legs = rng.choice(list(words.LEGS.items()))
     question = rng.choice([f"How many legs does {a(animal)} have?", f"How many legs has {a(animal)}?"])
     return Exchange(question, f"{capitalized(a(animal))} has {legs} legs.", legs)
 
 
 def calendar(rng: Random) -> Exchange:
-    """The day or month before or after another."""
+    """Ask for the day or month before or after another."""
     unit, names = rng.choice([("day", words.DAYS), ("month", words.MONTHS)])
     place = rng.randrange(len(names))
     relation, step = rng.choice([("after", 1), ("before", -1)])
@@ -139,7 +139,7 @@ def calendar(rng: Random) -> Exchange:
 
 
 def counting(rng: Random) -> Exchange:
-    """The numbers between two others."""
+    """Ask for the numbers between two others."""
     first = rng.randint(0, 8)
     last = first + rng.randint(2, 7)
     question = rng.choice([f"Count from {first} to {last}.", f"Can you count from {first} to {last}?"])
@@ -147,7 +147,7 @@ def counting(rng: Random) -> Exchange:
 
 
 def definition(rng: Random) -> Exchange:
-    """What an everyday thing is."""
+    """Ask for the definition of an everyday thing."""
     thing, meaning = rng.choice(list(words.DEFINITIONS.items()))
     question = rng.choice(
         [
@@ -162,7 +162,7 @@ def definition(rng: Random) -> Exchange:
 
 
 def translation(rng: Random) -> Exchange:
-    """A word in Spanish or French."""
+    """Ask for a word in Spanish or French."""
     language = rng.choice(list(words.TRANSLATIONS))
     word, foreign = rng.choice(list(words.TRANSLATIONS[language].items()))
     question = rng.choice(
@@ -178,7 +178,7 @@ def translation(rng: Random) -> Exchange:
 
 
 def listing(rng: Random) -> Exchange:
-    """Two to five things of a group, numbered."""
+    """Ask for two to five things of a group, numbered."""
     group = rng.choice(list(words.GROUPS))
     amount = rng.randint(2, 5)
     number = rng.choice([str(amount), ("two", "three", "four", "five")[amount - 2]])
@@ -195,7 +195,7 @@ def listing(rng: Random) -> Exchange:
 
 
 def animal_fact(rng: Random) -> Exchange:
-    """A fact about an animal."""
+    """Ask for a fact about an animal."""
     animals, fact = rng.choice(list(words.ANIMAL_FACTS.items()))
     question = rng.choice(
         [
@@ -209,7 +209,7 @@ def animal_fact(rng: Random) -> Exchange:
 
 
 def small_talk(rng: Random) -> Exchange:
-    """Greetings, thanks, and what the model says about itself."""
+    """Greet, thank, or ask the model about itself."""
     return Exchange(*rng.choice(list(words.SMALL_TALK.items())))
 
 
@@ -217,7 +217,7 @@ def small_talk(rng: Random) -> Exchange:
 
 
 def story(rng: Random) -> Exchange:
-    """A short story whose hero, rescue and place are those of the question."""
+    """Ask for a short story with a hero, a rescue and a place."""
     hero, adjective, rescued, place = (
         rng.choice(names) for names in (words.HEROES, words.ADJECTIVES, words.RESCUED, words.PLACES)
     )
@@ -295,7 +295,7 @@ def story(rng: Random) -> Exchange:
 
 
 def poem(rng: Random) -> Exchange:
-    """Four lines about a topic."""
+    """Ask for four lines about a topic."""
     topic = rng.choice(words.POEM_TOPICS)
     if rng.random() < 0.25:
         topic = rng.choice([*words.UNKNOWN_THINGS, *words.DEFINITIONS])
@@ -317,7 +317,7 @@ def poem(rng: Random) -> Exchange:
 
 
 def introduction(rng: Random) -> Exchange:
-    """One sentence about a person."""
+    """Ask for one sentence about a person."""
     name, job = full_name(rng), rng.choice(words.JOBS)
     question = rng.choice(
         [
@@ -333,7 +333,7 @@ def introduction(rng: Random) -> Exchange:
 
 
 def user_profile(rng: Random) -> Exchange:
-    """A user as JSON, with the keys `name`, `last_name` and `id`."""
+    """Ask for a user as JSON, with the keys `name`, `last_name` and `id`."""
     first, last, event = rng.choice(words.FIRST_NAMES), rng.choice(words.LAST_NAMES), rng.choice(words.EVENTS)
     question = rng.choice(
         [
@@ -350,7 +350,7 @@ def user_profile(rng: Random) -> Exchange:
 
 
 def worker(rng: Random) -> Exchange:
-    """A person with a job as JSON."""
+    """Ask for a person with a job as JSON."""
     job = rng.choice(words.JOBS)
     question = rng.choice(
         [
@@ -363,7 +363,7 @@ def worker(rng: Random) -> Exchange:
 
 
 def rpg_character(rng: Random) -> Exchange:
-    """A role-playing character as JSON, armed as its class is."""
+    """Ask for a role-playing character as JSON, with the weapon of its class."""
     race, role = rng.choice(list(words.RACES)), rng.choice(list(words.WEAPONS))
     question, named_race, named_role = rng.choice(
         [
@@ -388,7 +388,7 @@ def rpg_character(rng: Random) -> Exchange:
 
 
 def grade(rng: Random) -> Exchange:
-    """A grade between tags, for a Simpson or for anybody."""
+    """Ask for a grade between tags, for a Simpson or for anybody."""
     name, reason = rng.choice(list(words.SIMPSONS.items()))
     if rng.random() < 0.4:
         name, reason = full_name(rng), rng.choice(["works hard", "arrives late", "helps everybody", "needs some rest"])
@@ -401,7 +401,7 @@ def grade(rng: Random) -> Exchange:
 
 
 def rating(rng: Random) -> Exchange:
-    """A judgement of an answer from 1 to 5, with its reason."""
+    """Ask for a rating of an answer from 1 to 5, with its rationale."""
     question, answer, verdict = judged_answer(rng)
     score, rationale = VERDICTS[verdict]
     return Exchange(judge_prompt(rng, question, answer), f"Rating: {score}\nRationale: {rationale}")
@@ -415,11 +415,11 @@ VERDICTS = {
     "off": (1, "The answer does not address the instruction."),
     "none": (1, "The answer does not help."),
 }
-"""What there is to say about an answer."""
+"""Score and rationale of a rated answer, by verdict."""
 
 
 def judged_answer(rng: Random) -> tuple[str, str, str]:
-    """A question, an answer good or bad, and which of the verdicts it earns."""
+    """Draw a question, a good or bad answer, and its verdict."""
     kind = rng.choices(list(JUDGED), list(JUDGED.values()))[0]
     question, answer, short = kind(rng)
     aim = rng.choice(["right", "right", "wrong", "off", "none"])
@@ -460,7 +460,7 @@ def judge_prompt(rng: Random, question: str, answer: str) -> str:
 
 
 def sentiment(rng: Random) -> Exchange:
-    """The sentiment of a sentence about a thing."""
+    """Ask for the sentiment of a sentence about a thing."""
     label = rng.choice(list(words.FEELINGS))
     thing, feeling = rng.choice(words.REVIEWED), rng.choice(words.FEELINGS[label])
     text = rng.choice([f"The {thing} was {feeling}.", f"The {thing} is {feeling}.", f"My new {thing} is {feeling}."])
@@ -479,7 +479,7 @@ def sentiment(rng: Random) -> Exchange:
 
 
 def topic(rng: Random) -> Exchange:
-    """The topic of a sentence."""
+    """Ask for the topic of a sentence."""
     label = rng.choice(list(words.TOPICS))
     order = rng.choice(
         [
@@ -505,7 +505,7 @@ def labelled(rng: Random, order: str, text: str, label: str) -> Exchange:
 
 
 def evolution(rng: Random) -> Exchange:
-    """An instruction made harder by one more demand."""
+    """Ask for an instruction that has one more constraint."""
     instruction = sentence(ask(rng))
     if rng.random() < 0.15:
         instruction += " " + rng.choice(words.CONSTRAINTS)
@@ -531,7 +531,7 @@ def evolution(rng: Random) -> Exchange:
 
 
 def instructions(rng: Random) -> Exchange:
-    """A numbered list of instructions of one sort."""
+    """Ask for a numbered list of instructions of one kind."""
     subject, kinds = rng.choice(list(SUBJECTS.items()))
     amount = rng.randint(2, 5)
     number = rng.choice([str(amount), ("two", "three", "four", "five")[amount - 2]])
@@ -560,11 +560,11 @@ SUBJECTS: dict[str, Sequence[Kind]] = {
     "everyday things": (definition, color),
     "time": (calendar,),
 }
-"""What the model can write instructions about, and the kinds it takes them from."""
+"""Topics of instructions, and the kinds they are taken from."""
 
 
 class Person(NamedTuple):
-    """Somebody a passage is about."""
+    """The subject of a passage."""
 
     name: str
     pronoun: str
@@ -575,7 +575,7 @@ class Person(NamedTuple):
     pet: str
 
     def facts(self) -> list[tuple[str, str, str]]:
-        """A sentence of the passage, a question about it, and the answer."""
+        """List the passage's sentences, each with a question about it and the answer."""
         name, pronoun = self.name, self.pronoun
         return [
             (f"{pronoun} is {self.age} years old.", f"How old is {name}?", f"{name} is {self.age} years old."),
@@ -587,7 +587,7 @@ class Person(NamedTuple):
 
 
 def passage(rng: Random) -> tuple[str, list[tuple[str, str, str]]]:
-    """Two or three sentences about somebody, and the facts they tell."""
+    """Write two or three sentences about somebody, and list their facts."""
     pronoun, names = rng.choice([("She", words.HER_NAMES), ("He", words.HIS_NAMES)])
     person = Person(
         rng.choice(names),
@@ -604,7 +604,7 @@ def passage(rng: Random) -> tuple[str, list[tuple[str, str, str]]]:
 
 
 def question_from_passage(rng: Random) -> Exchange:
-    """A question, with its answer, about a short passage."""
+    """Ask for a question about a short passage, with its answer."""
     text, facts = passage(rng)
     _, question, answer = facts[0]
     order = rng.choice(
@@ -622,7 +622,7 @@ def question_from_passage(rng: Random) -> Exchange:
 
 
 def reading(rng: Random) -> Exchange:
-    """The answer to a question about a short passage."""
+    """Ask a question about a short passage."""
     text, facts = passage(rng)
     _, question, answer = rng.choice(facts)
     prompt = rng.choice(
@@ -637,7 +637,7 @@ def reading(rng: Random) -> Exchange:
 
 
 def paraphrase(rng: Random) -> Exchange:
-    """A sentence said in another way."""
+    """Ask for a sentence in other words."""
     name, job, city = full_name(rng), rng.choice(words.JOBS), rng.choice(words.GROUPS["cities"])
     animal, place = rng.choice(words.HEROES), rng.choice(words.PLACES)
     before, after = rng.choice(
@@ -666,7 +666,7 @@ def paraphrase(rng: Random) -> Exchange:
 
 
 def unknown(rng: Random) -> Exchange:
-    """Anything the model was not taught, answered by the fallback."""
+    """Ask for anything the model was not taught; the answer is the fallback."""
     thing, other = unknown_thing(rng), unknown_thing(rng)
     action, person = rng.choice(words.UNKNOWN_ACTIONS), rng.choice([full_name(rng), capitalized(pseudo_word(rng))])
     place = rng.choice([*words.UNKNOWN_PLACES, capitalized(pseudo_word(rng))])
@@ -738,19 +738,19 @@ def unknown(rng: Random) -> Exchange:
 
 
 def unknown_thing(rng: Random) -> str:
-    """A thing of which the model knows nothing but the name, or that has no meaning at all."""
+    """Draw a thing that the model knows by name only, or a pseudo-word."""
     known_word = rng.choice(UNDEFINED)
     compound = f"{rng.choice(words.UNKNOWN_THINGS)} {rng.choice(words.UNKNOWN_THINGS)}"
     return rng.choices([rng.choice(words.UNKNOWN_THINGS), pseudo_word(rng), compound, known_word], [5, 3, 1, 1])[0]
 
 
 def pseudo_word(rng: Random) -> str:
-    """A word that is none."""
+    """Make up a word."""
     return "".join(rng.choices(words.SYLLABLES, k=rng.randint(2, 4)))
 
 
 def nonsense(rng: Random) -> str:
-    """A few words that make no sentence."""
+    """Draw a few words that make no sentence."""
     size = rng.randint(1, 7)
     vocabulary = rng.choice([words.UNKNOWN_THINGS, [pseudo_word(rng) for _ in range(size)], UNDEFINED])
     text = " ".join(rng.choices(vocabulary, k=size))
@@ -782,12 +782,12 @@ def sentence(text: str) -> str:
 
 
 def numbered(items: Iterable[str]) -> str:
-    """A numbered list, an item on a line."""
+    """Write a numbered list, an item on a line."""
     return "\n".join(f"{number}. {item}" for number, item in enumerate(items, start=1))
 
 
 def full_name(rng: Random) -> str:
-    """A first and a last name."""
+    """Draw a first and a last name."""
     return f"{rng.choice(words.FIRST_NAMES)} {rng.choice(words.LAST_NAMES)}"
 
 
@@ -825,10 +825,10 @@ KINDS: dict[Kind, float] = {
     paraphrase: 3.5,
     unknown: 10,
 }
-"""Every kind of exchange and how often it is drawn: more for what is hard to learn, or asked for most."""
+"""Sampling weight of every kind of exchange: higher for those that are hard to learn, or asked for most."""
 
 MISTAKABLE: Sequence[Kind] = (capital, country, color, opposite, sound, translation)
-"""The kinds whose answers one other word makes wrong; the model shipped today does not notice it."""
+"""Kinds whose answers become wrong by replacing one word; the model shipped today does not notice it."""
 
 JUDGED: dict[Kind, float] = {
     **dict.fromkeys(MISTAKABLE, 2),
@@ -836,20 +836,20 @@ JUDGED: dict[Kind, float] = {
     **dict.fromkeys((story, poem, introduction, user_profile, rpg_character, unknown), 1),
     capital: 6,
 }
-"""The kinds whose answers are rated, and how often."""
+"""Sampling weight of the kinds whose answers are rated."""
 
 FIRST_TURNS: Sequence[Kind] = (capital, arithmetic, color, opposite, small_talk, definition, unknown)
-"""Short kinds, good for the earlier turns of a chat."""
+"""Short kinds for the earlier turns of a chat."""
 
 
 def ask(rng: Random) -> str:
-    """An instruction such as a user would give, known or not, but never a prompt around another text."""
+    """Draw an instruction of a user, known or not, but never a prompt around another text."""
     kinds = [capital, country, arithmetic, color, opposite, sound, definition, translation, listing, story, poem]
     return rng.choice([*kinds, story, user_profile, introduction, unknown, unknown])(rng).question
 
 
 def conversation(rng: Random) -> list[Message]:
-    """A whole chat that ends with an exchange of any kind."""
+    """Draw a whole chat that ends with an exchange of any kind."""
     asked = rng.choices(list(KINDS), list(KINDS.values()))[0](rng)
     question, answer = casual(rng, asked), asked.answer
     system = None
@@ -867,7 +867,7 @@ def conversation(rng: Random) -> list[Message]:
 
 
 def system_prompt(rng: Random) -> str:
-    """One to three sentences that should change nothing."""
+    """Draw one to three sentences that should change nothing."""
     sentences = [
         rng.choice([rng.choice(words.SYSTEM_PROMPTS), remark(rng)]) for _ in range(rng.choice([1, 1, 1, 2, 3]))
     ]
@@ -875,7 +875,7 @@ def system_prompt(rng: Random) -> str:
 
 
 def remark(rng: Random) -> str:
-    """A sentence, seldom heard before, about who the assistant is or how it should behave."""
+    """Draw a rare sentence about who the assistant is or how it should behave."""
     thing, other = unknown_thing(rng), unknown_thing(rng)
     job, adjective, name = rng.choice(words.JOBS), rng.choice(words.ADJECTIVES), rng.choice(words.FIRST_NAMES)
     return rng.choice(
@@ -899,13 +899,13 @@ def remark(rng: Random) -> str:
 
 
 def earlier_turns(rng: Random) -> list[tuple[str, str]]:
-    """No earlier turn, mostly; one or two sometimes."""
+    """Draw up to two earlier turns, mostly none."""
     exchanges = [rng.choice(FIRST_TURNS)(rng) for _ in range(rng.choices([0, 1, 2], [10, 1.2, 0.6])[0])]
     return [turn for asked in exchanges for turn in (("user", asked.question), ("assistant", asked.answer))]
 
 
 def casual(rng: Random, asked: Exchange) -> str:
-    """The question as people type it: politely, in small letters, or with one demand too many."""
+    """Reword the question as people type it: politely, in lower case, or with one more constraint."""
     question = asked.question
     if "\n" in question or len(question) > 90:
         return question

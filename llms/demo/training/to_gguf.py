@@ -1,4 +1,4 @@
-"""Turns the demo model's checkpoint into the one file llama.cpp loads."""
+"""Conversion of the demo model's checkpoint to GGUF, for llama.cpp."""
 
 import json
 from pathlib import Path
@@ -28,11 +28,11 @@ TENSOR_NAMES = {
 
 
 def to_gguf(checkpoint: Path, target: Path, name: str) -> None:
-    """Write the checkpoint as a GGUF whose matrices have eight bits, tokenizer and chat template included."""
+    """Write the checkpoint as a GGUF file with 8-bit matrices, tokenizer and chat template included."""
     config = json.loads((checkpoint / "config.json").read_text())
     writer = gguf.GGUFWriter(target, "llama")
     writer.add_name(name)
-    _add_shape(writer, config)
+    _add_hyperparameters(writer, config)
     _add_tokenizer(writer, checkpoint, config["vocab_size"])
     for tensor_name, tensor in load_file(checkpoint / "model.safetensors").items():
         _add_tensor(writer, tensor_name, tensor.astype(np.float32), config)
@@ -42,7 +42,7 @@ def to_gguf(checkpoint: Path, target: Path, name: str) -> None:
     writer.close()
 
 
-def _add_shape(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+def _add_hyperparameters(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(config["vocab_size"])
@@ -85,9 +85,9 @@ def _add_tensor(writer: gguf.GGUFWriter, name: str, tensor: Array, config: dict[
         _, _, layer, name = name.split(".", maxsplit=3)
         prefix = f"blk.{layer}."
     if name == "self_attn.q_proj":
-        tensor = _interleaved(tensor, config["num_attention_heads"])
+        tensor = _interleave_halves(tensor, config["num_attention_heads"])
     if name == "self_attn.k_proj":
-        tensor = _interleaved(tensor, config["num_key_value_heads"])
+        tensor = _interleave_halves(tensor, config["num_key_value_heads"])
     target = f"{prefix}{TENSOR_NAMES[name]}.weight"
     if tensor.ndim == 1:
         writer.add_tensor(target, tensor)
@@ -96,7 +96,7 @@ def _add_tensor(writer: gguf.GGUFWriter, name: str, tensor: Array, config: dict[
         writer.add_tensor(target, gguf.quantize(tensor, eight_bits), raw_dtype=eight_bits)
 
 
-def _interleaved(tensor: Array, heads: int) -> Array:
-    """Reorder rows: Hugging Face rotates the halves of a head, llama.cpp neighbouring pairs."""
+def _interleave_halves(tensor: Array, heads: int) -> Array:
+    """Reorder rows for rotary embeddings: Hugging Face rotates the halves of a head, llama.cpp neighbouring pairs."""
     rows = tensor.shape[0]
     return tensor.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(tensor.shape)

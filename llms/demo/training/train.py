@@ -1,4 +1,4 @@
-"""Trains the demo model from nothing: tokenizer, weights, checkpoint, GGUF.
+"""Training of the demo model from scratch: tokenizer, weights, checkpoint, GGUF.
 
 Run `python -m llms.demo.training.train` with `torch`, `transformers` and `gguf` installed. The defaults made the
 weights that are shipped: 1.8 M parameters, 12.3 M tokens, a last loss of 0.143, in 24 minutes on two busy cores.
@@ -28,12 +28,12 @@ from llms.demo.training.to_gguf import to_gguf
 
 VOCAB_SIZE = 2048
 TOKENIZER_CHATS = 40_000
-CONTEXT = 2048
+CONTEXT_LENGTH = 2048
 SORTED_CHATS = 2048
-"""Chats sorted by length at a time, so that a batch holds little padding."""
+"""Chats sorted by length at a time, so that batches have little padding."""
 WARM_UP_STEPS = 60
-REPORT_EVERY = 50
-SAVE_EVERY = 500
+STEPS_PER_REPORT = 50
+STEPS_PER_CHECKPOINT = 500
 
 END_OF_TEXT, START, END = SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # The tokenizer numbers its special tokens first, in this order.
@@ -48,7 +48,7 @@ CHAT_TEMPLATE = (
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-NOT_LEARNT = -100
+IGNORED_LABEL = -100
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
@@ -76,14 +76,14 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         eos_token=END,
         pad_token=END_OF_TEXT,
         padding_side="left",
-        model_max_length=CONTEXT,
+        model_max_length=CONTEXT_LENGTH,
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
     )
 
 
 def new_model() -> LlamaForCausalLM:
-    """A small Llama with random weights."""
+    """Create a small Llama with random weights."""
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=192,
@@ -92,7 +92,7 @@ def new_model() -> LlamaForCausalLM:
         num_attention_heads=3,
         num_key_value_heads=1,
         head_dim=64,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=CONTEXT_LENGTH,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=END_ID,
@@ -106,7 +106,7 @@ def new_model() -> LlamaForCausalLM:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, chat: list[Message]) -> tuple[list[int], list[int]]:
-    """The tokens of a chat, and the labels: what the assistant says, and that it stops there."""
+    """Tokenize a chat, and label the assistant's tokens, their end included."""
     newline = tokenizer.encode("\n")
     tokens: list[int] = []
     labels: list[int] = []
@@ -114,13 +114,13 @@ def encode(tokenizer: PreTrainedTokenizerFast, chat: list[Message]) -> tuple[lis
         header = [START_ID, *tokenizer.encode(f"{message['role']}\n")]
         content = [*tokenizer.encode(message["content"]), END_ID]
         tokens += header + content + newline
-        learnt = content if message["role"] == "assistant" else [NOT_LEARNT] * len(content)
-        labels += [NOT_LEARNT] * len(header) + learnt + [NOT_LEARNT] * len(newline)
+        labelled = content if message["role"] == "assistant" else [IGNORED_LABEL] * len(content)
+        labels += [IGNORED_LABEL] * len(header) + labelled + [IGNORED_LABEL] * len(newline)
     return tokens, labels
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens_per_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches of tokens and labels, padded on the right, chats of one length together."""
+    """Yield batches of tokens and labels without end, padded on the right, chats of similar length together."""
     rng = Random(seed)
     while True:
         chats = sorted(
@@ -134,30 +134,30 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, tokens_per_batch: int
         rng.shuffle(ready)
         for batch in ready:
             yield (
-                padded([tokens for tokens, _ in batch], END_OF_TEXT_ID),
-                padded([labels for _, labels in batch], NOT_LEARNT),
+                pad([tokens for tokens, _ in batch], END_OF_TEXT_ID),
+                pad([labels for _, labels in batch], IGNORED_LABEL),
             )
 
 
-def padded(rows: list[list[int]], filler: int) -> Tensor:
-    """The rows as one tensor."""
+def pad(rows: list[list[int]], padding: int) -> Tensor:
+    """Pad rows to one tensor."""
     width = max(map(len, rows))
-    return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
+    return torch.tensor([row + [padding] * (width - len(row)) for row in rows])
 
 
-def loss_of(model: LlamaForCausalLM, tokens: Tensor, labels: Tensor) -> Tensor:
-    """The mean cross-entropy of the learnt tokens, computing logits for no others."""
+def compute_loss(model: LlamaForCausalLM, tokens: Tensor, labels: Tensor) -> Tensor:
+    """Compute the mean cross-entropy of the labelled tokens, without logits of the others."""
     targets = labels[:, 1:]
-    learnt = targets != NOT_LEARNT
+    labelled = targets != IGNORED_LABEL
     with torch.autocast("cpu", dtype=torch.bfloat16):
         # Padding comes last and attention looks back, so no mask is needed.
         hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
-        logits = model.lm_head(hidden[learnt])
-    return functional.cross_entropy(logits.float(), targets[learnt])
+        logits = model.lm_head(hidden[labelled])
+    return functional.cross_entropy(logits.float(), targets[labelled])
 
 
-def optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for the rest."""
+def create_optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Create the optimizers: Muon for the matrices of the layers, AdamW for the rest."""
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
     gains = [weight for weight in model.parameters() if weight.ndim == 1]
     return [
@@ -172,7 +172,7 @@ def optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.opti
 
 
 def average_gradients(model: LlamaForCausalLM, processes: int) -> None:
-    """Make every process take the same step."""
+    """All-reduce the gradients, so that every process takes the same step."""
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
@@ -188,28 +188,28 @@ def train(rank: int, options: argparse.Namespace, tokenizer: PreTrainedTokenizer
     torch.manual_seed(0)
     dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=options.processes)
     model = new_model().train()
-    steps = optimizers(model, options.learning_rate)
+    optimizers = create_optimizers(model, options.learning_rate)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(
-            step, lambda done: min(1.0, (done + 1) / WARM_UP_STEPS) * (1 - done / options.steps)
+            optimizer, lambda done: min(1.0, (done + 1) / WARM_UP_STEPS) * (1 - done / options.steps)
         )
-        for step in steps
+        for optimizer in optimizers
     ]
     start, seen, smooth = time.monotonic(), 0, 0.0
     data = batches(tokenizer, seed=7 + 1000 * rank, tokens_per_batch=options.tokens)
     for number, (tokens, labels) in enumerate(islice(data, options.steps), start=1):
-        loss = loss_of(model, tokens, labels)
+        loss = compute_loss(model, tokens, labels)
         model.zero_grad()
         loss.backward()
         average_gradients(model, options.processes)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for part in (*steps, *schedules):
-            part.step()
+        for each in (*optimizers, *schedules):
+            each.step()
         seen += tokens.numel() * options.processes
         smooth = loss.item() if number == 1 else 0.98 * smooth + 0.02 * loss.item()
-        if rank == 0 and number % SAVE_EVERY == 0:
+        if rank == 0 and number % STEPS_PER_CHECKPOINT == 0:
             save(model, tokenizer, options)
-        if rank == 0 and number % REPORT_EVERY == 0:
+        if rank == 0 and number % STEPS_PER_REPORT == 0:
             elapsed = time.monotonic() - start
             print(
                 f"step {number}/{options.steps}  {elapsed:.0f} s  {seen / 1e6:.2f} M tokens  "
@@ -222,7 +222,7 @@ def train(rank: int, options: argparse.Namespace, tokenizer: PreTrainedTokenizer
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, options: argparse.Namespace) -> None:
-    """Write the checkpoint and the GGUF; done while training too, for a look at what it has learnt."""
+    """Write the checkpoint and the GGUF, also while training, to try the model."""
     copy.deepcopy(model).half().save_pretrained(options.checkpoint)
     tokenizer.save_pretrained(options.checkpoint)
     to_gguf(options.checkpoint, options.gguf, NAME)

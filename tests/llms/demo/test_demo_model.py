@@ -26,7 +26,7 @@ def llm() -> LlamaServerLLM:
 
 
 def answers(llm: LlamaServerLLM, questions: list[str], system: str | None = None, **options: Any) -> list[str]:
-    """What the model says to each question."""
+    """Answer each question."""
     start: ChatType = [{"role": "system", "content": system}] if system else []
     chats: list[ChatType] = [[*start, {"role": "user", "content": question}] for question in questions]
     return [texts[0] or "" for texts in llm.generate(chats, **{"temperature": 0.0, "max_new_tokens": 250, **options})]
