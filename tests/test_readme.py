@@ -22,6 +22,7 @@ README = ROOT / "README.md"
 CONTRIBUTING = ROOT / ".github" / "CONTRIBUTING.md"
 FOLDERS = ("llms", "tasks", "flows", "deployments", "tests")
 PAGES = [README, *(ROOT / folder / "README.md" for folder in FOLDERS), CONTRIBUTING]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LONGEST = 170
 FACTS = ("limits", "pools")
 """Files of `deployments` that are of no flow."""
@@ -167,13 +168,14 @@ def parse_prefect(words):
 
 
 def parse_pytest(words):
+    markers = "\n".join(PYPROJECT["tool"]["pytest"]["ini_options"]["markers"])
     for option, value in zip(words, words[1:], strict=False):
-        assert option != "-m" or value == "not slow"
+        assert option != "-m" or re.search(rf"^{value.removeprefix('not ')}:", markers, re.MULTILINE)
     assert all((ROOT / word).exists() for word in words if word.startswith("tests"))
 
 
 def check_install(words):
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = PYPROJECT["project"]["optional-dependencies"]
     named = {extra for word in words for extra in re.findall(r"\[(.+)\]", word) for extra in extra.split(",")}
     assert named <= extras.keys()
     assert all((ROOT / word).is_file() for word in words if word.endswith(".txt"))

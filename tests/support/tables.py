@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import tasks
+from flows.cli import build_parser
 from flows.settings import RunSettings
+from flows.text_generation import text_generation
 from llms import LLM, AsyncLLM, RemoteLLM
 from llms.local.base import LocalLLM
 from llms.local.batched import BatchedLLM
@@ -91,6 +93,16 @@ def _columns(docstring: str) -> tuple[str, str]:
     return stated["Input"], stated["Output"]
 
 
+def settings() -> str:
+    """Return the run settings, each with its option on the command line."""
+    options = {action.dest: action.option_strings[0] for action in build_parser(text_generation)._actions}
+    rows = []
+    for name, field in RunSettings.model_fields.items():
+        default = "" if field.default is None else f"`{field.default}`"
+        rows.append((f"`{name}`", f"`{options[name]}`", default, f"{field.description}"))
+    return _table(("setting", "option", "default", ""), rows)
+
+
 def model_seams() -> str:
     """Return the hooks of the base classes of models."""
     return _seams(LLM, AsyncLLM, RemoteLLM, ChatCompletionsLLM, LocalLLM, BatchedLLM)
@@ -123,15 +135,6 @@ def _facts(cls: type[Any]) -> list[str]:
 
 def _code(name: str) -> str:
     return f"`{name}`"
-
-
-def settings() -> str:
-    """Return the settings of a run."""
-    rows = []
-    for name, field in RunSettings.model_fields.items():
-        default = "" if field.default is None else f"`{field.default}`"
-        rows.append((f"`{name}`", default, f"{field.description}"))
-    return _table(("setting", "default", ""), rows)
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
