@@ -37,13 +37,13 @@ MIN_FAILURES_TO_ABORT = 10
 
 
 class Run:
-    """A checked graph on its way to a dataset.
+    """One run of a graph, from its checks to the dataset.
 
     Args:
-        name: The name of the pipeline.
+        name: Name of the pipeline.
         graph: Its steps with these parameters.
-        parameters: The runtime parameters as JSON, for `run.json`.
-        settings: The settings of the run.
+        parameters: Runtime parameters as JSON, for `run.json`.
+        settings: Settings of the run.
     """
 
     def __init__(self, name: str, graph: Graph, parameters: Mapping[str, Any], settings: RunSettings) -> None:
@@ -53,18 +53,18 @@ class Run:
         dry_run, limit = settings.dry_run, settings.limit
         if dry_run is not None and dry_run < 1:
             raise ConfigurationError(f"`dry_run` is {dry_run}: it takes one row at least.")
-        if dry_run:  # the dataset that is there is no preview's to replace, and what fails is there to be seen
+        if dry_run:  # it replaces no dataset, and shows what fails
             settings = settings.model_copy(update={"output": None, "max_error_rate": 1.0})
         self.settings = settings
-        self._taken = min(dry_run, limit or dry_run) if dry_run else limit
-        self._watch = TraceRecorder(graph) if dry_run else None
+        self._row_limit = min(dry_run, limit or dry_run) if dry_run else limit
+        self._recorder = TraceRecorder(graph) if dry_run else None
         self.budget = Budget(settings.max_cost, settings.max_tokens_total)
         for step in graph.steps:
             step.use_cache = step.use_cache and settings.use_cache
         self.summary = Summary(steps={step.name: StepSummary() for step in graph.steps})
         self._leaves = graph.leaves
         self._first_failures: dict[str, Failure] = {}
-        self._prompts: dict[str, Any] = {}  # the first each step has sent
+        self._prompts: dict[str, Any] = {}  # first prompt each step has sent
 
     def execute(self) -> Distiset:
         """Run the steps and write the dataset; a run that fails leaves its rows in `<output>.partial`."""
@@ -79,7 +79,7 @@ class Run:
         reporter = PrefectReporter(self.name, self.graph, self.settings.output)
         try:
             with (
-                terminal.live_progress(self.graph, self._taken, self.summary, *reporter.listeners) as progress,
+                terminal.live_progress(self.graph, self._row_limit, self.summary, *reporter.listeners) as progress,
                 memory.reduced_gc(),
             ):
                 self._stream(Executor(self.graph, progress.on_done, self._on_commit))
@@ -120,7 +120,7 @@ class Run:
     def _stream(self, executor: Executor) -> None:
         with event_loop.cancel_scope() as cancel, self.budget.activate(), without_flow_payload():
             try:
-                executor.run(self._taken)
+                executor.run(self._row_limit)
             except BudgetExceeded:
                 raise
             except BaseException:
@@ -129,8 +129,8 @@ class Run:
 
     def _on_commit(self, step: Step, result: BatchResult) -> None:
         """Write a leaf's rows and every step's failures, and update the summary."""
-        if self._watch:
-            self._watch.record(step, result)
+        if self._recorder:
+            self._recorder.record(step, result)
         summary = self.summary.steps[step.name]
         summary.rows_in += result.rows_in
         summary.rows += len(result.rows)
@@ -189,9 +189,9 @@ class Run:
                 if isinstance(step, Task) and isinstance(step.llm, AsyncLLM)
             },
         }
-        if self._watch and state == "completed":
-            facts["estimate"] = estimate.estimate(self.graph, self._watch.rows, self.settings.limit).model_dump()
-            facts["preview"] = [row.model_dump() for row in self._watch.rows.values()]
-        if state == "completed" and not self._watch:
+        if self._recorder and state == "completed":
+            facts["estimate"] = estimate.estimate(self.graph, self._recorder.rows, self.settings.limit).model_dump()
+            facts["preview"] = [row.model_dump() for row in self._recorder.rows.values()]
+        if state == "completed" and not self._recorder:
             facts["licences"] = provenance.find_licences(self.graph.steps)
         self._folder.close(facts, self.summary)
