@@ -64,7 +64,7 @@ def blocks(language: str, *pages: Path) -> list[Block]:
 
 def split(line: str) -> list[tuple[str, ...]]:
     """The commands of a line, each as its words, without comment and without the folder of the environment."""
-    words = shlex.split(line, comments=True)
+    words = shlex.split(re.sub(r"^[A-Z_]+=\w+ ", "", line), comments=True)
     commands: list[tuple[str, ...]] = []
     while words:
         command = tuple(takewhile(lambda word: word != "&&", words))
