@@ -194,7 +194,7 @@ class TestStructured:
         return UltraFeedback(llm=LlamaServerLLM(), use_default_structured_output=True, **fields)
 
     def test_it_needs_a_model_that_can_be_held(self):
-        with pytest.raises(ValidationError, match="`Judge` cannot be held to a schema"):
+        with pytest.raises(ValidationError, match="`Judge` cannot be constrained to a schema"):
             UltraFeedback(llm=Judge(), use_default_structured_output=True)
 
     @pytest.mark.parametrize("aspect", get_args(Aspect))
