@@ -127,8 +127,8 @@ class UltraFeedback(Task):
     def _validate_structured_output(self) -> Self:
         if self.use_default_structured_output and not isinstance(self.llm, StructuredLLM):
             raise ValueError(
-                f"`{type(self.llm).__name__}` cannot be constrained to a schema: leave out `use_default_structured_output`, "
-                "and its text is parsed."
+                f"`{type(self.llm).__name__}` cannot be constrained to a schema: leave out "
+                "`use_default_structured_output`, and its text is parsed."
             )
         return self
 
