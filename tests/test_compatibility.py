@@ -50,7 +50,7 @@ ENTRIES = ("deployments", "deployments serve", "deployments worker", "flows.resu
 """What is run with `python -m`, besides the flows and a pipeline in a file."""
 
 MODULES = {
-    "flows.errors": ["Refused", "RunFailed"],
+    "flows.errors": ["ConfigurationError", "RunFailed"],
     "llms.base": ["LLM", "AsyncLLM", "StructuredLLM"],
     "llms.errors": ["BudgetExceeded", "Fatal", "LLMError", "Rejected", "Throttled", "Transient"],
     "llms.remote": ["RemoteLLM"],
