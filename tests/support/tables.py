@@ -35,7 +35,7 @@ def providers() -> str:
     for way in ways(*remote()):
         name = f"`{way.cls.__name__}`"
         rows.setdefault((name, *_capabilities(way)), f"{name}, {way.dialect.name}" if way.dialect.name else name)
-    heads = ("", "chat", "n", "seed", "logprobs", "images", "JSON schema", "regex", "reasoning", "usage")
+    heads = ("", "key", "chat", "n", "seed", "logprobs", "images", "JSON schema", "regex", "reasoning", "usage")
     return _table(heads, ((name, *cells) for (_, *cells), name in rows.items()))
 
 
@@ -43,7 +43,9 @@ def _capabilities(way: Way) -> tuple[str, ...]:
     cls, dialect = way
     options = dialect.options_of(cls).model_fields
     knobs = [name for name in ("reasoning_effort", "thinking", "think", "reasoning") if name in options]
+    key = getattr(cls, "_api_key_env", None)
     return (
+        f"`{key}`" if key else "",
         "messages" if dialect.turns else "one text",
         {None: "one request", 1: "a request each"}.get(
             cls.max_generations_per_request, f"{cls.max_generations_per_request} a request"
