@@ -11,25 +11,31 @@ from pathlib import Path
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` leaves it ignored, by children too
 
+for _name in list(os.environ):  # no key, address or proxy of the developer reaches a test
+    if _name.upper().endswith(("_API_KEY", "_API_URL", "_BASE_URL", "_PROXY")) or _name.startswith(
+        ("ANTHROPIC_", "AZURE_OPENAI_", "GOOGLE_", "HF_TOKEN", "OLLAMA_", "OPENAI_", "PREFECT_PROFILE")
+    ):
+        del os.environ[_name]
+
 _home = tempfile.TemporaryDirectory(prefix="prefect-")
 os.environ |= {  # before Prefect reads them; the processes that tests start inherit them
     "DISTILFLOW_HOME": _home.name,
     "DO_NOT_TRACK": "1",
+    "HF_TOKEN_PATH": os.devnull,
+    "NETRC": os.devnull,
     "OMP_NUM_THREADS": "1",
     "PREFECT_HOME": _home.name,
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
 os.environ.setdefault("TEST_RUN_HOME", _home.name)  # of the process that starts the others of pytest-xdist
-for _name in ("PREFECT_API_KEY", "PREFECT_API_URL", "PREFECT_PROFILE"):
-    os.environ.pop(_name, None)
 
 import pytest  # noqa: E402
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings  # noqa: E402
 
 from llms.clients import event_loop  # noqa: E402
 from tests.support.openai_server import OpenAIServer, running  # noqa: E402
-from tests.support.prefect_server import harness  # noqa: E402
+from tests.support.prefect_server import PrefectServer, harness  # noqa: E402
 from tests.support.wire import Wire, listening  # noqa: E402
 
 event_loop._raise_file_limit()  # the wire is in this process too, with as many connections
@@ -55,21 +61,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: (-slow[item.path], -tests[item.path]))
 
 
-PROVIDERS = ("ANTHROPIC_", "AZURE_OPENAI_", "GOOGLE_", "HF_TOKEN", "OLLAMA_", "OPENAI_")
-"""How variables begin that a provider's SDK reads."""
-
-
-@pytest.fixture(autouse=True)
-def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, address or proxy from the environment reaches a test."""
-    for name in os.environ:
-        ending = name.upper().endswith(("_API_KEY", "_API_URL", "_BASE_URL", "_PROXY"))
-        if (ending and not name.startswith("PREFECT_")) or name.startswith(PROVIDERS):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", os.devnull)
-    monkeypatch.setenv("HF_TOKEN_PATH", os.devnull)
-
-
 @pytest.fixture(scope="session")
 def results_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of Prefect's results, told to Prefect once: its settings take 30 ms to change."""
@@ -92,6 +83,13 @@ def prefect_server(results_folder: Path) -> Iterator[None]:
     """A Prefect server of the tests' own, with an empty database."""
     with harness(results_folder.with_name("database")):
         yield
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A Prefect server with all its services."""
+    with PrefectServer(tmp_path_factory.mktemp("prefect")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

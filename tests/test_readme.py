@@ -203,13 +203,18 @@ def test_first_command_prints_what_is_shown(tmp_path, prefect_server):
     assert shape(done.stdout) == shape(shown)
 
 
-def test_ci_runs_the_two_commands():
-    ci = (ROOT / ".ci" / "core").read_text()
-    [extract] = re.findall(r"<\((sed .*)\)$", ci, flags=re.MULTILINE)
-    found = subprocess.run(["bash", "-c", extract], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    install, test = found.splitlines()
-    assert install.endswith("python -m flows.text_generation") and test.endswith("python -m pytest")
-    assert all(f'bash -euc "${{commands[{index}]}}"' in ci for index in (0, 1))
+def test_ci_runs_the_test_command():
+    [test] = [line for block in blocks("sh", README) for line in block.code.splitlines() if "pytest" in line]
+    ci = {" ".join(words) for line in (ROOT / ".ci" / "core").read_text().splitlines() for words in _words(line)}
+    _, *rest = split(test)
+    assert all(any(line.startswith(" ".join(words)) for line in ci) for words in rest)
+
+
+def _words(line):
+    try:
+        return split(line)
+    except ValueError:  # a line that goes on
+        return []
 
 
 @pytest.mark.parametrize("name", tables.TABLES)

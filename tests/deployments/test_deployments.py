@@ -160,13 +160,6 @@ def only_what_is_shipped():
         yield
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
-    """A server of Prefect with all its services."""
-    with PrefectServer(tmp_path_factory.mktemp("prefect")) as server:
-        yield server
-
-
 @pytest.fixture
 def api(server: PrefectServer) -> Iterator[Callable[..., Any]]:
     """Says what Prefect's API holds; it is the API in force."""

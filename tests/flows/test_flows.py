@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from prefect.settings import PREFECT_API_URL
 
 from flows.preference_dataset import preference_dataset
 from flows.text_generation import text_generation
@@ -20,13 +21,52 @@ from tests.support.shipped_flows import SHIPPED_FLOWS
 
 ROOT = Path(__file__).parents[2]
 
+MISTAKES = [
+    ("--data nofile.jsonl", "There is no `nofile.jsonl`"),
+    ("--data bad.jsonl", "`bad.jsonl:2` is not JSON"),
+    ("--data miss.jsonl", "`miss.jsonl:2` has no `instruction`: it has `question`"),
+    ("--data empty.jsonl", "`empty.jsonl` has no rows"),
+    ("--template {{question}}", "has no `question`: it has `instruction`"),
+    ("--template {{question", "`template`: line 1 of the template"),
+    ("--llm OpenAILLM model=gpt-5", "`OpenAILLM` has no API key: pass `api_key=` or set `OPENAI_API_KEY`"),
+    ("--llm openai-llm/prod", "`llm`: there is no saved block `openai-llm/prod`"),
+    ("--llm OpenAILL model=x", "`llm`: there is no model `OpenAILL`: did you mean `OpenAILLM`"),
+    ("--llm OpenAILLM modle=x", "`llm`: `OpenAILLM` has no `modle`: did you mean `model`"),
+    ("--llm OpenAILLM model=x api_key=sk-1", "`api_key` does not belong in a parameter"),
+    ("--llm LlamaServerLLM model_path=x.gguf", "finds no file `x.gguf`"),
+    ("--num-generations two", "`num_generations`: Input should be a valid integer"),
+    ("--param text_gen.num_generations=2", "no `text_gen`: did you mean `text_generation`"),
+    ("--param text_generation.llm.generation_kwargs.temprature=0", "did you mean `temperature`"),
+    ("--param a.llm=m --param a.llm.timeout=3", "`--param a.llm.timeout=3`: another `--param` gives"),
+    ("--param a.llm.timeout=3 --param a.llm=m", "`--param a.llm=m`: another `--param` gives"),
+    ("--param nonsense", "write it like `--param text_generation.num_generations=2`"),
+    ("--datta x", "unrecognized arguments: --datta"),
+]
+"""Arguments and the sentence they are refused with."""
+
+REFUSED = """
+import contextlib, io, json, sys, traceback
+from flows.cli.main import main
+from flows.text_generation import text_generation
+
+for arguments in json.load(sys.stdin):
+    status, said = 0, io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            main(text_generation, arguments)
+        except SystemExit as end:
+            status = end.code
+        except BaseException:
+            traceback.print_exc()
+    print(json.dumps([status, said.getvalue()]))
+"""
+
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @pytest.fixture
 def shell(tmp_path, prefect_server):
     """Runs `python -m flows.<name>` in an empty folder, against the tests' server."""
-    from prefect.settings import PREFECT_API_URL
 
     def run(name, *arguments, **environment):
         return subprocess.run(
@@ -119,8 +159,6 @@ class TestTextGeneration:
         assert len(wire.requests) == 24
 
     def test_killed_at_any_moment_it_loses_nothing_that_was_paid(self, wire, tmp_path):
-        from prefect.settings import PREFECT_API_URL
-
         wire.answer = lambda request: wire.Reply(
             wire.completion(f"answer to {request.body['messages'][0]['content']}"), delay=random.random() / 5
         )
@@ -165,38 +203,35 @@ class TestTextGeneration:
         assert "answered 400: too long" in done.stderr
         assert pq.read_table(tmp_path / "outputs" / "text_generation.partial" / "errors.parquet").num_rows == 3
 
-    @pytest.mark.parametrize(
-        ("arguments", "sentence", "status"),
-        [
-            ("--data nofile.jsonl", "There is no `nofile.jsonl`", 2),
-            ("--data bad.jsonl", "`bad.jsonl:2` is not JSON", 2),
-            ("--data miss.jsonl", "`miss.jsonl:2` has no `instruction`: it has `question`", 2),
-            ("--data empty.jsonl", "`empty.jsonl` has no rows", 2),
-            ("--template {{question}}", "has no `question`: it has `instruction`", 2),
-            ("--template {{question", "`template`: line 1 of the template", 2),
-            ("--llm OpenAILLM model=gpt-5", "`OpenAILLM` has no API key: pass `api_key=` or set `OPENAI_API_KEY`", 2),
-            ("--llm openai-llm/prod", "`llm`: there is no saved block `openai-llm/prod`", 2),
-            ("--llm OpenAILL model=x", "`llm`: there is no model `OpenAILL`: did you mean `OpenAILLM`", 2),
-            ("--llm OpenAILLM modle=x", "`llm`: `OpenAILLM` has no `modle`: did you mean `model`", 2),
-            ("--llm OpenAILLM model=x api_key=sk-1", "`api_key` does not belong in a parameter", 2),
-            ("--llm LlamaServerLLM model_path=x.gguf", "finds no file `x.gguf`", 2),
-            ("--num-generations two", "`num_generations`: Input should be a valid integer", 2),
-            ("--param text_gen.num_generations=2", "no `text_gen`: did you mean `text_generation`", 2),
-            ("--param text_generation.llm.generation_kwargs.temprature=0", "did you mean `temperature`", 2),
-            ("--param a.llm=m --param a.llm.timeout=3", "`--param a.llm.timeout=3`: another `--param` gives", 2),
-            ("--param a.llm.timeout=3 --param a.llm=m", "`--param a.llm=m`: another `--param` gives", 2),
-            ("--param nonsense", "write it like `--param text_generation.num_generations=2`", 2),
-            ("--datta x", "unrecognized arguments: --datta", 2),
-        ],
-    )
-    def test_a_mistake_is_told_in_a_sentence(self, shell, tmp_path, arguments, sentence, status):
-        (tmp_path / "bad.jsonl").write_text('{"instruction": "a"}\n{"instruction" "b"}\n')
-        (tmp_path / "miss.jsonl").write_text('{"instruction": "a"}\n{"question": "b"}\n')
-        (tmp_path / "empty.jsonl").write_text("")
-        done = shell("text_generation", *arguments.split())
-        assert sentence in done.stderr and "Traceback" not in done.stderr
-        assert done.returncode == status
-        assert "sk-1" not in done.stderr and not (tmp_path / "outputs").exists()
+    @pytest.fixture(scope="class")
+    def refusals(self, tmp_path_factory, prefect_server):
+        """Exit status and what was said for each of the mistakes: all in one process, as it takes seconds to start."""
+        folder = tmp_path_factory.mktemp("mistakes")
+        (folder / "bad.jsonl").write_text('{"instruction": "a"}\n{"instruction" "b"}\n')
+        (folder / "miss.jsonl").write_text('{"instruction": "a"}\n{"question": "b"}\n')
+        (folder / "empty.jsonl").write_text("")
+        done = subprocess.run(
+            [sys.executable, "-c", REFUSED],
+            cwd=folder,
+            env=os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value(), "PYTHONPATH": str(ROOT)},
+            input=json.dumps([arguments.split() for arguments, _ in MISTAKES]),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert not (folder / "outputs").exists()
+        return dict(zip(MISTAKES, map(json.loads, done.stdout.splitlines()), strict=True))
+
+    @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake[0])
+    def test_a_mistake_is_told_in_a_sentence(self, refusals, mistake):
+        status, said = refusals[mistake]
+        assert mistake[1] in said and "Traceback" not in said
+        assert status == 2 and "sk-1" not in said
+
+    def test_a_mistake_ends_the_process(self, shell, tmp_path):
+        done = shell("text_generation", "--data", "nofile.jsonl")
+        assert "There is no `nofile.jsonl`" in done.stderr and "Traceback" not in done.stderr
+        assert done.returncode == 2 and not (tmp_path / "outputs").exists()
 
     def test_a_text_that_looks_like_json_is_a_text(self, shell, wire, tmp_path):
         (tmp_path / "data.csv").write_text("question\nWhy?\n")
@@ -221,8 +256,6 @@ class TestTextGeneration:
         assert "Madrid" in done.stdout
 
     def test_interrupting_it_ends_it_soon_and_says_so(self, shell, wire, tmp_path):
-        from prefect.settings import PREFECT_API_URL
-
         wire.answer = lambda request: wire.Reply(delay=200)
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.text_generation", "--llm", "OpenAILLM", "model=m", f"base_url={wire.url}"],

@@ -310,13 +310,6 @@ def test_spend_thresholds():
     assert [f"{next(found):g}" for _ in range(10)] == ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1", "2", "5", "10"]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
-    """A server of Prefect with all its services."""
-    with PrefectServer(tmp_path_factory.mktemp("prefect")) as server:
-        yield server
-
-
 RUN = """
 import sys
 from prefect import tags

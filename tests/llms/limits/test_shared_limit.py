@@ -290,12 +290,6 @@ else:
     assert active_slots(name) == 0
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
-    with PrefectServer(tmp_path_factory.mktemp("prefect")) as server:
-        yield server
-
-
 async def in_turn(name: str, requests: int, meanwhile: Callable[[], Awaitable[None]]) -> None:
     """Hold a slot while something happens, then make so many requests."""
     async with shared_slot(name):
