@@ -21,10 +21,10 @@ from llms.remote import RemoteLLM, StructuredMode
 from llms.typing import ChatType, FinishReason, GenerateOutput, Usage
 
 DEFAULT_MAX_TOKENS = 4096
-"""Tokens to generate at most when nobody says: the API wants a number, and this is one that every Claude takes."""
+"""Default of `max_new_tokens`: the API wants a number, and every Claude accepts this one."""
 
 SAMPLING_OPTIONS = ("temperature", "top_p", "top_k")
-"""What the API takes under its old version only, and the SDK no longer knows."""
+"""Options that the API takes under its old version only, and the SDK no longer has."""
 
 SAMPLING_HEADERS = {"anthropic-version": "2023-06-01"}
 
@@ -39,7 +39,7 @@ FINISH_REASONS: dict[str, FinishReason] = {
 }
 
 TOOL_NAME = "answer"
-"""The tool a model is made to call where the API's own mode does not take the schema."""
+"""Name of the tool to call, for schemas that the API's own mode does not accept."""
 
 
 class AnthropicLLM(RemoteLLM):
@@ -110,12 +110,12 @@ class AnthropicLLM(RemoteLLM):
         )
 
     def prepare(self) -> None:
-        """Check for the package too."""
+        """Check for the package, too."""
         super().prepare()
         import_optional("anthropic", self)
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
-        """Answer one chat with one generation: the API gives no more at once."""
+        """Answer one chat with one generation, the API's limit per request."""
         return await event_loop.run_on_loop(self._complete(self._build_request(input, self.options(kwargs))))
 
     async def _complete(self, request: dict[str, Any]) -> GenerateOutput:
@@ -141,7 +141,7 @@ class AnthropicLLM(RemoteLLM):
         return output
 
     def _build_request(self, chat: ChatType, options: BaseModel) -> dict[str, Any]:
-        """What the SDK is called with."""
+        """Return the SDK's arguments."""
         given = options.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)
         request = {
             "model": self.model,
@@ -157,7 +157,7 @@ class AnthropicLLM(RemoteLLM):
         return request | given
 
     def _encode_structured_output(self) -> dict[str, Any]:
-        """The members that hold the answer to a schema: the API's own mode, or a tool that must be called."""
+        """Return the members that constrain the answer to a schema: the API's own mode, or a tool to call."""
         mode = self._resolve_structured_mode()
         if mode not in ("json_schema", "tool"):
             return {}
@@ -170,7 +170,7 @@ class AnthropicLLM(RemoteLLM):
         return {"tools": [tool], "tool_choice": {"type": "tool", "name": TOOL_NAME, "disable_parallel_tool_use": True}}
 
     def _client(self) -> Any:
-        """The one SDK client of this process for this address and key."""
+        """Return the SDK client of this process for this address and key."""
         sdk, url, key = import_optional("anthropic", self), self._resolve_base_url(), self._resolve_api_key()
 
         def build() -> Any:
@@ -184,7 +184,7 @@ class AnthropicLLM(RemoteLLM):
 
 
 def encode(chat: ChatType) -> dict[str, Any]:
-    """A chat as the API wants it: what the system says at first apart, images in its own shape, no empty message."""
+    """Encode a chat for the API: leading system messages apart, images in its own shape, no empty message."""
     leading = list(takewhile(lambda message: message["role"] == "system", chat))
     messages = [
         {"role": message["role"], "content": _encode_content(message["content"])}
@@ -206,18 +206,18 @@ def _as_blocks(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _encode_part(part: dict[str, Any]) -> dict[str, Any]:
-    """A content part; texts, and what is in the API's own shape already, stay as they are."""
+    """Encode an image; texts, and parts in the API's own shape already, are unchanged."""
     if part.get("type") != "image_url":
         return part
     url: str = part["image_url"]["url"]
     if not (image := parse_data_url(url)):
         return {"type": "image", "source": {"type": "url", "url": url}}
-    kind, data = image
-    return {"type": "image", "source": {"type": "base64", "media_type": kind, "data": data}}
+    media_type, data = image
+    return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}
 
 
 def decode(reply: dict[str, Any]) -> GenerateOutput:
-    """A reply's text, with what was thought first, why it ended and what it cost."""
+    """Decode a response: its text, reasoning, finish reason and usage."""
     blocks: list[dict[str, Any]] = reply["content"] or []
     texts = [block["text"] for block in blocks if block["type"] == "text"]
     thoughts = [block["thinking"] for block in blocks if block["type"] == "thinking"]
@@ -241,11 +241,11 @@ def decode(reply: dict[str, Any]) -> GenerateOutput:
 def narrow_schema(
     schema: dict[str, Any], transform: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """A schema for the API's own mode, whose texts may break a bound but no type; `None` when there is none such.
+    """Narrow a schema to one the API's own mode accepts, which enforces types but no bounds; `None` if impossible.
 
     Args:
-        transform: The SDK's, which moves what the API cannot enforce into descriptions. It fails on a list of types or
-            none, closes an object of anything, and passes what the API refuses: circles, references but to `$defs`.
+        transform: The SDK's, which moves keywords the API cannot enforce into descriptions. It fails on a list of types
+            or none, closes an object of anything, and passes what the API refuses: cycles, references but to `$defs`.
     """
     try:
         narrowed = transform(schema)
@@ -258,7 +258,9 @@ def narrow_schema(
 
 
 def _has_cycle(defs: dict[str, Any]) -> bool:
-    within = {name: set(re.findall(r'"#/\$defs/([^"]+)"', json.dumps(each))) for name, each in defs.items()}
+    references = {name: set(re.findall(r'"#/\$defs/([^"]+)"', json.dumps(each))) for name, each in defs.items()}
     for _ in defs:
-        within = {name: names.union(*(within.get(each, ()) for each in names)) for name, names in within.items()}
-    return any(name in names for name, names in within.items())
+        references = {
+            name: names.union(*(references.get(each, ()) for each in names)) for name, names in references.items()
+        }
+    return any(name in names for name, names in references.items())

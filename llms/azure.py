@@ -17,16 +17,16 @@ from llms.errors import Fatal, LLMError, Throttled, Transient
 from llms.openai import OpenAILLM
 
 TOKEN_SCOPE = "https://cognitiveservices.azure.com/.default"
-"""What a token of Entra must be good for."""
+"""Scope of an Entra token."""
 
 TOKEN_REFRESH_MARGIN_S = 300.0
-"""Seconds before its end from which on a token is replaced."""
+"""Time before its expiry at which a token is replaced."""
 
 SIGN_IN_RETRY_S = 5.0
-"""Seconds after which signing in is tried again, by one for all."""
+"""Time after which a failed sign-in is tried again, once for all requests."""
 
 NETWORK_ERRORS = re.compile("Max retries exceeded|Connection aborted|Timed out waiting")
-"""How Azure's command lines, which tell nothing but words, tell of the network."""
+"""Network errors in the messages of Azure's command lines, which have no other form."""
 
 
 class AzureOpenAILLM(OpenAILLM):
@@ -86,7 +86,7 @@ class AzureOpenAILLM(OpenAILLM):
         return "" if self.azure_identity else self._given_token() or super()._resolve_api_key()
 
     def _given_token(self) -> str | None:
-        """The token given; like Azure's SDK, what is passed goes before the environment, and there it before a key."""
+        """Return the token given. As in Azure's SDK, arguments precede the environment, there tokens precede keys."""
         if self.azure_ad_token:
             return self.azure_ad_token.get_secret_value()
         return None if self.api_key else os.getenv("AZURE_OPENAI_AD_TOKEN")
@@ -97,7 +97,7 @@ class AzureOpenAILLM(OpenAILLM):
 
 
 class _EntraIdentity:
-    """Who this process is to Azure, and the token that proves it for a while."""
+    """The identity of this process in Entra, and its current token."""
 
     def __init__(self, llm: AzureOpenAILLM) -> None:
         self._errors = import_optional("azure.core.exceptions", llm)
@@ -111,7 +111,7 @@ class _EntraIdentity:
         self._lock = asyncio.Lock()
 
     async def get_token(self) -> str:
-        """The token in force: one that nears its end is replaced, and stays good until then."""
+        """Return a valid token; one near its expiry is replaced, and used if that fails."""
         async with self._lock:
             if self._renew_at <= time.time():
                 await self._renew()
@@ -131,7 +131,7 @@ class _EntraIdentity:
             self._error, self._renew_at = error, time.time() + SIGN_IN_RETRY_S
 
     def _recording_errors(self, ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        """`ask`, with what goes wrong kept: the chain of credentials hands on no more than its words."""
+        """Wrap `ask` to record its errors: the chain of credentials passes on no more than their messages."""
 
         async def asked(*args: Any, **kwargs: Any) -> Any:
             try:
@@ -144,18 +144,17 @@ class _EntraIdentity:
 
     def _sign_in_error(self, error: Any) -> LLMError:
         message = f"`azure-identity` cannot sign in to Azure: {error.message}"
-        passes = any(map(self._is_transient, self._attempt_errors))
-        return Transient(message, retry_after=SIGN_IN_RETRY_S) if passes else Fatal(message)
+        transient = any(map(self._is_transient, self._attempt_errors))
+        return Transient(message, retry_after=SIGN_IN_RETRY_S) if transient else Fatal(message)
 
     def _is_transient(self, error: Exception) -> bool:
-        """Whether it was the network, or a server that is unwell."""
-        line = (self._errors.ServiceRequestError, self._errors.ServiceResponseError)
-        if isinstance(error, line) or NETWORK_ERRORS.search(str(error)):
+        """Whether it was a network error, or one of the server."""
+        network_errors = (self._errors.ServiceRequestError, self._errors.ServiceResponseError)
+        if isinstance(error, network_errors) or NETWORK_ERRORS.search(str(error)):
             return True
         return isinstance(error_from_sdk(error, TOKEN_SCOPE), Throttled | Transient)
 
 
 async def _entra_token(llm: AzureOpenAILLM) -> str:
-    return await event_loop.shared_client(
-        "azure-identity", lambda: _EntraIdentity(llm), _EntraIdentity.close
-    ).get_token()
+    identity = event_loop.shared_client("azure-identity", lambda: _EntraIdentity(llm), _EntraIdentity.close)
+    return await identity.get_token()

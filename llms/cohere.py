@@ -39,10 +39,10 @@ FINISH_REASONS: dict[str, FinishReason] = {
 
 ENFORCED_KEYWORDS = {"type", "properties", "required", "items", "enum", "const", "anyOf", "$ref", "$defs"}
 IGNORED_KEYWORDS = {"title", "description"}
-"""Keywords of a JSON schema that the API keeps a text to, and that say nothing to it; it may refuse others."""
+"""Keywords of a JSON schema that the API enforces, and that it ignores; it may refuse others."""
 
 STRING_FORMATS = {"date-time", "date", "time", "uuid"}
-"""Formats of texts that the API knows."""
+"""Formats of texts that the API enforces."""
 
 
 class CohereLLM(RemoteLLM):
@@ -109,12 +109,12 @@ class CohereLLM(RemoteLLM):
         )
 
     def prepare(self) -> None:
-        """Check for the package too."""
+        """Check for the package, too."""
         super().prepare()
         self._sdk()
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
-        """Answer one chat with one generation: the API gives no more at once."""
+        """Answer one chat with one generation, the API's limit per request."""
         return await event_loop.run_on_loop(self._complete(self._build_request(input, self.options(kwargs))))
 
     async def _complete(self, request: dict[str, Any]) -> GenerateOutput:
@@ -135,7 +135,7 @@ class CohereLLM(RemoteLLM):
         return output
 
     def _build_request(self, chat: ChatType, options: BaseModel) -> dict[str, Any]:
-        """What the SDK is called with."""
+        """Return the SDK's arguments."""
         given = options.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)
         names = {"extra_body": "additional_body_parameters", "extra_headers": "additional_headers"}
         more = {names[name]: given.pop(name) for name in names if name in given}
@@ -146,11 +146,11 @@ class CohereLLM(RemoteLLM):
         return request | {"request_options": more} if more else request
 
     def _with_schema_prompt(self, chat: ChatType) -> ChatType:
-        """The chat, with the schema said in it always: a model held to JSON may not stop when it does not know."""
+        """Return the chat with the schema in it, in every mode: limited to JSON alone, a model may not stop."""
         return with_schema_prompt(chat, self._json_schema()) if self._resolve_structured_mode() else chat
 
     def _encode_structured_output(self) -> dict[str, Any]:
-        """The member that holds the answer to a schema, or to JSON of whatever kind."""
+        """Return the member that constrains the answer to a schema, or to any JSON."""
         mode = self._resolve_structured_mode()
         if mode not in ("json_schema", "json_object"):
             return {}
@@ -158,7 +158,7 @@ class CohereLLM(RemoteLLM):
         return {"response_format": {"type": "json_object"} | ({"json_schema": schema} if schema else {})}
 
     def _client(self) -> Any:
-        """The one SDK client of this process for this address and key."""
+        """Return the SDK client of this process for this address and key."""
         sdk, url, key = self._sdk(), self._resolve_base_url(), self._resolve_api_key()
 
         def build() -> Any:
@@ -176,12 +176,12 @@ class CohereLLM(RemoteLLM):
         import_optional("httpx_aiohttp", self)  # the faster transport, an extra of the SDK's own
         import_optional(
             "cohere.client_v2", self
-        )  # which `cohere` itself puts off: it takes long, and not on the event loop
+        )  # which `cohere` imports late: it takes long, so not on the event loop
         return import_optional("cohere", self)
 
 
 def _fatal_if_quota_spent(failure: LLMError) -> LLMError:
-    """The failure; a trial key's monthly allowance, once spent, looks like any other 429, yet no waiting mends it."""
+    """Return the failure; `Fatal` for a trial key's monthly quota: a 429 like any other, yet no waiting mends it."""
     if isinstance(failure, Throttled) and "/ month" in failure.message:
         message = f"{failure.message} A production key has no such limit."
         return Fatal(message, status=failure.status, request_id=failure.request_id)
@@ -189,7 +189,7 @@ def _fatal_if_quota_spent(failure: LLMError) -> LLMError:
 
 
 def decode(reply: Any) -> GenerateOutput:
-    """A reply's text, with what was thought first, why it ended and what it cost."""
+    """Decode a response: its text, reasoning, finish reason and usage."""
     parts = reply.message.content or []
     texts = [part.text for part in parts if part.type == "text"]
     thoughts = [part.thinking for part in parts if part.type == "thinking"]
@@ -207,14 +207,14 @@ def decode(reply: Any) -> GenerateOutput:
 
 
 def _logprobs(chunks: Any) -> Logprobs | None:
-    """How likely each piece of the text was: a token, or a few that make one character."""
+    """Return the log probability of each chunk: a token, or a few that make one character."""
     return [[{"token": each.text or "", "logprob": sum(each.logprobs or ())}] for each in chunks] if chunks else None
 
 
 def narrow_schema(schema: dict[str, Any]) -> dict[str, Any] | None:
-    """What the API can enforce of a schema; `None` when it takes none such: the rest is said, and checked.
+    """Narrow a schema to the keywords the API enforces; `None` if it accepts no such schema.
 
-    It wants an object whose every object has something that is required.
+    It wants an object, and a required member of every object.
     """
     try:
         narrowed = _narrow(schema)

@@ -10,7 +10,7 @@ from llms.options import CommonOptions, ExtraBody, ReasoningEffort, ResponseForm
 from llms.typing import ChatType, GenerateOutput
 
 SCHEMA_MISMATCH_CODES = ("json_validate_failed", "tool_use_failed")
-"""What Groq calls an answer that is not what the schema asks for; it sends that with 400, as if we had asked badly."""
+"""Groq's codes for an answer that misses the schema; it sends them with 400, as if the request was invalid."""
 
 
 class GroqLLM(ChatCompletionsLLM):
@@ -51,7 +51,7 @@ class GroqLLM(ChatCompletionsLLM):
         extra_body: ExtraBody = None
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
-        """Answer one chat, once; an answer that Groq itself found to miss the schema is none, to be asked for again."""
+        """Answer one chat with one generation; `None` if Groq found it to miss the schema, to be asked for again."""
         try:
             return await super().agenerate(input, num_generations, **kwargs)
         except Rejected as error:

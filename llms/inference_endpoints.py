@@ -21,7 +21,7 @@ from llms.remote import StructuredMode
 from llms.typing import ChatType, GenerateOutput
 
 WAKE_RETRY_S = 15.0
-"""Seconds after which an endpoint that is not up is asked again; the engine does so for a good while."""
+"""Time after which an endpoint that is not running is asked again; the engine does so for a good while."""
 
 
 class InferenceEndpointsLLM(ChatCompletionsLLM):
@@ -89,7 +89,7 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
 
     @property
     def model_name(self) -> str:
-        """The model where it is known, else its endpoint."""
+        """The model if it is known, else its endpoint."""
         return self.model_id or self.model or self.endpoint_name or self.base_url or ""
 
     def prepare(self) -> None:
@@ -99,12 +99,12 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
             Fatal: Naming what is missing.
         """
         super().prepare()
-        with contextlib.suppress(Throttled, Transient):  # the requests wait, and find out
+        with contextlib.suppress(Throttled, Transient):  # the requests wait for it
             for key, find in self._pending_lookups():
                 _lookups[key] = find()
 
     def options(self, kwargs: Mapping[str, Any]) -> StrictModel:
-        """Those of chats, or those of raw text generation.
+        """Validate the options of chats, or of raw text generation.
 
         Raises:
             Fatal: If a name is unknown or a value has the wrong type.
@@ -137,7 +137,7 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
             raise _not_running(error.message, **_details(error)) from None
 
     def _resolve_base_url(self) -> str:
-        if self.endpoint_name:  # its page: where it runs is asked for when that is needed
+        if self.endpoint_name:  # its page: the URL it runs at is looked up later
             return f"https://endpoints.huggingface.co/{self.endpoint_namespace or '~'}/endpoints/{self.endpoint_name}"
         return super()._resolve_base_url()
 
@@ -148,7 +148,7 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
         return f"{self._server_url()}{self._path}/chat/completions"
 
     def _resolve_api_key(self) -> str:
-        """The key in force, or the token that `hf auth login` has left here."""
+        """Return the key in force, or the token stored by `hf auth login`."""
         if self.api_key or os.getenv(self._api_key_env):
             return super()._resolve_api_key()
         return _cli_token(int(time.monotonic() // 60)) or super()._resolve_api_key()
@@ -169,7 +169,7 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
         return (self._resolve_base_url(), hash(self.api_key))
 
     def _pending_lookups(self) -> list[tuple[Hashable, Callable[[], Any]]]:
-        """What has to be found before the first request, and how."""
+        """Return the lookups that are due before the first request: what to find, and how."""
         needed: dict[Hashable, Callable[[], Any]] = {}
         if self.endpoint_name:
             needed[self._endpoint_key()] = self._find_endpoint
@@ -178,29 +178,29 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
         return [(key, find) for key, find in needed.items() if key not in _lookups]
 
     def _find_endpoint(self) -> str:
-        """The URL at which the endpoint of this name runs."""
+        """Return the URL at which the endpoint of this name runs."""
         from huggingface_hub import get_inference_endpoint
 
-        name, place = self.endpoint_name or "", f"endpoint {self.endpoint_name}"
+        name, label = self.endpoint_name or "", f"endpoint {self.endpoint_name}"
         try:
             endpoint = get_inference_endpoint(name, namespace=self.endpoint_namespace, token=self._resolve_api_key())
         except Exception as error:
-            raise error_from_sdk(error, place) from None
+            raise error_from_sdk(error, label) from None
         state = endpoint.raw["status"]["state"]
-        cures = {"paused": f"`hf endpoints resume {name}` starts it, and its costs", "failed": "its logs say why"}
-        if state in cures:
-            raise Fatal(f"The {place} is {state}: {cures[state]}.")
+        remedies = {"paused": f"`hf endpoints resume {name}` starts it, and its costs", "failed": "its logs say why"}
+        if state in remedies:
+            raise Fatal(f"The {label} is {state}: {remedies[state]}.")
         if not endpoint.url:
-            raise _not_running(f"The {place} is {state}.")
+            raise _not_running(f"The {label} is {state}.")
         return endpoint.url.rstrip("/")
 
 
 _lookups: dict[Hashable, Any] = {}
-"""Where the endpoints run that were asked for by name, and the templates of the tokenizers."""
+"""URLs of endpoints by name, and chat templates of tokenizers."""
 
 
 def _not_running(message: str, retry_after: float | None = None, **facts: Any) -> Throttled:
-    """An endpoint that is not up: the engine waits, and asks again for a good while."""
+    """Return the error for an endpoint that is not running: the engine waits, and tries again for a good while."""
     return Throttled(message, status=503, retry_after=retry_after or WAKE_RETRY_S, **facts)
 
 
@@ -210,7 +210,7 @@ def _details(error: LLMError) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _cli_token(minute: int) -> str | None:
-    """The token of the command line, read once a minute: it is a file's, and may be renewed."""
+    """Return the token of the command line, read once a minute: its file may be renewed."""
     from huggingface_hub import get_token
 
     return get_token()

@@ -33,10 +33,10 @@ IMPORT_ENV = {
     "AIOHTTP_CONNECTOR_LIMIT": "1000000",  # admission is the engine's
     "AIOHTTP_CONNECTOR_LIMIT_PER_HOST": "1000000",
 }
-"""Variables that `litellm` reads when it is imported, and never again."""
+"""Environment variables that `litellm` reads once, on import."""
 
 ERROR_CODES = {"ContextWindowExceededError": "context_length_exceeded"}
-"""What the class of an error alone tells, as OpenAI calls it: LiteLLM drops the provider's own code for it."""
+"""OpenAI's codes by class of error: LiteLLM drops the provider's own codes."""
 
 
 class LiteLLM(RemoteLLM):
@@ -106,12 +106,12 @@ class LiteLLM(RemoteLLM):
         super().prepare()
 
     def cost(self, usage: Usage) -> float | None:
-        """Dollars for this usage, at the price given or, at the provider's own address, the one LiteLLM knows."""
+        """Return the dollars for this usage, at the price given or, at the provider's own address, LiteLLM's."""
         price = self.price or (None if self.base_url else _list_price(self._sdk(), self.model))
         return price.cost(usage) if price else None
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
-        """Answer one chat, once: not every provider takes `n`."""
+        """Answer one chat with one generation: not every provider takes `n`."""
         return await event_loop.run_on_loop(self._complete(self._build_request(input, self.options(kwargs))))
 
     async def _complete(self, request: dict[str, Any]) -> GenerateOutput:
@@ -121,10 +121,10 @@ class LiteLLM(RemoteLLM):
         except litellm.UnsupportedParamsError as error:
             raise Fatal(f"`{self.model}` cannot be asked so: {error.message.partition(' To drop')[0]}") from None
         except Exception as error:
-            raise self._to_llm_error(error) from None
+            raise self._error(error) from None
         try:
             reply = response.model_dump()
-            for choice in reply["choices"]:  # where a refusal is kept
+            for choice in reply["choices"]:  # which hold a refusal
                 choice["message"] |= choice["message"].get("provider_specific_fields") or {}
             output = decode(reply)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
@@ -136,7 +136,7 @@ class LiteLLM(RemoteLLM):
         return output
 
     def _build_request(self, chat: ChatType, options: StrictModel) -> dict[str, Any]:
-        """What LiteLLM is called with."""
+        """Return LiteLLM's arguments."""
         request: dict[str, Any] = {
             "model": self.model,
             "messages": self._with_schema_prompt(chat),
@@ -147,30 +147,30 @@ class LiteLLM(RemoteLLM):
             "max_retries": 0,
             "drop_params": False,  # what the provider lacks is refused by name, never left out
         }
-        ours = options.model_dump(by_alias=True, exclude_none=True)
+        given = options.model_dump(by_alias=True, exclude_none=True)
         if pattern := self._regex():
-            ours["extra_body"] = encode_structured_output("regex", pattern) | ours.get("extra_body", {})
+            given["extra_body"] = encode_structured_output("regex", pattern) | given.get("extra_body", {})
         elif mode := self._resolve_structured_mode():
             request |= encode_structured_output(mode, self._json_schema(), strict_schema)
-        return request | ours | self.litellm_params
+        return request | given | self.litellm_params
 
     def _regex(self) -> str | None:
-        """The regular expression this model is held to, where vLLM serves it: no other takes one from LiteLLM."""
+        """Return the regular expression to match, if vLLM serves the model: no other takes one from LiteLLM."""
         provider = self.litellm_params.get("custom_llm_provider") or self.model.partition("/")[0]
         schema = self.structured_output and self.structured_output["schema"]
         return schema if isinstance(schema, str) and provider == "hosted_vllm" else None
 
-    def _to_llm_error(self, error: Exception) -> LLMError:
-        """One of our own errors; the headers and the body of the reply are in places of LiteLLM's own."""
+    def _error(self, error: Exception) -> LLMError:
+        """Return the error as ours; LiteLLM has attributes of its own for the headers and the body."""
         headers, body = getattr(error, "litellm_response_headers", None), getattr(error, "body", None)
         status, message = getattr(error, "status_code", None), getattr(error, "message", None) or str(error)
-        if not isinstance(status, int) or status == 200:  # an answer that nobody can read is no refusal
+        if not isinstance(status, int) or status == 200:  # an unreadable answer is not a refusal
             return error_from_sdk(error, self._resolve_base_url())
-        failed = error_from_response(
+        failure = error_from_response(
             status, headers or {}, json.dumps(body) if isinstance(body, dict) else message, self._resolve_base_url()
         )
-        failed.code = failed.code or ERROR_CODES.get(type(error).__name__)
-        return failed
+        failure.code = failure.code or ERROR_CODES.get(type(error).__name__)
+        return failure
 
     def _sdk(self) -> Any:
         for name, value in IMPORT_ENV.items():
@@ -180,15 +180,15 @@ class LiteLLM(RemoteLLM):
         return litellm
 
     def _resolve_base_url(self) -> str:
-        """The base URL given, or the name of the provider, whose address LiteLLM knows."""
+        """Return the base URL given, or the name of the provider, whose URL LiteLLM knows."""
         return super()._resolve_base_url() if self.base_url else self.model.partition("/")[0]
 
     def _resolve_api_key(self) -> str:
-        """The key given; without one, LiteLLM reads the provider's variable."""
+        """Return the key given; without one, LiteLLM reads the provider's variable."""
         return self._validate_api_key(self.api_key.get_secret_value()) if self.api_key else ""
 
     def _resolve_structured_mode(self) -> Any:
-        """How this model is held to its structure: the strictest way that its provider has, where none is named."""
+        """Return the mode in force: the strictest its provider has, if none is given."""
         if self._regex():
             return "regex"
         mode = super()._resolve_structured_mode()
@@ -200,7 +200,7 @@ class LiteLLM(RemoteLLM):
 
 @lru_cache
 def _list_price(litellm: Any, model: str) -> Price | None:
-    """The price in LiteLLM's own table; `None` when it has none."""
+    """Return the price in LiteLLM's own table, if any."""
 
     def dollars(**tokens: int) -> float:
         usage = {"prompt_tokens": 0, "completion_tokens": 0} | tokens

@@ -12,6 +12,7 @@ from pydantic import Field, HttpUrl
 from llms.clients import event_loop
 from llms.clients.chat_completions import encode_structured_output
 from llms.clients.errors import error_from_response, error_from_sdk
+from llms.clients.http import open_session
 from llms.clients.images import parse_data_url
 from llms.config.extras import import_optional
 from llms.config.strict import StrictModel
@@ -21,13 +22,13 @@ from llms.remote import RemoteLLM, StructuredMode
 from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, Message, Usage
 
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "load": "error", "unload": "error"}
-"""What the server says, in our one vocabulary; `load` and `unload` answer a chat that asks nothing."""
+"""The server's finish reasons in our vocabulary; `load` and `unload` answer an empty chat."""
 
 DEFAULT_PORT = 11434
-"""Where a server listens that nobody told to do so elsewhere."""
+"""Port a server listens on by default."""
 
 TOP_LEVEL_OPTIONS = ("keep_alive", "logprobs", "think", "top_logprobs")
-"""Runtime parameters that are members of the request; the server wants all others together, as its `options`."""
+"""Runtime parameters at the top level of a request; all others go into its `options`."""
 
 
 class OllamaLLM(RemoteLLM):
@@ -79,7 +80,7 @@ class OllamaLLM(RemoteLLM):
         )
 
     def prepare(self) -> None:
-        """Check that the packages are there; no key is needed.
+        """Check for the packages; no key is needed.
 
         Raises:
             Fatal: Naming what is missing.
@@ -89,13 +90,13 @@ class OllamaLLM(RemoteLLM):
         super().prepare()
 
     def cost(self, usage: Usage) -> float | None:
-        """Dollars for this usage: none on a server of one's own; unknown where ollama.com computes."""
+        """Return the dollars for this usage: none on a server of one's own; unknown for ollama.com's."""
         if self.price:
             return self.price.cost(usage)
         return None if "ollama.com" in self._resolve_base_url() or self.model.endswith("cloud") else 0.0
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
-        """Answer one chat, once: the API has no way to ask for more in one request."""
+        """Answer one chat with one generation, the API's limit per request."""
         return await event_loop.run_on_loop(self._complete(self._build_request(input, self.options(kwargs))))
 
     async def _complete(self, request: dict[str, Any]) -> GenerateOutput:
@@ -111,61 +112,57 @@ class OllamaLLM(RemoteLLM):
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise Transient(f"`{url}` answered no completion: {type(error).__name__}: {error}", status=200) from None
         except Exception as error:
-            failed = error_from_sdk(error, url)
+            failure = error_from_sdk(error, url)
             if isinstance(error.__cause__, aiohttp.ClientConnectorError) and url == self._default_base_url:
-                failed = Fatal(f"No Ollama server at `{url}`: start it with `ollama serve`, or pass `base_url=`.")
-            elif failed.status == 404 and "model" in failed.message:
-                failed = Fatal(f"{failed.message}. Get it with `ollama pull {self.model}`.", status=404)
-            raise failed from None
+                failure = Fatal(f"No Ollama server at `{url}`: start it with `ollama serve`, or pass `base_url=`.")
+            elif failure.status == 404 and "model" in failure.message:
+                failure = Fatal(f"{failure.message}. Get it with `ollama pull {self.model}`.", status=404)
+            raise failure from None
 
     def _client(self) -> Any:
-        httpx_aiohttp = import_optional("httpx_aiohttp", self)
+        httpx_aiohttp, url = import_optional("httpx_aiohttp", self), self._resolve_base_url()
 
-        async def refuse(response: Any) -> None:
-            if response.is_error:  # here, because the SDK's exception knows no headers
+        async def raise_for_status(response: Any) -> None:  # because the SDK's exception has no headers
+            if response.is_error:
                 await response.aread()
-                raise error_from_response(
-                    response.status_code, response.headers, response.text, self._resolve_base_url()
-                )
+                raise error_from_response(response.status_code, response.headers, response.text, url)
 
-        # No limit: admission is the engine's, and a request that queues for a connection spends its time-out there.
-        session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         return import_optional("ollama", self).AsyncClient(
-            host=self._resolve_base_url(),
+            host=url,
             timeout=None,  # ours
             headers={"Authorization": f"Bearer {key}"} if (key := self._resolve_api_key()) else None,
-            transport=httpx_aiohttp.AiohttpTransport(client=session),
-            event_hooks={"response": [refuse]},
+            transport=httpx_aiohttp.AiohttpTransport(client=open_session()),
+            event_hooks={"response": [raise_for_status]},
         )
 
     def _configured_base_url(self) -> str:
-        """The server in any of the spellings its own programs take: `host`, `host:port`, `:port`, a URL."""
+        """Return the base URL, given as Ollama's own programs take it: `host`, `host:port`, `:port`, a URL."""
         address = super()._configured_base_url()
         if "://" in address:
             return address
-        place, slash, path = address.partition("/")
-        place = place if re.search(r":\d+$", place) else f"{place}:{DEFAULT_PORT}"
-        return f"http://{'127.0.0.1' if place.startswith(':') else ''}{place}{slash}{path}"
+        host, slash, path = address.partition("/")
+        host = host if re.search(r":\d+$", host) else f"{host}:{DEFAULT_PORT}"
+        return f"http://{'127.0.0.1' if host.startswith(':') else ''}{host}{slash}{path}"
 
     def _resolve_api_key(self) -> str:
         return super()._resolve_api_key() if self.api_key or os.getenv(self._api_key_env) else ""
 
     def _build_request(self, chat: ChatType, options: StrictModel) -> dict[str, Any]:
-        """What the SDK is called with."""
-        ours = encode_structured_output(self._resolve_structured_mode() or "", self._json_schema())
-        ours |= options.model_dump(by_alias=True, exclude_none=True)
-        response_format, more = ours.pop("response_format", {"type": "text"}), ours.pop("options", {})
-        beside = {name: ours.pop(name) for name in TOP_LEVEL_OPTIONS if name in ours}
+        """Return the SDK's arguments."""
+        given = encode_structured_output(self._resolve_structured_mode() or "", self._json_schema())
+        given |= options.model_dump(by_alias=True, exclude_none=True)
+        response_format, more = given.pop("response_format", {"type": "text"}), given.pop("options", {})
+        top_level = {name: given.pop(name) for name in TOP_LEVEL_OPTIONS if name in given}
         return {
             "model": self.model,
             "messages": [_encode_message(each) for each in self._with_schema_prompt(chat)],
             "format": _encode_format(response_format),
-            "options": ours | more or None,
-        } | beside
+            "options": given | more or None,
+        } | top_level
 
 
 def _encode_format(response_format: dict[str, Any]) -> Any:
-    """OpenAI's ways to say it as the server wants them; any other dictionary is a schema."""
+    """Encode a `response_format` of OpenAI's for the server; any other dictionary is a schema."""
     match response_format:
         case {"type": "text"}:
             return None
@@ -178,7 +175,7 @@ def _encode_format(response_format: dict[str, Any]) -> Any:
 
 
 def _encode_message(message: Message) -> dict[str, Any]:
-    """A message as the server wants it: its images beside its text."""
+    """Encode a message for the server, with its images beside its text."""
     content = message["content"]
     if isinstance(content, str):
         return {"role": message["role"], "content": content}
@@ -188,7 +185,7 @@ def _encode_message(message: Message) -> dict[str, Any]:
 
 
 def _image_bytes(part: dict[str, Any]) -> bytes:
-    """The bytes of an image: the SDK takes a text for the path of a file, and would send that."""
+    """Return the bytes of an image: the SDK would take a text for the path of a file, and send that file."""
     match part:
         case {"type": "image_url", "image_url": {"url": str(url)}}:
             if image := parse_data_url(url):
@@ -209,9 +206,10 @@ def _decode(reply: Any) -> GenerateOutput:
     )
 
 
-def _logprobs(places: Any) -> Logprobs:
-    others = [[each for each in place.top_logprobs or [] if each.token != place.token] for place in places]
+def _logprobs(positions: Any) -> Logprobs:
+    """Encode each position as its chosen token and the likeliest others."""
+    others = [[each for each in chosen.top_logprobs or [] if each.token != chosen.token] for chosen in positions]
     return [
-        [{"token": each.token, "logprob": each.logprob} for each in (place, *beside)]
-        for place, beside in zip(places, others, strict=True)
+        [{"token": each.token, "logprob": each.logprob} for each in (chosen, *rest)]
+        for chosen, rest in zip(positions, others, strict=True)
     ]

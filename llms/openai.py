@@ -1,4 +1,4 @@
-"""OpenAI, and the protocol most others speak."""
+"""OpenAI: GPT, over Chat Completions."""
 
 import os
 from collections.abc import Hashable
@@ -50,16 +50,16 @@ class OpenAILLM(ChatCompletionsLLM):
         extra_body: ExtraBody = None
 
     def rate_limit_scope(self) -> Hashable:
-        """The organization and the project too: each has limits of its own."""
+        """Return the scope with the organization and the project: each has limits of its own."""
         return (super().rate_limit_scope(), *self._billing_headers().values())
 
     async def _headers(self) -> dict[str, str]:
         return self._billing_headers() | await super()._headers()
 
     def _billing_headers(self) -> dict[str, str]:
-        """Who pays, where the key alone does not say."""
-        payer = {
+        """Return the headers that say who pays, if the key alone does not."""
+        headers = {
             "OpenAI-Organization": self.organization or os.getenv("OPENAI_ORG_ID"),
             "OpenAI-Project": self.project or os.getenv("OPENAI_PROJECT_ID"),
         }
-        return {name: value for name, value in payer.items() if value}
+        return {name: value for name, value in headers.items() if value}

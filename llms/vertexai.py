@@ -2,24 +2,19 @@
 
 import json
 import os
-from base64 import b64decode
-from collections.abc import Iterable
 from functools import lru_cache
-from mimetypes import guess_type
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
-import aiohttp
 from pydantic import Field, HttpUrl, SecretStr
 
-from llms.clients import chat_completions, event_loop
+from llms.clients import event_loop, gemini
 from llms.clients.chat_completions import encode_structured_output
 from llms.clients.errors import error_from_sdk
-from llms.clients.images import parse_data_url
+from llms.clients.http import environment_proxy, open_session
 from llms.config.extras import import_optional
 from llms.config.prices import list_price
 from llms.config.strict import StrictModel
-from llms.errors import Fatal, Rejected, Transient
+from llms.errors import Fatal, Transient
 from llms.options import (
     ChatOptions,
     ExtraBody,
@@ -30,19 +25,9 @@ from llms.options import (
     TopLogprobs,
 )
 from llms.remote import RemoteLLM, StructuredMode
-from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, Usage
+from llms.typing import ChatType, GenerateOutput, Usage
 
 LOGIN_SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
-
-FINISH_REASONS: dict[str, FinishReason | None] = {
-    "STOP": "stop",
-    "MAX_TOKENS": "length",
-    "CONTINUATION": "length",
-    "FINISH_REASON_UNSPECIFIED": None,
-    **dict.fromkeys(("OTHER", "MALFORMED_FUNCTION_CALL", "MALFORMED_RESPONSE"), "error"),
-    **dict.fromkeys(("MISSING_THOUGHT_SIGNATURE", "TOO_MANY_TOOL_CALLS", "UNEXPECTED_TOOL_CALL"), "error"),
-}
-"""What Gemini says, in our one vocabulary; all else it says (`SAFETY`, `RECITATION`, `SPII` …) names a filter."""
 
 
 class VertexAILLM(RemoteLLM):
@@ -119,7 +104,7 @@ class VertexAILLM(RemoteLLM):
         super().prepare()
 
     def cost(self, usage: Usage) -> float | None:
-        """Dollars for this usage, at the price given or, at Google's own addresses, its list price."""
+        """Return the dollars for this usage, at the price given or, at Google's own addresses, its list price."""
         google = self._resolve_base_url().endswith(".googleapis.com")
         price = self.price or (list_price("google", self.model) if google else None)
         return price.cost(usage) if price else None
@@ -144,23 +129,23 @@ class VertexAILLM(RemoteLLM):
             raise error_from_sdk(error, url) from None
         text = response.sdk_http_response.body or ""
         try:
-            return _decode(json.loads(text), num_generations)
+            return gemini.decode(json.loads(text), num_generations)
         except (AttributeError, LookupError, TypeError, ValueError):
             raise Transient(f"`{url}` answered no completion: {text[:500] or 'nothing'}", status=200) from None
 
     def _client(self) -> Any:
         url = self._resolve_base_url()
+        # Ours, one for all who ask this address: the SDK's own would send it a login from `~/.netrc`.
         session = event_loop.shared_client(
-            ("vertexai", url), lambda: _open_session(url), lambda session: session.close()
+            ("vertexai", url), lambda: open_session(proxy=environment_proxy(url)), lambda session: session.close()
         )
-        # Without `retry_options`, it sleeps and asks a second time where the line is bad.
+        # Without `retry_options`, it sleeps and sends a request again after a network error.
         http = {"base_url": url, "aiohttp_client": session, "retry_options": {"attempts": 1}}
-        return import_optional("google.genai", self).Client(
-            enterprise=True, **self._client_credentials(), http_options=http
-        )
+        genai = import_optional("google.genai", self)
+        return genai.Client(enterprise=True, **self._client_credentials(), http_options=http)
 
     def _client_credentials(self) -> dict[str, Any]:
-        """Who asks, as the SDK calls it: the key of express mode, or credentials and a project."""
+        """Return the SDK's arguments: the key of express mode, or credentials and a project."""
         if key := self._express_key():
             return {"api_key": key} | ({"project": self.project, "location": self._location()} if self.project else {})
         credentials, project = self._credentials()
@@ -169,7 +154,7 @@ class VertexAILLM(RemoteLLM):
         return {"credentials": credentials, "project": project, "location": self._location()}
 
     def _credentials(self) -> tuple[Any, str | None]:
-        """The credentials in force, and the project they belong to."""
+        """Return the credentials in force, and the project they belong to."""
         auth = import_optional("google.auth", self)
         if not self.credentials:
             try:
@@ -186,17 +171,17 @@ class VertexAILLM(RemoteLLM):
             return import_optional("google.oauth2.credentials", self).Credentials(token=token), None
         try:
             return auth.load_credentials_from_dict(json.loads(secret), scopes=LOGIN_SCOPES)
-        except (ValueError, auth.exceptions.GoogleAuthError):  # whose messages quote what they cannot read
+        except (ValueError, auth.exceptions.GoogleAuthError):  # whose messages quote the secret
             raise Fatal("`credentials` are neither an access token nor the JSON of a key file.") from None
 
     def _express_key(self) -> str | None:
-        """The key of express mode, where it is in force: what is passed goes before what the environment says."""
+        """Return the key of express mode, if in force: arguments take precedence over the environment."""
         key = os.getenv(self._api_key_env) if not (self.credentials or self._project()) else None
         key = self.api_key.get_secret_value() if self.api_key else key
         return key and self._validate_api_key(key)
 
     def _resolve_api_key(self) -> str:
-        """The secret in force; the application-default credentials are none of ours."""
+        """Return the secret in force; the application-default credentials are not ours to read."""
         return self._express_key() or (self.credentials.get_secret_value() if self.credentials else "")
 
     def _project(self) -> str | None:
@@ -206,7 +191,7 @@ class VertexAILLM(RemoteLLM):
         return self.location or os.getenv("GOOGLE_CLOUD_LOCATION") or "global"
 
     def _resolve_base_url(self) -> str:
-        """The base URL in force; that of the location where none is given."""
+        """Return the base URL in force; that of the location if none is given."""
         location, url = self._location(), super()._resolve_base_url()
         if url != self._default_base_url or location == "global" or (self._express_key() and not self.project):
             return url
@@ -215,118 +200,36 @@ class VertexAILLM(RemoteLLM):
         return f"https://{location}-aiplatform.googleapis.com"
 
     def _build_request(self, chat: ChatType, num_generations: int, options: StrictModel) -> dict[str, Any]:
-        """What the SDK is called with."""
+        """Return the SDK's arguments."""
         config: dict[str, Any] = {
             "automatic_continuation": False,  # each request is one request
             "automatic_function_calling": {"disable": True},
-            "should_return_http_response": True,  # the SDK's own reading of it costs more than sending it
+            "should_return_http_response": True,  # the SDK's decoding of it costs more than sending it
         }
-        chat = self._with_schema_prompt(chat)
-        if system := [
-            part for message in chat if message["role"] == "system" for part in _encode_parts(message["content"])
-        ]:
+        contents, system = gemini.encode_chat(self._with_schema_prompt(chat))
+        if system:
             config["system_instruction"] = {"parts": system}
         if num_generations > 1:
             config["candidate_count"] = num_generations
-        ours = encode_structured_output(self._resolve_structured_mode() or "", self._json_schema())
-        ours |= options.model_dump(by_alias=True, exclude_none=True)
-        config |= _encode_format(ours.pop("response_format", {}))
-        if stop := ours.pop("stop", None):
+        given = encode_structured_output(self._resolve_structured_mode() or "", self._json_schema())
+        given |= options.model_dump(by_alias=True, exclude_none=True)
+        config |= gemini.encode_format(given.pop("response_format", {}))
+        if stop := given.pop("stop", None):
             config["stop_sequences"] = [stop] if isinstance(stop, str) else stop
-        level = {"thinking_level": ours.pop("reasoning_effort").upper()} if "reasoning_effort" in ours else {}
-        if thinking := level | ours.pop("thinking", {}):
+        level = {"thinking_level": given.pop("reasoning_effort").upper()} if "reasoning_effort" in given else {}
+        if thinking := level | given.pop("thinking", {}):
             config["thinking_config"] = thinking
-        if filters := ours.pop("safety_settings", None):
-            config["safety_settings"] = [{"category": name, "threshold": most} for name, most in filters.items()]
+        if filters := given.pop("safety_settings", None):
+            config["safety_settings"] = [
+                {"category": name, "threshold": threshold} for name, threshold in filters.items()
+            ]
         config["http_options"] = {"timeout": int(self.timeout * 1000)}
-        if more := ours.pop("extra_body", None):
-            config["http_options"]["extra_body"] = more
-        contents = [
-            {"role": "model" if message["role"] == "assistant" else "user", "parts": _encode_parts(message["content"])}
-            for message in chat
-            if message["role"] != "system"
-        ]
-        return {"model": self.model, "contents": contents, "config": config | ours}
-
-
-def _open_session(url: str) -> aiohttp.ClientSession:
-    """The connections to one address, whoever asks; the SDK's own would send it a login from `~/.netrc`."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), proxy=chat_completions.environment_proxy(url))
+        if extra_body := given.pop("extra_body", None):
+            config["http_options"]["extra_body"] = extra_body
+        return {"model": self.model, "contents": contents, "config": config | given}
 
 
 @lru_cache
 def _default_credentials(auth: Any, path: str | None) -> tuple[Any, str | None]:
-    """The credentials of this machine; the search for them may ask the network."""
+    """Return the credentials of this machine; the search for them may use the network."""
     return auth.default(scopes=LOGIN_SCOPES)
-
-
-def _encode_format(response_format: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's ways to say it as Gemini wants them; any other dictionary is Gemini's own."""
-    match response_format:
-        case {"type": "text"}:
-            return {"response_mime_type": "text/plain"}
-        case {"type": "json_object"}:
-            return {"response_mime_type": "application/json"}
-        case {"type": "json_schema", "json_schema": {"schema": schema}}:
-            return {"response_mime_type": "application/json", "response_json_schema": schema}
-        case _:
-            return response_format
-
-
-def _encode_parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A message's content as Gemini's parts."""
-    return [{"text": content}] if isinstance(content, str) else [_encode_part(part) for part in content]
-
-
-def _encode_part(part: dict[str, Any]) -> dict[str, Any]:
-    match part:
-        case {"type": "text", "text": str(text)}:
-            return {"text": text}
-        case {"type": "image_url", "image_url": {"url": str(url)}}:
-            if image := parse_data_url(url):
-                return {"inline_data": {"mime_type": image[0], "data": b64decode(image[1])}}
-            return {"file_data": {"file_uri": url, "mime_type": guess_type(urlsplit(url).path)[0]}}
-        case _:
-            raise Rejected(f"`VertexAILLM` takes texts and images, not `{part.get('type')}` parts.")
-
-
-def _decode(reply: dict[str, Any], num_generations: int) -> GenerateOutput:
-    """A reply's texts; each `None` of the filter where the prompt was blocked, which brings no candidates."""
-    blocked = (reply.get("promptFeedback") or {}).get("blockReason")
-    candidates = reply.get("candidates") or []
-    if not candidates and not blocked:
-        raise LookupError("no candidates")
-    candidates = sorted(candidates, key=lambda candidate: candidate.get("index") or 0)
-    candidates += [{"finishReason": "SAFETY" if blocked else "OTHER"}] * (num_generations - len(candidates))
-    parts = [(candidate.get("content") or {}).get("parts") or [] for candidate in candidates]
-    usage = reply.get("usageMetadata") or {}
-    thoughts = usage.get("thoughtsTokenCount") or 0
-    return GenerateOutput(
-        [_text(part for part in each if not part.get("thought")) for each in parts],
-        finish_reasons=[
-            FINISH_REASONS.get(reason, "content_filter") if (reason := candidate.get("finishReason")) else None
-            for candidate in candidates
-        ],
-        reasoning=[_text(part for part in each if part.get("thought")) for each in parts],
-        logprobs=[_logprobs(candidate.get("logprobsResult") or {}) or None for candidate in candidates],
-        usage=Usage(
-            input_tokens=(usage.get("promptTokenCount") or 0) + (usage.get("toolUsePromptTokenCount") or 0),
-            output_tokens=(usage.get("candidatesTokenCount") or 0) + thoughts,
-            cache_read_input_tokens=usage.get("cachedContentTokenCount") or 0,
-            reasoning_output_tokens=thoughts,
-        ),
-    )
-
-
-def _text(parts: Iterable[dict[str, Any]]) -> str | None:
-    return "".join(texts) if (texts := [part["text"] for part in parts if "text" in part]) else None
-
-
-def _logprobs(result: dict[str, Any]) -> Logprobs:
-    chosen = result.get("chosenCandidates") or []
-    likeliest = [place.get("candidates") or [] for place in result.get("topCandidates") or [{}] * len(chosen)]
-    places = [
-        [token, *(other for other in others if other["token"] != token["token"])]
-        for token, others in zip(chosen, likeliest, strict=False)
-    ]
-    return [[{"token": each["token"], "logprob": each["logProbability"]} for each in place] for place in places]

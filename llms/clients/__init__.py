@@ -1,1 +1,1 @@
-"""The event loop, the clients that live on it, and the wire formats they speak."""
+"""The shared event loop, the clients that live on it, and their wire formats."""

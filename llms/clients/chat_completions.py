@@ -1,23 +1,20 @@
-"""The wire most providers speak: OpenAI's chat completions, over aiohttp.
+"""Wire format of OpenAI's chat completions, which most providers speak, over aiohttp.
 
-The SDKs cost ten times the CPU of the request they send; their hot path is this one. A test sends the same calls
-through the SDK and compares.
+The SDKs cost ten times the CPU of the request they send. Tests make the same calls through them and compare.
 """
 
 import json
 import re
 import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from pydantic import BaseModel
 
 from llms.clients import event_loop
 from llms.clients.errors import error_from_response, error_message, rate_limit_headers
+from llms.clients.http import environment_proxy, open_session
 from llms.config import redaction
 from llms.errors import Fatal, Transient
 from llms.typing import ChatType, FinishReason, GenerateOutput, Logprobs, TokenLogprob, Usage
@@ -35,27 +32,27 @@ FINISH_REASONS: dict[str, FinishReason] = {
     "error": "error",
     "abort": "error",
 }
-"""What servers say, in our one vocabulary."""
+"""Finish reasons of all servers, in our vocabulary."""
 
 
 ReplyDecoder = Callable[[Any, Mapping[str, str]], GenerateOutput]
-"""Makes an answer of a reply's JSON and its headers."""
+"""Decodes a response from its JSON and its headers."""
 
 
 async def complete(
     url: str, headers: dict[str, str], body: dict[str, Any], timeout: float, decoder: ReplyDecoder | None = None
 ) -> GenerateOutput:
-    """Send one request and read the reply.
+    """Send a request and decode its response.
 
     Args:
-        url: The whole of the address.
-        headers: The key's among them.
-        body: What `encode` made.
+        url: The full URL.
+        headers: With the key among them.
+        body: From `encode`.
         timeout: Seconds to wait.
-        read: Makes the answer of a reply and its headers, where that is not a chat completion.
+        decoder: For a response that is not a chat completion.
 
     Raises:
-        LLMError: Of the class the failure belongs to; it never holds the headers.
+        LLMError: Of the class that tells what to do; it never holds the headers.
     """
     return await event_loop.run_on_loop(_complete(url, headers, body, timeout, decoder))
 
@@ -63,7 +60,7 @@ async def complete(
 async def _complete(
     url: str, headers: dict[str, str], body: dict[str, Any], timeout: float, decoder: ReplyDecoder | None
 ) -> GenerateOutput:
-    session = event_loop.shared_client("aiohttp", _open_session, lambda session: session.close())
+    session = event_loop.shared_client("aiohttp", open_session, lambda session: session.close())
     started = time.perf_counter()
     try:
         async with session.post(
@@ -75,8 +72,8 @@ async def _complete(
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
         failure = Fatal(f"`{url}` is not an address: `base_url` is one, `https://` included.")
     except aiohttp.ClientError as error:
-        what = redaction.redact(f"{error}", ())  # a proxy that refuses is named with its login
-        failure = Transient(f"`{url}`: {type(error).__name__}: {what}")
+        detail = redaction.redact(f"{error}", ())  # a proxy that refuses is named with its login
+        failure = Transient(f"`{url}`: {type(error).__name__}: {detail}")
     except ValueError as error:  # a key with a line break, a login in the URL: no request was sent
         failure = Fatal(f"`{url}` cannot be asked: {error}")
     else:
@@ -107,10 +104,10 @@ def _parse_response(
 def encode(
     model: str, chat: ChatType, num_generations: int, options: BaseModel, structured: dict[str, Any]
 ) -> dict[str, Any]:
-    """The body of one chat completion; an option that is unset is not in it.
+    """Return the body of a request; unset options are left out.
 
     Args:
-        held_to: The members that hold the answer to a structure.
+        structured: From `encode_structured_output`.
     """
     body: dict[str, Any] = {"model": model, "messages": chat}
     if num_generations > 1:
@@ -125,12 +122,12 @@ def encode_structured_output(
     schema: dict[str, Any] | str,
     strict: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
 ) -> dict[str, Any]:
-    """The members of a body that hold the answer to a structure.
+    """Return the members of a request's body that constrain the answer to a structure.
 
     Args:
         mode: `json_schema`, `tool`, `json_object`, `prompt` or `regex`.
-        schema: The JSON schema, or the pattern.
-        strict: Makes a schema that the API can keep to strictly, or `None` of one that has no such form.
+        schema: The JSON schema, or the regular expression.
+        strict: Narrows a schema to those the API can enforce strictly; `None` if it has no such form.
     """
     if isinstance(schema, str):
         return {"structured_outputs": {mode: schema}}  # the servers of vLLM
@@ -150,7 +147,7 @@ def encode_structured_output(
 
 
 def decode(reply: dict[str, Any]) -> GenerateOutput:
-    """A reply's texts in the order of its choices, with why each ended and what they cost together."""
+    """Decode a response: the texts in the order of its choices, and their usage together."""
     if not reply["choices"]:
         raise LookupError("no choices")
     choices = sorted(reply["choices"], key=lambda choice: choice.get("index") or 0)
@@ -176,7 +173,7 @@ def decode(reply: dict[str, Any]) -> GenerateOutput:
 
 
 def _message_text(message: dict[str, Any]) -> str | None:
-    """The text of a message, or of its parts; the arguments of the tool it was made to call."""
+    """Return the text of a message or of its parts, or the arguments of the tool it had to call."""
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(part["text"] for part in content if part.get("type") == "text") or None
@@ -187,7 +184,7 @@ def _message_text(message: dict[str, Any]) -> str | None:
 
 
 def _reasoning(message: dict[str, Any]) -> str | None:
-    """What the model thought first, wherever the provider puts that."""
+    """Return the reasoning of a message, from whichever member the provider has for it."""
     if isinstance(content := message.get("content"), list):
         thoughts = [part.get("thinking") for part in content if part.get("type") == "thinking"]
         texts = [each if isinstance(each, str) else _message_text({"content": each}) for each in thoughts if each]
@@ -197,26 +194,14 @@ def _reasoning(message: dict[str, Any]) -> str | None:
 
 def _logprobs(choice: dict[str, Any]) -> Logprobs | None:
     logprobs = choice.get("logprobs") or {}
-    if places := logprobs.get("content"):
-        return [_chosen_first(place) for place in places]
+    if positions := logprobs.get("content"):
+        return [_chosen_first(position) for position in positions]
     if tokens := logprobs.get("tokens"):  # Together's shape
         pairs = zip(tokens, logprobs["token_logprobs"], strict=True)
         return [[{"token": token, "logprob": logprob}] for token, logprob in pairs]
     return None
 
 
-def _chosen_first(place: dict[str, Any]) -> list[TokenLogprob]:
-    others = [each for each in place.get("top_logprobs") or [] if each["token"] != place["token"]]
-    return [{"token": each["token"], "logprob": each["logprob"]} for each in (place, *others)]
-
-
-def _open_session() -> aiohttp.ClientSession:
-    # No limit: admission is the engine's, and a request that queues for a connection spends its time-out there.
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-
-
-@lru_cache(maxsize=100)
-def environment_proxy(url: str) -> str | None:
-    """The proxy the environment names. Not `trust_env`, which also reads `~/.netrc`: a login there bars our key."""
-    parts = urlsplit(url)
-    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+def _chosen_first(position: dict[str, Any]) -> list[TokenLogprob]:
+    others = [each for each in position.get("top_logprobs") or [] if each["token"] != position["token"]]
+    return [{"token": each["token"], "logprob": each["logprob"]} for each in (position, *others)]

@@ -1,4 +1,4 @@
-"""A chat as one text: what a model's own template makes of it, in a sandbox."""
+"""Chat templates: a chat as one text, rendered by the model's own template in a sandbox."""
 
 from datetime import datetime
 from functools import lru_cache
@@ -14,19 +14,19 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "<|im_start|>assistant\n"
 )
-"""For files without a template; llama.cpp's server takes the same."""
+"""Default for files without a template, as in llama.cpp's server."""
 
 
 def render_chat(template: str | None, chat: ChatType, **special: str) -> str:
-    """The chat as the model was trained to read it, up to where its answer begins.
+    """Render the chat as the model was trained to read it, up to where its answer begins.
 
     Args:
         template: The model's Jinja template.
         chat: Messages of text.
-        special: The texts of special tokens, such as `bos_token`.
+        special: Texts of special tokens, such as `bos_token`.
 
     Raises:
-        Rejected: If the template refuses the chat, or there is more in it than text.
+        Rejected: If the template refuses the chat, or it has other parts than text.
     """
     messages = [{**message, "content": message_text(message)} for message in chat]
     try:
@@ -36,10 +36,10 @@ def render_chat(template: str | None, chat: ChatType, **special: str) -> str:
 
 
 def message_text(message: Message) -> str:
-    """The text of a message.
+    """Return the text of a message.
 
     Raises:
-        Rejected: If there is more in it than text.
+        Rejected: If it has other parts than text.
     """
     content = message["content"]
     if isinstance(content, str):

@@ -1,4 +1,4 @@
-"""What a reply that brought no answer means, and what an SDK's exception does: one of our own errors."""
+"""Errors of a provider's HTTP responses and of its SDK's exceptions, as one of our own."""
 
 import json
 import math
@@ -13,11 +13,11 @@ from llms.errors import Fatal, LLMError, Rejected, Transient, error_from_status
 TRANSIENT_ERROR_NAMES = re.compile(
     "timeout|connect|protocol|disconnect|network|payload|readerror|writeerror|jsondecode|incomplete", re.I
 )
-"""Names of exceptions that tell of a bad line, in whatever HTTP library an SDK stands on."""
+"""Class names of network errors, in any HTTP library an SDK may use."""
 
 
 def error_from_response(status: int, headers: Mapping[str, str], text: str, url: str) -> LLMError:
-    """What a reply that is not 200 means."""
+    """Return the error for a response that is not 200."""
     message, code = error_message(text)
     folded = {name.lower(): value for name, value in headers.items()}
     wait = _retry_after(folded)
@@ -32,12 +32,12 @@ def error_from_response(status: int, headers: Mapping[str, str], text: str, url:
 
 
 def error_from_sdk(error: Exception, url: str, *, text: str | None = None) -> LLMError:
-    """What an exception of a provider's SDK means: by its HTTP status first, by its class second.
+    """Return the error for an exception of a provider's SDK: by its HTTP status first, by its class second.
 
     Args:
-        error: Whatever the SDK raised.
-        url: What was asked, for the message.
-        text: The reply's body, where the SDK keeps it in a place of its own.
+        error: The SDK's exception.
+        url: The requested URL, for the message.
+        text: The body of the response, where the SDK has an attribute of its own for it.
     """
     if isinstance(error, LLMError):
         return error
@@ -54,20 +54,20 @@ def error_from_sdk(error: Exception, url: str, *, text: str | None = None) -> LL
     if isinstance(error, TimeoutError) or "Timeout" in names and not f"{error}":
         return Transient(f"`{url}` gave no answer in time (`timeout`).")
     cause = f" ({error.__cause__})" if error.__cause__ else ""  # some SDKs say only "Connection error."
-    words = error_message(_error_body(error, response))[0] if status == 200 else error
-    message = f"`{url}`: {type(error).__name__}: {words}{cause}"
+    detail = error_message(_error_body(error, response))[0] if status == 200 else error
+    message = f"`{url}`: {type(error).__name__}: {detail}{cause}"
     if isinstance(error, OSError | TimeoutError) or status == 200 or TRANSIENT_ERROR_NAMES.search(names):
         return Transient(message, status=status)
     return Rejected(message)
 
 
 def rate_limit_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers that tell of rate limits, names in lower case."""
+    """Return the headers about rate limits, names in lower case."""
     return {name.lower(): value for name, value in headers.items() if "limit" in name.lower()}
 
 
 def error_message(text: str) -> tuple[str, str | None]:
-    """The message and the code in an error's body, whatever shape it has."""
+    """Return the message and the code in the body of an error, whatever its shape."""
     try:
         body = json.loads(text)
     except ValueError:
@@ -88,19 +88,19 @@ def error_message(text: str) -> tuple[str, str | None]:
 
 
 def _error_body(error: Exception, response: Any) -> str:
-    """The body of the reply, as a text, wherever the SDK keeps it."""
+    """Return the body of the response as text, from whichever attribute the SDK has for it."""
     for body in (getattr(error, "details", None), getattr(error, "body", None), getattr(error, "error", None)):
         if body and isinstance(body, str | dict | list):
             return body if isinstance(body, str) else json.dumps(body, default=str)
     try:
         text = response.text
-    except Exception:  # a stream that was not read, or no response at all: the exception's own words remain
+    except Exception:  # a stream that was not read, or no response at all: the exception's own message is left
         text = None
     return text if text and isinstance(text, str) else str(error)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds a reply asks us to wait: milliseconds, seconds or a date; `None` when it does not, or makes no sense."""
+    """Return the seconds to wait, given as milliseconds, seconds or a date; `None` if absent or nonsense."""
     for name, seconds in (
         ("retry-after-ms", lambda value: float(value) / 1000),
         ("retry-after", float),
@@ -115,6 +115,6 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _google_retry_delay(text: str) -> float | None:
-    """Seconds that Google asks us to wait, which it says in the body."""
+    """Return the seconds to wait in the body of a Google API's error."""
     delay = re.search(r'"retryDelay":\s*"([\d.]+)s"', text)
     return float(delay[1]) if delay else None

@@ -1,6 +1,6 @@
-"""The one event loop of this process: every async model runs on it, whatever thread or loop asks.
+"""The shared event loop of this process: all async models run on it, whichever thread or loop calls them.
 
-SDK clients and connections break when they meet a second loop, so they all live on this one and are closed with it.
+SDK clients and connections break on a second loop, so they all live on this one and are closed with it.
 """
 
 import asyncio
@@ -16,17 +16,17 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 MAX_OPEN_FILES = 10_240
-"""Files this process may have open, where its system allows so many: each request in flight is one."""
+"""Limit on open files to ask the system for: each request in flight is one."""
 
 SHUTDOWN_TIMEOUT_S = 5.0
-"""Seconds that a client may take to close."""
+"""Time a client has to close."""
 
 WAIT_POLL_S = 1.0
-"""Seconds after which whoever waits looks up: a signal that comes just before it falls asleep does not wake it."""
+"""Interval at which a waiting thread wakes up: a signal that comes just before it sleeps does not wake it."""
 
 
 class _LoopThread:
-    """A thread that runs an event loop, and what has to be closed before it ends."""
+    """A thread that runs an event loop, and the clients to close before it ends."""
 
     def __init__(self) -> None:
         _raise_file_limit()
@@ -37,7 +37,7 @@ class _LoopThread:
         self.thread.start()
 
     async def close(self) -> None:
-        """Give up what still runs, then close every client; one that cannot be closed keeps no other open."""
+        """Cancel all tasks, then close every client; one that fails to close keeps no other open."""
         clients, self.clients = self.clients, {}
         if tasks := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in tasks:
@@ -52,8 +52,8 @@ async def _close_client(close: Callable[[], Awaitable[Any]]) -> None:
 
 
 def _raise_file_limit() -> None:
-    """Raise the usual limit of 1,024 open files, which 1,000 requests in flight meet; it is there for `select`."""
-    with suppress(ImportError, ValueError, OSError):  # there is none, or nobody may raise it
+    """Raise the soft limit on open files: its usual 1,024 (for `select`) is too low for 1,000 requests in flight."""
+    with suppress(ImportError, ValueError, OSError):  # no such limit, or not permitted
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -65,7 +65,7 @@ def _raise_file_limit() -> None:
 
 _current: _LoopThread | None = None
 _inherited: list[_LoopThread] = []
-"""Loops of the process this one was forked from: to let go of one would cut its connections, which are not ours."""
+"""Loops of the parent process, kept after a fork: to free one would cut its connections, which are not ours."""
 
 _lock = threading.Lock()
 
@@ -85,18 +85,16 @@ _scope: ContextVar[set[Future[Any]] | None] = ContextVar("scope", default=None)
 
 @contextmanager
 def cancel_scope() -> Iterator[Callable[[], None]]:
-    """A way to give up everything that is run inside, in whatever thread that inherits this context."""
-    waiting = set[Future[Any]]()
-    outer = _scope.set(waiting)
-
+    """Yield a function that cancels everything run inside, in any thread that inherits the context."""
+    token = _scope.set(set[Future[Any]]())
     try:
         yield cancel_all
     finally:
-        _scope.reset(outer)
+        _scope.reset(token)
 
 
 def cancel_all() -> None:
-    """Give up everything that is run in the `cancellable` the caller is in."""
+    """Cancel everything run inside the caller's `cancel_scope`."""
     for each in list(_scope.get() or ()):
         each.cancel()
 
@@ -117,19 +115,19 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
             pass
         return future.result()
     except BaseException:
-        future.cancel()  # the caller gave up (Ctrl-C): nothing it started goes on
+        future.cancel()  # the caller was interrupted (Ctrl-C): nothing it started continues
         raise
 
 
 async def _retrieve_exception(coroutine: Coroutine[Any, Any, T]) -> T:
-    """The coroutine; how it ends is known even if whoever waited for it has gone."""
+    """Await the coroutine, and retrieve its exception even if its caller has gone: else asyncio would log it."""
     task: Any = asyncio.current_task()
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return await coroutine
 
 
 async def run_on_loop(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Await a coroutine that uses shared clients, from whatever loop the caller is on."""
+    """Await a coroutine that uses shared clients, from any loop."""
     running = _loop_thread()
     if asyncio.get_running_loop() is running.loop:
         return await coroutine
@@ -137,7 +135,7 @@ async def run_on_loop(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def shared_client(key: Hashable, build: Callable[[], T], close: Callable[[T], Awaitable[Any]]) -> T:
-    """The client for `key`, built on first use and closed when the process ends. Call it on the loop."""
+    """Return the client of this key, built on first use and closed when the process ends. Call it on the loop."""
     clients = _loop_thread().clients
     if key not in clients:
         client = build()
@@ -147,7 +145,7 @@ def shared_client(key: Hashable, build: Callable[[], T], close: Callable[[T], Aw
 
 @atexit.register
 def close() -> None:
-    """Close every client and stop the loop; the next `run` starts afresh."""
+    """Close all clients and stop the loop; the next `run` starts another one."""
     global _current
     with _lock:
         ending, _current = _current, None

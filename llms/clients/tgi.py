@@ -1,4 +1,4 @@
-"""The wire of text-generation-inference, Hugging Face's own server: one raw text in, its continuation out."""
+"""Wire format of text-generation-inference, Hugging Face's own server: raw text in, its continuation out."""
 
 import json
 from collections.abc import Mapping
@@ -30,10 +30,10 @@ class TextOptions(CommonOptions):
 
 
 def encode(text: str, options: BaseModel, structured_output: StructuredOutputType | None) -> dict[str, Any]:
-    """The body of one generation; an option that is unset is not in it.
+    """Return the body of a request; unset options are left out.
 
     Args:
-        structure: What the server's grammar holds the answer to.
+        structured_output: Structure for the server's grammar.
     """
     parameters = options.model_dump(exclude_none=True, exclude_unset=True)
     if parameters.get("temperature") == 0:  # the server refuses it
@@ -44,7 +44,7 @@ def encode(text: str, options: BaseModel, structured_output: StructuredOutputTyp
 
 
 def decode(reply: Any, headers: Mapping[str, str]) -> GenerateOutput:
-    """A reply's text, why it ended and what it cost; how long the input was is in a header."""
+    """Decode a response; the number of input tokens is in a header."""
     generated = reply[0] if isinstance(reply, list) else reply
     details = generated.get("details") or {}
     return GenerateOutput(
@@ -58,17 +58,17 @@ def decode(reply: Any, headers: Mapping[str, str]) -> GenerateOutput:
 def _logprobs(details: dict[str, Any]) -> Logprobs | None:
     if not (likeliest := details.get("top_tokens")):
         return None
-    places = zip(details["tokens"], likeliest, strict=True)
-    chosen_first = [(token, *(each for each in others if each["id"] != token["id"])) for token, others in places]
-    return [[{"token": each["text"], "logprob": each["logprob"]} for each in place] for place in chosen_first]
+    positions = zip(details["tokens"], likeliest, strict=True)
+    chosen_first = [(token, *(each for each in others if each["id"] != token["id"])) for token, others in positions]
+    return [[{"token": each["text"], "logprob": each["logprob"]} for each in position] for position in chosen_first]
 
 
 def load_chat_template(tokenizer: str, token: str) -> tuple[str, dict[str, str]]:
-    """The chat template of a tokenizer and the special tokens it may name.
+    """Return the chat template of a tokenizer and the texts of its special tokens.
 
     Args:
         tokenizer: Name of a model on the Hub, or path of a folder.
-        token: Opens models that are not public.
+        token: Access token, for models that are not public.
 
     Raises:
         Fatal: If there is no such model, or it has no template.
@@ -85,7 +85,7 @@ def load_chat_template(tokenizer: str, token: str) -> tuple[str, dict[str, str]]
 
 
 def _read_file(tokenizer: str, name: str, token: str) -> str | None:
-    """The text of a tokenizer's file; `None` if it has no such file."""
+    """Return the text of a tokenizer's file; `None` if it has no such file."""
     from huggingface_hub import errors, hf_hub_download
 
     if Path(tokenizer).is_dir():

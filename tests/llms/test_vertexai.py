@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from llms import Fatal, Rejected, Throttled, Transient
-from llms.clients import chat_completions, event_loop
+from llms.clients import event_loop, http
 from llms.engine import request
 from llms.errors import LLMError
 from llms.typing import ChatType, Usage
@@ -453,7 +453,7 @@ def test_a_login_in_netrc_does_not_reach_google(wire, monkeypatch, tmp_path):
 
 def test_goes_through_the_proxy_of_the_environment(wire, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", wire.url.removesuffix("/v1"))
-    chat_completions.environment_proxy.cache_clear()
+    http.environment_proxy.cache_clear()
     assert gemini(wire, base_url="http://google.invalid").generate([CHAT]) == [["Madrid."]]
     assert wire.requests[0].path.startswith("http://google.invalid/")
 
