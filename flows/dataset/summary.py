@@ -14,14 +14,14 @@ class ModelSummary(BaseModel):
     """Usage of one model in one step; tokens under OpenTelemetry's GenAI names."""
 
     requests: int = 0
-    cached: int = Field(default=0, description="Answers that were in the store already, and cost nothing.")
+    cached: int = Field(default=0, description="Answers found in the store, which cost nothing.")
     input_tokens: int = 0
     output_tokens: int = 0
     cache_read_input_tokens: int = 0
     reasoning_output_tokens: int = 0
     cache_creation_input_tokens: int = 0
-    cost: float | None = Field(default=0.0, description="Dollars; `None` when a price is not known.")
-    seconds: float = Field(default=0.0, description="Seconds its requests took, added up.")
+    cost: float | None = Field(default=0.0, description="Dollars; `None` when a price is unknown.")
+    seconds: float = Field(default=0.0, description="Total seconds of its requests.")
 
     def add(self, used: ModelUsage) -> None:
         """Add the usage of a batch."""
@@ -36,11 +36,11 @@ class ModelSummary(BaseModel):
 class StepSummary(BaseModel):
     """Rows, failures and usage of one step."""
 
-    rows_in: int = Field(default=0, description="Rows it was given; none, if it is a source.")
+    rows_in: int = Field(default=0, description="Rows it took in; none for a source.")
     rows: int = Field(default=0, description="Rows it passed on.")
     failures: int = Field(default=0, description="Rows that failed in it.")
-    errors: dict[str, int] = Field(default_factory=dict, description="The same by the class of the error.")
-    seconds: float = Field(default=0.0, description="Seconds its batches took, added up.")
+    errors: dict[str, int] = Field(default_factory=dict, description="Failures by class of error.")
+    seconds: float = Field(default=0.0, description="Total seconds of its batches.")
     models: dict[str, ModelSummary] = Field(default_factory=dict)
 
 
@@ -48,10 +48,10 @@ class Summary(BaseModel):
     """Rows, failures, tokens and seconds of a run, in all and by step and model."""
 
     rows: int = Field(default=0, description="Rows in the datasets.")
-    failures: int = Field(default=0, description="Rows that failed, in whatever step.")
+    failures: int = Field(default=0, description="Rows that failed, in any step.")
     input_tokens: int = 0
     output_tokens: int = 0
-    cost: float | None = Field(default=0.0, description="Dollars; `None` when a price is not known.")
+    cost: float | None = Field(default=0.0, description="Dollars; `None` when a price is unknown.")
     seconds: float = Field(default=0.0, description="From the first step's start to the last row on disk.")
     steps: dict[str, StepSummary] = Field(default_factory=dict)
 

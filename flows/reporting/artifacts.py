@@ -88,38 +88,37 @@ class StepProgressArtifacts:
             self._ids[name] = _create(client, self._run, artifact)
 
 
-def publish(run: FlowRun, folder: Path, kept: bool, hide: Callable[[str], str], *names: str) -> None:
+def publish(run: FlowRun, folder: Path, is_permanent: bool, redact: Callable[[str], str], *names: str) -> None:
     """Publish a summary, some rows, some failures, and the place of the files.
 
     Args:
         run: The flow run.
         folder: Folder of the dataset, or of the partial one.
-        kept: Whether the folder outlives the run.
-        hide: Redacts secrets in a text: some providers repeat them.
+        is_permanent: Whether the folder outlives the run.
+        redact: Redacts secrets in a text: some providers repeat them.
         names: Prefix of the artifacts' keys.
     """
     client, facts = get_client(sync_client=True), json.loads((folder / "run.json").read_text())
     failures = list(_failures(folder / "errors.parquet"))
     samples = list(_samples(Distiset(folder)))
-    shown: list[Artifact] = [
-        MarkdownArtifact(markdown=_summary(facts, folder if kept else None), key=artifact_key(*names, "summary"))
-    ]
+    summary = _summary(facts, folder if is_permanent else None)
+    shown: list[Artifact] = [MarkdownArtifact(markdown=summary, key=artifact_key(*names, "summary"))]
     if samples:
         shown.append(TableArtifact(table=samples, key=artifact_key(*names, "samples"), description="The first rows."))
     if failures:
         about = f"The first {MAX_FAILURES_PER_CLASS} of each class of error in a step."
         shown.append(TableArtifact(table=failures, key=artifact_key(*names, "failures"), description=about))
     for file, name in ((folder, "files"), (folder / "errors.parquet", "failed-rows")):
-        if kept and file.exists():
+        if is_permanent and file.exists():
             shown.append(MarkdownArtifact(markdown=_file_link(file.absolute()), key=artifact_key(*names, name)))
     for artifact in shown:
-        _create(client, run, artifact, hide)
+        _create(client, run, artifact, redact)
 
 
-def _create(client: SyncPrefectClient, run: FlowRun, artifact: Artifact, hide: Callable[[str], str] = str) -> UUID:
+def _create(client: SyncPrefectClient, run: FlowRun, artifact: Artifact, redact: Callable[[str], str] = str) -> UUID:
     render: Any = artifact.format
     data = render(_sync=True)  # inside an event loop, too
-    data = hide(data) if isinstance(data, str) else data
+    data = redact(data) if isinstance(data, str) else data
     request = ArtifactCreate(
         type=artifact.type, key=artifact.key, description=artifact.description, data=data, flow_run_id=run.id
     )

@@ -25,7 +25,7 @@ MAX_UPSTREAM_ASSETS = 50
 
 
 def emit_materialization(
-    output: Path, folder: Path, sources: Iterable[GeneratorStep], hide: Callable[[str], str]
+    output: Path, folder: Path, sources: Iterable[GeneratorStep], redact: Callable[[str], str]
 ) -> None:
     """Emit Prefect's asset events of a run, as a task under `@materialize` would, without a task run.
 
@@ -35,7 +35,7 @@ def emit_materialization(
         output: Folder for the dataset.
         folder: Folder with the run's `run.json`; `output` if the run completed.
         sources: Steps its rows come from.
-        hide: Redacts secrets in a text.
+        redact: Redacts secrets in a text.
     """
     manifest = (folder / "run.json").read_bytes()
     facts = json.loads(manifest)
@@ -50,21 +50,18 @@ def emit_materialization(
         **({"manifest": f"sha256:{sha256(manifest).hexdigest()}"} if completed else {"error": facts["error"]}),
     }
     made_with = f" with {', '.join(f'`{model}`' for model in models)}" if models else ""
-    path = Path(hide(f"{output.resolve()}"))
-    asset = Asset(
-        key=asset_key(path.as_uri()),
-        properties=AssetProperties(
-            name=path.name,
-            url=path.as_uri(),
-            description=hide(f"Made by the pipeline `{facts['pipeline']}`{made_with}.")[:MAX_ASSET_DESCRIPTION_LENGTH],
-        ),
-    )
-    read = dict.fromkeys(asset_key(uri) for step in sources for uri in _source_uris(step, hide))
+    path = Path(redact(f"{output.resolve()}"))
+    about = redact(f"Made by the pipeline `{facts['pipeline']}`{made_with}.")[:MAX_ASSET_DESCRIPTION_LENGTH]
+    uri = path.as_uri()
+    asset = Asset(key=asset_key(uri), properties=AssetProperties(name=path.name, url=uri, description=about))
+    upstream = dict.fromkeys(asset_key(uri) for step in sources for uri in _source_uris(step, redact))
     context = AssetContext(
-        direct_asset_dependencies={Asset(key=each) for each in islice(read, MAX_UPSTREAM_ASSETS) if each != asset.key},
+        direct_asset_dependencies={
+            Asset(key=each) for each in islice(upstream, MAX_UPSTREAM_ASSETS) if each != asset.key
+        },
         downstream_assets={asset},
         materialized_by="distilflow",
-        materialization_metadata={asset.key: json.loads(hide(json.dumps(metadata, ensure_ascii=False)))},
+        materialization_metadata={asset.key: json.loads(redact(json.dumps(metadata, ensure_ascii=False)))},
     )
     context.emit_events(Completed() if completed else Failed())
 
@@ -78,16 +75,16 @@ def asset_key(uri: str) -> str:
     return key[: MAX_ASSET_KEY_LENGTH - len(digest)] + digest
 
 
-def _source_uris(step: GeneratorStep, hide: Callable[[str], str]) -> Iterator[str]:
+def _source_uris(step: GeneratorStep, redact: Callable[[str], str]) -> Iterator[str]:
     """Yield the URIs a step reads; none for rows given in Python, and for other sources."""
     paths: Any = step.data_files if isinstance(step, LoadDataFromFiles) else []
     if isinstance(step, LoadDataFromHub):
         if not Path(step.repo_id).exists():
-            yield f"hf://datasets/{quote(hide(step.repo_id))}"
+            yield f"hf://datasets/{quote(redact(step.repo_id))}"
             return
         paths = step.repo_id
     for path in paths if isinstance(paths, list) else [paths]:
-        yield Path(hide(f"{_enclosing_dataset(_resolved_path(Path(path).expanduser()))}")).as_uri()
+        yield Path(redact(f"{_enclosing_dataset(_resolved_path(Path(path).expanduser()))}")).as_uri()
 
 
 def _resolved_path(path: Path) -> Path:

@@ -51,14 +51,14 @@ class PrefectReporter:
         elif error is None:
             states.record_failures(self._context, summary)
         try:
-            self._events.emit(state, event_payload(summary) | ({"error": self._hide(f"{error}")} if error else {}))
+            self._events.emit(state, event_payload(summary) | ({"error": self._redact(f"{error}")} if error else {}))
             if self._output and state != "interrupted":  # Prefect emits nothing for an asset that was cancelled
-                assets.emit_materialization(self._output, folder, self._graph.sources, self._hide)
-            artifacts.publish(run, folder, self._output is not None, self._hide, *self._names)
+                assets.emit_materialization(self._output, folder, self._graph.sources, self._redact)
+            artifacts.publish(run, folder, self._output is not None, self._redact, *self._names)
         except Exception as report_error:
             get_run_logger().warning("Prefect's UI does not show what came of the run: %s", report_error)
 
-    def _hide(self, text: str) -> str:
+    def _redact(self, text: str) -> str:
         return redaction.redact(text, self._secrets)
 
 

@@ -56,13 +56,13 @@ def main() -> None:
         metavar="FOLDER | BLOCK",
         help="the `result_storage` of your runs: a folder, or a saved block; where Prefect's settings say when empty",
     )
-    given = parser.parse_args()
-    folder = _results_folder(_storage(given.storage))
+    arguments = parser.parse_args()
+    folder = _results_folder(_storage(arguments.storage))
     try:
-        match given.command:
+        match arguments.command:
             case "prune":
-                _delete(folder, given.older_than, given.only)
-            case "clear" if not given.yes:
+                _delete(folder, arguments.older_than, arguments.only)
+            case "clear" if not arguments.yes:
                 raise SystemExit(
                     f"This deletes every result in `{folder}`; steps do those batches again, with the answers that are "
                     "in the store: add `--yes` to do so."
