@@ -135,7 +135,10 @@ class BatchedLLM(LocalLLM, ABC):
             Rejected: If a chat is too long for the model or for memory.
         """
         engine = self._hidden_state_engine()
-        return self._hidden_states(engine, [_accept(prompt) for prompt in self._prompts(engine, inputs)])
+        try:
+            return self._hidden_states(engine, [_accept(prompt) for prompt in self._prompts(engine, inputs)])
+        finally:
+            del engine  # an error's traceback would hold on to it
 
     def _engine(self) -> Engine:
         return shared_engine(self._engine_key(), self._start_engine)
