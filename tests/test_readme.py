@@ -203,9 +203,11 @@ def test_first_command_prints_what_is_shown(tmp_path, prefect_server):
     assert shape(done.stdout) == shape(shown)
 
 
-def test_ci_runs_the_test_command():
+def test_ci_runs_the_two_commands():
     lines = [line for block in blocks("sh", README) for line in block.code.splitlines()]
-    for module in re.findall(r"\$\(readme (\S+)\)", (ROOT / ".ci" / "core").read_text()):
+    modules = re.findall(r"\$\(readme (\S+)\)", (ROOT / ".ci" / "core").read_text())
+    assert modules == ["flows.text_generation", "pytest"]
+    for module in modules:
         [line] = [line for line in lines if line.endswith(f"-m {module}")]
         made, installed, _ = line.split(" && ")
         assert made == "python3 -m venv .venv" and installed.startswith(".venv/bin/pip install")
