@@ -20,9 +20,10 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from llms.base import LLM, stale_block_message
-from llms.config.strict import did_you_mean, format_validation_error
+from llms.base import LLM
+from llms.config.strict import did_you_mean, format_validation_error, stale_block_message
 from llms.errors import Fatal
+from llms.remote import RemoteLLM
 
 NAME_FORMATS = 'a model is named like `"openai-llm/prod"` or `"OpenAILLM model=gpt-5"`'
 
@@ -127,7 +128,8 @@ def find_secret(value: Any) -> str | None:
 
 def plaintext_secret_message(secret: str, of: type[LLM] | None = None) -> str:
     """Why a secret of a model is refused, and where it belongs."""
-    variable = f"`{of._api_key_env}`" if hasattr(of, "_api_key_env") else "the provider's variable"  # type: ignore
+    variable = of.api_key_env() if of and issubclass(of, RemoteLLM) else None
+    variable = f"`{variable}`" if variable else "the provider's variable"
     return f"`{secret}` does not belong in a parameter, which Prefect keeps in clear: set {variable}, or save a block."
 
 

@@ -1,4 +1,4 @@
-"""What every model here is: a Prefect block, plain data, and a function from chats to texts."""
+"""Base classes of models: Prefect blocks that hold configuration and turn chats into texts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -6,51 +6,31 @@ from typing import Annotated, Any, ClassVar, Self, final
 
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import BlockDocument
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import AfterValidator, ConfigDict, Field, GetJsonSchemaHandler, TypeAdapter, ValidationError
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from llms.clients import event_loop
 from llms.config import forms, redaction
 from llms.config.signature import options_from_signature
-from llms.config.strict import StrictModel, format_validation_error
-from llms.engine import batch, request
+from llms.config.strict import StrictModel, drop_none, format_validation_error, stale_block_message
+from llms.engine.batch import generate_async, generate_sync, make_requests
+from llms.engine.request import Request, limiter_stats
 from llms.errors import BudgetExceeded, Fatal, LLMError, Rejected
-from llms.structured.output import StructuredOutput, canonical_schema
+from llms.store.key import resolve_file
+from llms.structured.output import StructuredOutput
 from llms.typing import ChatType, FormattedInput, GenerateOutput, HiddenState, StructuredOutputType, Usage
 
 
-def _drop_none(options: dict[str, Any]) -> dict[str, Any]:
-    """What was given: a form says `None` of the options that nobody filled in."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def stale_block_message(name: str, error: RuntimeError) -> str | None:
-    """What to do where Prefect could not load a block since the fields of its model have changed."""
-    if not isinstance(error.__cause__, ValidationError):
-        return None
-    return (
-        f"the block `{name}` was saved when its model had other fields: {format_validation_error(error.__cause__)} "
-        f"Saving it again would keep them: `prefect block delete {name}`, and save it anew."
-    )
-
-
 class _LoadOrPrepare:
-    """`OpenAILLM.load("prod")` reads a saved block; `llm.load()` readies this one."""
+    """The attribute `load`: of a class, Prefect's `load("prod")` of a saved block; of a model, `prepare`."""
 
     def __get__(self, llm: "LLM | None", cls: type["LLM"]) -> Any:
         return super(LLM, cls).load if llm is None else llm._prepare_redacted
 
 
 class LLM(StrictModel, Block, ABC):
-    """Turns chats into texts. Subclass it for engines that take a whole batch at once.
+    """A model that answers a whole batch of chats per call.
 
     A subclass gives `model_name` and `generate`; the keyword arguments of `generate` besides the inputs and
     `num_generations` are its runtime parameters. It holds configuration only, never a client or an engine, so it
@@ -60,17 +40,19 @@ class LLM(StrictModel, Block, ABC):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), hide_input_in_errors=True)
 
     load: ClassVar[Any] = _LoadOrPrepare()
+    """Load a saved block, or prepare this model, with errors that hold no secret. Usually not overridden."""
 
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions that answers come from or through; `run.json` records their versions."""
 
     Options: ClassVar[type[StrictModel]] = StrictModel
-    """Runtime parameters of `generate`, a nested model; a serialization alias is the provider's name on the wire."""
+    """Runtime parameters, read from the signature of `generate` if not given; a serialization alias is the provider's
+    name of one. Override this in subclasses that have bounds, descriptions or aliases for them."""
 
     use_cache: bool = Field(
         default=True, description="Take answers that are in the store already; new ones are stored either way."
     )
-    generation_kwargs: Annotated[dict[str, Any], AfterValidator(_drop_none)] = Field(
+    generation_kwargs: Annotated[dict[str, Any], AfterValidator(drop_none)] = Field(
         default_factory=dict, description="Runtime parameters used wherever a call gives none of its own."
     )
 
@@ -95,64 +77,79 @@ class LLM(StrictModel, Block, ABC):
         try:
             return super()._load_from_block_document(block_document, validate)
         except RuntimeError as error:
-            if cure := stale_block_message(f"{cls.get_block_type_slug()}/{block_document.name}", error):
-                raise RuntimeError(cure) from None
+            if message := stale_block_message(f"{cls.get_block_type_slug()}/{block_document.name}", error):
+                raise RuntimeError(message) from None
             raise
 
     @property
     @abstractmethod
     def model_name(self) -> str:
-        """The name that labels every row this model wrote."""
+        """Return the name of the model, a label of every row it wrote. Override this in subclasses."""
 
     @abstractmethod
     def generate(self, inputs: list[ChatType], num_generations: int = 1, **kwargs: Any) -> list[GenerateOutput]:
-        """Answer every chat `num_generations` times, in order."""
+        """Return `num_generations` texts for every chat, in order. Override this in subclasses."""
 
     def get_last_hidden_state(self, inputs: list[ChatType]) -> list[HiddenState]:
-        """The last hidden state of every chat, `[num_tokens, hidden_size]` each.
+        """Return the last hidden state of every chat, `[num_tokens, hidden_size]` each.
+
+        Override this in subclasses whose models run in this process.
 
         Raises:
-            Fatal: If this model cannot give it.
+            Fatal: If this model gives none.
         """
         raise Fatal(f"`{type(self).__name__}` gives no hidden states: a model that runs in this process does.")
 
     @final
     def get_last_hidden_states(self, inputs: list[ChatType]) -> list[HiddenState]:
-        """The same as `get_last_hidden_state`."""
+        """Call `get_last_hidden_state`, under the name that other libraries use."""
         return self.get_last_hidden_state(inputs)
 
     def prepare(self) -> None:
-        """Acquire what is slow to acquire, and say what is missing. Optional; twice is harmless.
+        """Check for packages, keys and files, and load what takes long; calling it again has no effect.
 
-        Override it to check for a package, a key or a file; `llm.load()` calls it.
+        `llm.load()` calls it. Override this in subclasses that need any of these.
+
+        Raises:
+            Fatal: If something is missing.
         """
 
-    def _prepare_redacted(self, ready: Callable[[], None] | None = None) -> None:
-        """The same, with errors that hold no secret."""
+    def _prepare_redacted(self, prepare: Callable[[], None] | None = None) -> None:
+        """Call `prepare`, with errors that hold no secret. Usually not overridden."""
         try:
-            (ready or self.prepare)()
+            (prepare or self.prepare)()
         except LLMError as error:
             redaction.redact_error(error, self)
             raise
 
     def prepare_hidden_states(self) -> None:
-        """What `load` does, for hidden states alone. Override it where those have an engine of their own."""
+        """Prepare for hidden states alone. Override this in subclasses that have an engine of their own for them."""
         self.load()
 
     @final
     def load_hidden_states(self) -> None:
-        """Ready this model for `get_last_hidden_state` alone."""
+        """Prepare this model for `get_last_hidden_state` alone."""
         self._prepare_redacted(self.prepare_hidden_states)
 
     def unload(self) -> None:
-        """Let go of memory and connections. The block stays usable."""
+        """Release memory and connections; the block stays usable. Override this in subclasses that hold any."""
 
     def cost(self, usage: Usage) -> float | None:
-        """Dollars for this usage; `None` when the price is not known."""
+        """Return dollars for this usage, `None` if unknown. Override this in subclasses that know their price."""
         return None
 
+    def secret_values(self) -> set[str]:
+        """Return the secrets that errors must not repeat. Override this in subclasses that read one from elsewhere."""
+        return redaction.secrets_in_fields(self)
+
+    def cache_fields(self) -> dict[str, Any]:
+        """Return the fields a stored answer depends on; a file counts with its content. Usually not overridden."""
+        return {name: resolve_file(getattr(self, name)) for name in type(self).model_fields}
+
     def options(self, kwargs: Mapping[str, Any]) -> StrictModel:
-        """These runtime parameters over the block's own, coerced to their types.
+        """Return the block's runtime parameters, updated with these and coerced to their types.
+
+        Usually not overridden.
 
         Raises:
             Fatal: If a name is unknown or a value has the wrong type.
@@ -163,23 +160,27 @@ class LLM(StrictModel, Block, ABC):
             raise Fatal(f"Runtime parameters of `{type(self).__name__}`: {format_validation_error(error)}") from None
 
     def with_structured_output(self, structured_output: Any) -> Self:
-        """This model, its texts held to a structure.
+        """Return a copy of this model whose texts must match a structure.
+
+        Override this in subclasses that support one and are no `StructuredLLM`.
 
         Raises:
-            Fatal: If it cannot be held to any.
-            Rejected: If it cannot be held to this one.
+            Fatal: If the model supports no structured output.
+            Rejected: If it does not support this structure.
         """
         raise Fatal(f"`{type(self).__name__}` cannot be held to a `structured_output`.")
 
     def generate_outputs(
         self, inputs: Sequence[FormattedInput], num_generations: int = 1, **kwargs: Any
     ) -> list[GenerateOutput]:
-        """What a `Task` calls: `generate` with `generation_kwargs`, where one bad chat costs only its own answer.
+        """Generate as a `Task` does: a chat that fails costs only its own answer. Usually not overridden.
 
-        What is in the store already is not asked again, unless `use_cache` is off.
+        Stored answers are used if `use_cache` is on; new ones are stored.
 
         Args:
-            inputs: Chats, or pairs of a chat and the `structured_output` its answer is held to.
+            inputs: Chats, or pairs of a chat and the `structured_output` that its answer must match.
+            num_generations: Generations per chat.
+            **kwargs: Runtime parameters, over `generation_kwargs`.
 
         Returns:
             One output per chat, in order; a chat that failed has `None` texts and its `error`.
@@ -187,39 +188,26 @@ class LLM(StrictModel, Block, ABC):
         Raises:
             Fatal: If no request can work.
         """
-        return self._answered(inputs, num_generations, kwargs, look_up=self.use_cache)
+        return self._generate_outputs(inputs, num_generations, kwargs, self.use_cache)
 
-    def _answered(
-        self, inputs: Sequence[FormattedInput], num_generations: int, kwargs: dict[str, Any], look_up: bool
+    def _generate_outputs(
+        self, inputs: Sequence[FormattedInput], num_generations: int, kwargs: dict[str, Any], use_cache: bool
     ) -> list[GenerateOutput]:
+        """Generate with or without the cache. Usually not overridden."""
         options = self.options(kwargs).model_dump(exclude_unset=True)
-        models: dict[str, Self] = {}
-        requests: dict[int, tuple[Self, ChatType]] = {}
-        outputs: dict[int, GenerateOutput] = {}
-        for at, given in enumerate(inputs):
-            chat, structure = given if isinstance(given, tuple) else (given, None)
-            try:
-                name = canonical_schema(structure)
-                if name not in models:
-                    models[name] = self if structure is None else self.with_structured_output(structure)
-            except Rejected as error:
-                outputs[at] = GenerateOutput.failed(error, num_generations)
-            else:
-                requests[at] = (models[name], chat)
-        answers = self._answers(list(requests.values()), num_generations, options, look_up)
-        outputs |= zip(requests, answers, strict=True)
-        return [outputs[at] for at in range(len(inputs))]
+        requests = make_requests(self, inputs, num_generations, options)
+        outputs = iter(self._send_all([each for each in requests if isinstance(each, Request)], use_cache))
+        return [next(outputs) if isinstance(each, Request) else each for each in requests]
 
-    def _answers(
-        self, requests: Sequence[tuple[Any, ChatType]], num_generations: int, options: dict[str, Any], look_up: bool
-    ) -> list[GenerateOutput]:
-        return batch.answer_batch(self, requests, num_generations, options, look_up)
+    def _send_all(self, requests: Sequence[Request[Any]], use_cache: bool) -> list[GenerateOutput]:
+        """Answer requests in order. Usually not overridden."""
+        return generate_sync(self, requests, use_cache)
 
 
 class AsyncLLM(LLM, ABC):
-    """Turns chats into texts, one awaitable call per chat. Subclass it for APIs.
+    """A model that answers one chat per awaitable call, such as an API.
 
-    A subclass gives `model_name` and `agenerate`; concurrency, retries, order and errors are done here.
+    A subclass gives `model_name` and `agenerate`; this class does concurrency, retries, order and errors.
     """
 
     max_concurrency: int = Field(
@@ -245,22 +233,23 @@ class AsyncLLM(LLM, ABC):
     )
 
     max_generations_per_request: ClassVar[int | None] = None
-    """How many generations one request can bring; any number when `None`."""
+    """Generations that one request can return, unlimited if `None`. Override this in subclasses with a limit."""
 
     @abstractmethod
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
-        """Answer one chat `num_generations` times."""
+        """Return `num_generations` texts for one chat. Override this in subclasses."""
 
     def rate_limit_scope(self) -> Hashable:
-        """What shares a provider's limits: equal for models whose requests are counted together.
+        """Return a key that is equal for models whose requests a provider counts together.
 
-        Those that were given different limits, a `max_concurrency` for one, are counted apart all the same.
+        Models with different limits of their own, such as `max_concurrency`, have limiters of their own all the same.
+        Override this in subclasses that have accounts.
         """
         return (type(self).__qualname__, self.model_name)
 
     def limiter_stats(self) -> dict[str, Any]:
-        """How many requests went out at once, what the provider refused, and how the limit moved."""
-        return event_loop.run(request.summary(self))
+        """Return the limiter's counts of requests and refusals, and its limits. Usually not overridden."""
+        return event_loop.run(limiter_stats(self))
 
     @final
     def generate(
@@ -268,10 +257,12 @@ class AsyncLLM(LLM, ABC):
     ) -> list[GenerateOutput]:
         """Answer every chat, concurrently and in order, from a script, a notebook or a running event loop.
 
-        Every call asks; what comes is in the store before it is returned.
+        No stored answers are used; new ones are stored before they are returned.
 
         Args:
-            inputs: Chats, or pairs of a chat and the `structured_output` its answer is held to.
+            inputs: Chats, or pairs of a chat and the `structured_output` that its answer must match.
+            num_generations: Generations per chat.
+            **kwargs: Runtime parameters, over `generation_kwargs`.
 
         Returns:
             One output per chat; a chat that failed has `None` texts and its `error`.
@@ -279,14 +270,13 @@ class AsyncLLM(LLM, ABC):
         Raises:
             Fatal: If no request can work: a missing key, an unknown model, a misspelt parameter.
         """
-        return self._answered(inputs, num_generations, kwargs, look_up=False)
+        return self._generate_outputs(inputs, num_generations, kwargs, use_cache=False)
 
-    def _answers(
-        self, requests: Sequence[tuple[Any, ChatType]], num_generations: int, options: dict[str, Any], look_up: bool
-    ) -> list[GenerateOutput]:
+    def _send_all(self, requests: Sequence[Request[Any]], use_cache: bool) -> list[GenerateOutput]:
+        """Prepare, then send requests concurrently. Usually not overridden."""
         self._prepare_redacted()
         try:
-            return event_loop.run(batch.answer_all(self, requests, num_generations, options, look_up))
+            return event_loop.run(generate_async(self, requests, use_cache))
         except BudgetExceeded:
             raise
         except Fatal:
@@ -295,7 +285,7 @@ class AsyncLLM(LLM, ABC):
 
 
 class StructuredLLM(LLM, ABC):
-    """A model that can be held to a JSON schema or a pattern."""
+    """A model that supports structured output: texts that match a JSON schema or a regular expression."""
 
     structured_output: StructuredOutput | None = Field(
         default=None,
@@ -307,19 +297,19 @@ class StructuredLLM(LLM, ABC):
     )
 
     def with_structured_output(self, structured_output: Any) -> Self:
-        """This model, its texts held to a structure, however that is written.
+        """Return a copy of this model whose texts must match a structure. Usually not overridden.
 
         Raises:
-            Rejected: If it is no structure, or one that this model cannot be held to.
+            Rejected: If it is no structure, or the model does not support it.
         """
         try:
-            held = self.model_copy(update={"structured_output": _STRUCTURED_OUTPUT.validate_python(structured_output)})
-            held._prepare_redacted()
+            copy = self.model_copy(update={"structured_output": _STRUCTURED_OUTPUT.validate_python(structured_output)})
+            copy._prepare_redacted()
         except ValidationError as error:
             raise Rejected(f"`structured_output`: {format_validation_error(error)}", attempts=0) from None
         except Fatal as error:
             raise Rejected(error.message, attempts=0) from None
-        return held
+        return copy
 
 
 _STRUCTURED_OUTPUT: TypeAdapter[StructuredOutputType] = TypeAdapter(StructuredOutput)

@@ -1,8 +1,9 @@
-"""Models behind an API: where it is, which key opens it, how long to wait, how it is held to a schema."""
+"""Models behind an API: base URL, key, timeout, price, and the ways to structured output."""
 
 import os
 from abc import ABC
 from collections.abc import Hashable
+from contextlib import suppress
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr
@@ -15,12 +16,12 @@ from llms.structured.output import with_schema_prompt
 from llms.typing import ChatType, Usage
 
 StructuredMode = Literal["json_schema", "tool", "json_object", "prompt"]
-"""How a model is held to a JSON schema: by the API, as the arguments of a tool it must call, or by words, with an API
-that keeps it to JSON of whatever kind or does nothing. The answer is checked in each case."""
+"""How an API makes a model follow a JSON schema: constrained decoding (`json_schema`), the arguments of a tool that the
+model must call, or a prompt, with JSON of any kind enforced (`json_object`) or not. Every answer is validated."""
 
 
 class RemoteLLM(AsyncLLM, StructuredLLM, ABC):
-    """A model behind an API. Subclasses state facts: the key's variable, the default URL, what the API can do."""
+    """A model behind an API. Subclasses state facts: the variable of the key, the default URL, the modes."""
 
     model: str = Field(description="Name of the model, as the provider spells it.")
     base_url: str | None = Field(
@@ -40,51 +41,88 @@ class RemoteLLM(AsyncLLM, StructuredLLM, ABC):
     )
 
     _provider: ClassVar[str | None] = None
+    """The provider's name in the price table. Override this in subclasses whose prices are in it."""
     _api_key_env: ClassVar[str]
+    """The environment variable of the key. Override this in subclasses."""
     _other_api_key_envs: ClassVar[tuple[str, ...]] = ()
-    """More variables a key is looked for in, after the first."""
+    """Variables that may hold the key too. Override this in subclasses that have any."""
     _base_url_env: ClassVar[str | None] = None
+    """The environment variable of the base URL. Override this in subclasses that have one."""
     _default_base_url: ClassVar[str | None]
+    """The base URL if none is given; `None` if there is no default. Override this in subclasses."""
     _structured_modes: ClassVar[tuple[StructuredMode, ...]] = ("json_schema", "tool", "json_object", "prompt")
-    """The ways its API has, the strictest first."""
+    """Modes that the API supports, the strictest first. Override this in subclasses that support fewer."""
     _supports_regex: ClassVar[bool] = False
-    """Whether its API can hold a text to a regular expression."""
+    """Whether the API can constrain texts to a regular expression. Override this in subclasses that can."""
 
     @property
     def model_name(self) -> str:
-        """The provider's name of the model."""
+        """Return the provider's name of the model. Usually not overridden."""
         return self.model
 
     def prepare(self) -> None:
-        """Check that there is an address, a key, and a way to hold texts to the `structured_output`.
+        """Check that there is a base URL, a key, and a mode for the `structured_output`.
+
+        Override this in subclasses that need a package, and call `super().prepare()`.
 
         Raises:
-            Fatal: Naming what is missing.
+            Fatal: If something is missing.
         """
         self._resolve_base_url()
         self._resolve_api_key()
         self._resolve_structured_mode()
 
     def cost(self, usage: Usage) -> float | None:
-        """Dollars for this usage, at the price given or, at the provider's own address, its list price."""
+        """Return dollars for this usage, by `price` or, at the provider's own URL, by its list price.
+
+        Override this in subclasses whose price is known otherwise.
+        """
         price = self.price
         if price is None and self._provider and self._resolve_base_url() == self._default_base_url:
             price = list_price(self._provider, self.model)
         return price.cost(usage) if price else None
 
     def rate_limit_scope(self) -> Hashable:
-        """The address, the key (its hash) and the model."""
+        """Return the base URL, the hash of the key, and the model.
+
+        Override this in subclasses whose provider counts requests otherwise.
+        """
         return (self._resolve_base_url(), hash(self._resolve_api_key()), self.model_name)
 
+    def secret_values(self) -> set[str]:
+        """Return the secrets in the fields, in the variables of the key, and the key in use. Usually not overridden."""
+        names = (self.api_key_env(), *self._other_api_key_envs)
+        secrets = super().secret_values() | {key for name in names if name and (key := os.getenv(name))}
+        with suppress(Exception):  # there is no key
+            secrets.add(self._resolve_api_key())
+        return secrets
+
+    def cache_fields(self) -> dict[str, Any]:
+        """Return the fields, with the base URL in use. Usually not overridden."""
+        return {name: getattr(self, name) for name in type(self).model_fields} | {"base_url": self._resolve_base_url()}
+
+    @classmethod
+    def api_key_env(cls) -> str | None:
+        """Return the environment variable of the key, `None` if it depends on the model. Usually not overridden."""
+        return getattr(cls, "_api_key_env", None)
+
     def _resolve_base_url(self) -> str:
-        """The base URL in force, without a slash at its end."""
+        """Return the base URL in use, without a slash at its end. Override this in subclasses that derive it.
+
+        Raises:
+            Fatal: If there is none, or it is no URL.
+        """
         url = self._configured_base_url()
         if not url.startswith(("http://", "https://")):
             raise Fatal(f"`{url}` is not an address: `base_url` is one, `https://` included.")
         return url.rstrip("/")
 
     def _configured_base_url(self) -> str:
-        """The base URL in force, as it was given."""
+        """Return the base URL as configured. Override this in subclasses that accept other spellings.
+
+        Raises:
+            Fatal: If there is none.
+        """
         url = self.base_url or (self._base_url_env and os.getenv(self._base_url_env)) or self._default_base_url
         if not url:
             variable = f" or set `{self._base_url_env}`" if self._base_url_env else ""
@@ -92,7 +130,11 @@ class RemoteLLM(AsyncLLM, StructuredLLM, ABC):
         return url
 
     def _resolve_api_key(self) -> str:
-        """The key in force; whoever calls this must not keep it."""
+        """Return the key in use, which callers must not keep. Override this in subclasses that find it elsewhere.
+
+        Raises:
+            Fatal: If there is none, or it is invalid.
+        """
         names = (self._api_key_env, *self._other_api_key_envs)
         found = [self.api_key.get_secret_value()] if self.api_key else [os.getenv(name) for name in names]
         key = next(filter(None, found), None)
@@ -101,16 +143,22 @@ class RemoteLLM(AsyncLLM, StructuredLLM, ABC):
         return self._validate_api_key(key)
 
     def _validate_api_key(self, key: str) -> str:
-        """The key, if it can stand in a header."""
+        """Return the key if it is valid in a header. Usually not overridden.
+
+        Raises:
+            Fatal: If it is not.
+        """
         if not (key.isascii() and key.isprintable()):
             raise Fatal(f"The API key of `{type(self).__name__}` has a character no key has: a line break?")
         return key
 
     def _resolve_structured_mode(self) -> StructuredMode | Literal["regex"] | None:
-        """How this model is held to its structure; `None` when it has none.
+        """Return the mode to follow `structured_output` in, `None` without one.
+
+        Override this in subclasses whose modes depend on the model.
 
         Raises:
-            Fatal: If its API has no such way.
+            Fatal: If the API does not support it.
         """
         if self.structured_output is None:
             return None
@@ -128,12 +176,15 @@ class RemoteLLM(AsyncLLM, StructuredLLM, ABC):
         return self.structured_mode or self._structured_modes[0]
 
     def _json_schema(self) -> dict[str, Any]:
-        """The JSON schema this model is held to."""
+        """Return the JSON schema of `structured_output`, `{}` without one. Usually not overridden."""
         schema = self.structured_output and self.structured_output["schema"]
         return schema if isinstance(schema, dict) else {}
 
     def _with_schema_prompt(self, chat: ChatType) -> ChatType:
-        """The chat, with the schema said in it where the API does not know of it."""
+        """Return the chat, with the schema in its system prompt if the API does not enforce it.
+
+        Override this in subclasses whose API enforces it only in part.
+        """
         return (
             with_schema_prompt(chat, self._json_schema())
             if self._resolve_structured_mode() in ("json_object", "prompt")

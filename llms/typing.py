@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,13 @@ ChatType = list[Message]
 """A conversation, oldest message first."""
 
 FormattedInput: TypeAlias = "ChatType | tuple[ChatType, Any]"
-"""A chat, or a chat with the `structured_output` its answer is held to."""
+"""A chat, or a pair of a chat and the `structured_output` that its answer must match."""
+
+
+def split_input(formatted: FormattedInput) -> tuple[ChatType, Any]:
+    """Return the chat of an input, and its `structured_output` or `None`."""
+    return formatted if isinstance(formatted, tuple) else (formatted, None)
+
 
 HiddenState = NDArray[np.floating[Any]]
 """The last hidden state of one chat: `[num_tokens, hidden_size]`."""
@@ -44,6 +50,17 @@ class TokenLogprob(TypedDict):
 
 Logprobs = list[list[TokenLogprob]]
 """For every token of a text, the one chosen first and then the likeliest others, as many as were asked for."""
+
+
+class ModelInfo(Protocol):
+    """The members of a model that stored answers and errors are made from."""
+
+    @property
+    def model_name(self) -> str: ...
+
+    def cache_fields(self) -> dict[str, Any]: ...
+
+    def secret_values(self) -> set[str]: ...
 
 
 class StructuredOutputType(TypedDict):

@@ -1,60 +1,58 @@
-"""Keys stay out of what is said: some providers repeat, in what they refuse, the key they were given."""
+"""Redaction of secrets in errors: some providers repeat a key in their error messages."""
 
 import os
 import re
 from collections.abc import Iterable
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from llms.errors import LLMError
-
-if TYPE_CHECKING:
-    from llms.base import LLM
+from llms.typing import ModelInfo
 
 MIN_SECRET_LENGTH = 8
-"""Characters of the shortest secret that is looked for: a shorter one is part of many words."""
+"""Characters of the shortest secret that is redacted: a shorter one is part of many words."""
 
 SECRET_ENV_NAMES = re.compile(r"(API_?KEY|ACCESS_KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)$", re.I)
-"""How variables of the environment end that hold a secret, whichever SDK reads them."""
+"""Environment variables that hold a secret, by the end of their names."""
 
 URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-"""Who asks and with which password, in a URL."""
+"""The user and password in a URL."""
 
 
-def redact_error(error: LLMError, llm: "LLM") -> None:
-    """Take the model's secrets out of an error, wherever it holds them, and the SDK's own error from behind it.
+def redact_error(error: LLMError, llm: ModelInfo) -> None:
+    """Remove the model's secrets from an error, and the SDK's error from its causes.
 
-    That one holds the request, key and all, and goes along where whole chains of errors are pickled, as Dask does.
+    An SDK's error may hold the request with its key, and Dask pickles whole chains of errors.
     """
     error.__cause__ = error.__context__ = None
     secrets = secrets_of(llm)
 
-    def without(value: Any) -> Any:
+    def redacted(value: Any) -> Any:
         return redact(value, secrets) if isinstance(value, str) else value
 
     for name in ("message", "code", "request_id"):
-        setattr(error, name, without(getattr(error, name)))
+        setattr(error, name, redacted(getattr(error, name)))
     if error.headers:
-        error.headers = {without(name): without(value) for name, value in error.headers.items()}
+        error.headers = {redacted(name): redacted(value) for name, value in error.headers.items()}
     error.args = (error.message,)
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """A text without these secrets, and without the logins in its URLs."""
+    """Return a text without these secrets and without credentials in URLs."""
     for secret in sorted(secrets, key=len, reverse=True):  # one may be part of another
         text = text.replace(secret, "***")
     return URL_CREDENTIALS.sub("***", text)
 
 
-def secrets_of(llm: "LLM") -> set[str]:
-    """The secrets in a model's fields, the key it would use, and all that the environment holds."""
-    fields = [getattr(llm, name) for name in type(llm).model_fields]
-    held = [each for value in fields for each in (value.values() if isinstance(value, dict) else [value])]
-    secrets = [each.get_secret_value() for each in held if isinstance(each, SecretStr)]
-    names = {getattr(llm, "_api_key_env", ""), *getattr(llm, "_other_api_key_envs", ())}
-    secrets += [value for name, value in os.environ.items() if name in names or SECRET_ENV_NAMES.search(name)]
-    with suppress(Exception):  # it has none, or finds it nowhere
-        secrets.append(getattr(llm, "_resolve_api_key")())  # noqa: B009  (of those behind an API; an engine's is no text)
-    return {each for each in secrets if isinstance(each, str) and len(each) >= MIN_SECRET_LENGTH}
+def secrets_of(llm: ModelInfo) -> set[str]:
+    """Return the secrets of a model and of the environment that are long enough to be redacted."""
+    secrets = llm.secret_values() | {value for name, value in os.environ.items() if SECRET_ENV_NAMES.search(name)}
+    return {each for each in secrets if len(each) >= MIN_SECRET_LENGTH}
+
+
+def secrets_in_fields(model: BaseModel) -> set[str]:
+    """Return the secrets in the fields of a model, and in dictionaries in them."""
+    fields = [getattr(model, name) for name in type(model).model_fields]
+    values = [each for field in fields for each in (field.values() if isinstance(field, dict) else [field])]
+    return {each.get_secret_value() for each in values if isinstance(each, SecretStr)}

@@ -1,24 +1,23 @@
-"""The runtime parameters of a user's own model, read off the signature of its `generate` or `agenerate`."""
+"""Runtime parameters of a user's own model, from the signature of its `generate` or `agenerate`."""
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, create_model
 
 from llms.config.strict import StrictModel
 
-if TYPE_CHECKING:
-    from llms.base import LLM
-
 
 def options_from_signature(
-    cls: "type[LLM]", generate: Callable[..., Any], inherited: type[StrictModel]
+    cls: type[Any], generate: Callable[..., Any], inherited: type[StrictModel]
 ) -> type[StrictModel]:
-    """The runtime parameters that a function declares.
+    """Return a model of the runtime parameters that a function declares.
 
     Args:
-        inherited: Those of the class before, which it takes too when it takes any; `StrictModel` itself has none.
+        cls: The class that the function belongs to.
+        generate: The function.
+        inherited: Options of the parent class, which a function with `**kwargs` takes too; `StrictModel` has none.
     """
     try:
         hints = get_type_hints(inspect.unwrap(generate), include_extras=True)

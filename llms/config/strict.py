@@ -25,6 +25,11 @@ class StrictModel(BaseModel):
         return values
 
 
+def drop_none(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that are set: a form gives `None` for those that nobody filled in."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def field_names(name: str, field: FieldInfo) -> Iterable[str]:
     """The names a field may be given under."""
     return [name, *([field.alias] if field.alias else [])]
@@ -36,6 +41,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close := get_close_matches(name, known, n=1):
         return f"did you mean `{close[0]}`?"
     return f"there are {', '.join(f'`{each}`' for each in known)}." if known else "there are none."
+
+
+def stale_block_message(name: str, error: RuntimeError) -> str | None:
+    """Return what to do if Prefect could not load a block because the fields of its class changed; `None` if it was not
+    that."""
+    if not isinstance(error.__cause__, ValidationError):
+        return None
+    return (
+        f"the block `{name}` was saved when its model had other fields: {format_validation_error(error.__cause__)} "
+        f"Saving it again would keep them: `prefect block delete {name}`, and save it anew."
+    )
 
 
 def format_validation_error(error: ValidationError) -> str:

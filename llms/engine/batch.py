@@ -1,210 +1,218 @@
-"""From a batch of chats to their answers: those the store has, those another batch asks for, those still to ask."""
+"""A batch of requests: answers from the store, answers shared with equal requests in flight, and new ones."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from llms.clients import event_loop
 from llms.config import redaction
-from llms.engine import schema_retry
-from llms.engine.cache import Recall
+from llms.engine.cache import CacheLookup
+from llms.engine.model import AsyncModel, Model, mixes_schemas
+from llms.engine.request import Deadline, M, Request
+from llms.engine.schema_retry import generate_valid
 from llms.errors import BudgetExceeded, Fatal, LLMError, Rejected
 from llms.limits import budget
-from llms.typing import ChatType, GenerateOutput, Usage
-
-if TYPE_CHECKING:
-    from llms.base import LLM, AsyncLLM
+from llms.structured.output import canonical_schema
+from llms.typing import FormattedInput, GenerateOutput, Usage, split_input
 
 
-async def answer_all(
-    own: "AsyncLLM",
-    requests: "Sequence[tuple[AsyncLLM, ChatType]]",
-    num_generations: int,
-    options: dict[str, Any],
-    look_up: bool,
+def make_requests(
+    llm: M, inputs: Iterable[FormattedInput], num_generations: int, options: dict[str, Any]
+) -> list[Request[M] | GenerateOutput]:
+    """Return a request per input; a failed output for one with a structure that the model cannot follow."""
+    llms: dict[str, M] = {}
+    requests: list[Request[M] | GenerateOutput] = []
+    for chat, structure in map(split_input, inputs):
+        try:
+            schema = canonical_schema(structure)
+            if schema not in llms:
+                llms[schema] = llm if structure is None else llm.with_structured_output(structure)
+            requests.append(Request(llms[schema], chat, num_generations, options))
+        except Rejected as error:
+            requests.append(GenerateOutput.failed(error, num_generations))
+    return requests
+
+
+async def generate_async(
+    llm: AsyncModel, requests: Sequence[Request[AsyncModel]], use_cache: bool
 ) -> list[GenerateOutput]:
-    """Answer every chat concurrently and in order; a fatal error stops them all.
+    """Answer requests concurrently and in order; a fatal error stops them all.
 
     Args:
-        own: The model that is asked; those that a row's own structure made of it are in `requests`.
-        requests: Of each chat, the model that is to answer it.
-        look_up: Take from the store what was answered before; a chat that occurs twice is then asked once.
+        llm: The model; a request whose chat has a structure of its own has a copy of it.
+        requests: The requests.
+        use_cache: Whether to take answers from the store; equal requests are then sent once.
 
     Raises:
         Fatal: If no request can work.
-        BudgetExceeded: If the run may spend no more; what was in flight is in the store by then.
+        BudgetExceeded: If the run may spend no more; answers in flight are stored by then.
     """
-    recall = await asyncio.to_thread(Recall, requests, num_generations, options, look_up)
+    lookup = await asyncio.to_thread(CacheLookup, requests, use_cache)
+    keys = [lookup.request_key(index) for index in range(len(requests))]
     tasks: dict[object, asyncio.Task[GenerateOutput]] = {}
     fatal: Fatal | None = None
     try:
         async with asyncio.TaskGroup() as group:
-            for at in range(len(requests)):
-                if (twin := recall.twin(at)) not in tasks:
-                    tasks[twin] = group.create_task(_answered_once(own, recall, at, options))
+            for index, key in enumerate(keys):
+                if key not in tasks:
+                    tasks[key] = group.create_task(_single_flight(llm, lookup, index))
     except* Fatal as group:
         fatal = next(each for each in group.exceptions if isinstance(each, Fatal))
     done = [task.result() for task in tasks.values() if not task.cancelled() and not task.exception()]
     fatal = fatal or next((each.error for each in done if isinstance(each.error, BudgetExceeded)), None)
-    if fatal:  # not raised above, where the group it is in would become its context: it is to pickle
-        raise _with_spending(fatal, done)
-    first = {twin: task.result() for twin, task in tasks.items()}
-    return [first.pop(twin, None) or tasks[twin].result().replay() for twin in map(recall.twin, range(len(requests)))]
+    if fatal:  # raised here, outside `except*`: with the group as its context, it would not pickle
+        raise _with_paid_outputs(fatal, done)
+    first = {key: task.result() for key, task in tasks.items()}
+    return [first.pop(key, None) or tasks[key].result().replay() for key in keys]
 
 
-def answer_batch(
-    own: "LLM",
-    requests: "Sequence[tuple[LLM, ChatType]]",
-    num_generations: int,
-    options: dict[str, Any],
-    look_up: bool,
-) -> list[GenerateOutput]:
-    """Have engines that take a whole batch answer what the store does not, in the caller's thread.
+def generate_sync(llm: Model, requests: Sequence[Request[Model]], use_cache: bool) -> list[GenerateOutput]:
+    """Have a model that takes whole batches answer what is not stored, in the caller's thread.
 
-    Under a budget the batch is asked in parts that fit in.
+    Under a budget the batch is split into parts that fit in.
+
+    Args:
+        llm: The model; a request whose chat has a structure of its own has a copy of it.
+        requests: The requests.
+        use_cache: Whether to take answers from the store.
 
     Raises:
         Fatal: If no request can work.
-        BudgetExceeded: If the run may spend no more; what was answered before is in the store by then.
+        BudgetExceeded: If the run may spend no more; answers that came before are stored by then.
     """
-    recall = Recall(requests, num_generations, options, look_up)
+    lookup = CacheLookup(requests, use_cache)
     new: dict[int, GenerateOutput] = {}
-    asked: dict[tuple[int, int], list[int]] = {}  # by model, of which there is one per structure, and how many
-    for at, (llm, _) in enumerate(requests):
-        if missing := len(recall.missing(at)):
-            asked.setdefault((0 if _together(own) else id(llm), missing), []).append(at)
+    groups: dict[tuple[int, int], list[int]] = {}  # by model, of which there is one per structure, and generations
+    for index, request in enumerate(requests):
+        if missing := len(lookup.missing(index)):
+            groups.setdefault((0 if mixes_schemas(llm) else id(request.llm), missing), []).append(index)
     limits = budget.active_budget()
     try:
-        for (_, count), group in asked.items():
-            llm = own if _together(own) else requests[group[0]][0]
+        for (_, count), group in groups.items():
+            group_llm = llm if mixes_schemas(llm) else requests[group[0]].llm
             while group:
                 part = group[: event_loop.run(limits.acquire(len(group)))] if limits else group
                 group, outputs = group[len(part) :], list[GenerateOutput]()
                 try:
-                    outputs += _isolated(own, [requests[at] for at in part], count, options)
+                    outputs += _generate_isolating_errors(llm, [requests[index] for index in part], count)
                 except Fatal as error:
-                    outputs += [GenerateOutput.failed(_of_its_row(error, llm, own), count) for _ in part]
+                    outputs += [GenerateOutput.failed(_as_row_error(error, group_llm, llm), count) for _ in part]
                 finally:
                     if limits:
                         event_loop.run(limits.release(outputs, len(part)))
                 new |= zip(part, outputs, strict=True)
-                event_loop.run(_keep_all(recall, part, outputs))
+                event_loop.run(_persist_all(lookup, part, outputs))
     except Fatal as error:
-        _with_spending(error, new.values())
+        _with_paid_outputs(error, new.values())
         raise
-    return [recall.completed(at, new.get(at, GenerateOutput())) for at in range(len(requests))]
+    return [lookup.merge_cached(index, new.get(index, GenerateOutput())) for index in range(len(requests))]
 
 
-def _together(llm: "LLM") -> bool:
-    """Whether chats with different structures are one batch: not where a class of the user's own has a `generate`."""
-    return next("generate_together" in vars(cls) for cls in type(llm).__mro__ if "generate" in vars(cls))
-
-
-def _isolated(
-    own: "LLM", requests: "Sequence[tuple[LLM, ChatType]]", num_generations: int, options: dict[str, Any]
+def _generate_isolating_errors(
+    llm: Model, requests: Sequence[Request[Model]], num_generations: int
 ) -> list[GenerateOutput]:
-    """`generate`, where a chat that makes it raise is found and fails alone."""
-    llm, chats = requests[0][0], [chat for _, chat in requests]
+    """Call `generate`; if it raises, call it once per chat, so that only the chat that causes the error fails."""
+    batch_llm, options = requests[0].llm, requests[0].options
     try:
-        if _together(own):
-            outputs = own.generate_together(requests, num_generations, **options)  # type: ignore[attr-defined]
+        if mixes_schemas(llm):
+            outputs = llm.generate_together([(each.llm, each.chat) for each in requests], num_generations, **options)
         else:
-            outputs = llm.generate(chats, num_generations, **options)
+            outputs = batch_llm.generate([each.chat for each in requests], num_generations, **options)
     except Fatal as error:
-        redaction.redact_error(error, llm)
+        redaction.redact_error(error, batch_llm)
         raise
     except Exception as error:
-        if len(chats) > 1:  # find the chat that did it: the others have their answers
-            return [_isolated(own, [request], num_generations, options)[0] for request in requests]
-        return [_failed(llm, error, num_generations)]
-    if outputs is None or len(outputs) != len(chats):
+        if len(requests) > 1:
+            return [_generate_isolating_errors(llm, [each], num_generations)[0] for each in requests]
+        return [_failed(batch_llm, error, num_generations)]
+    if outputs is None or len(outputs) != len(requests):
         count = "nothing" if outputs is None else f"{len(outputs)} outputs"
-        raise Fatal(f"`{type(llm).__name__}.generate` returned {count} for {len(chats)} chats: one each is due.")
-    return [_billed(llm, output, num_generations) for output in outputs]
+        raise Fatal(f"`{type(llm).__name__}.generate` returned {count} for {len(requests)} chats: one each is due.")
+    return [_with_cost(batch_llm, output, num_generations) for output in outputs]
 
 
-def _billed(llm: "LLM", texts: Any, num_generations: int) -> GenerateOutput:
-    """An output of `generate`, with what it cost; one that holds what it should not is a failure."""
+def _with_cost(llm: Model, generations: Any, num_generations: int) -> GenerateOutput:
+    """Return an output of `generate` with its cost; a failed one if it is invalid."""
     try:
-        output = GenerateOutput.coerce(texts, num_generations)
+        output = GenerateOutput.coerce(generations, num_generations)
     except ValueError as error:
         return _failed(llm, error, num_generations)
     output.cost = llm.cost(output.usage) if output.cost is None else output.cost
     return output
 
 
-def _failed(llm: "LLM", error: Exception, num_generations: int) -> GenerateOutput:
-    reason = error if isinstance(error, LLMError) else Rejected(f"{type(error).__name__}: {error}")
-    redaction.redact_error(reason, llm)
-    return GenerateOutput.failed(reason, num_generations)
+def _failed(llm: Model, error: Exception, num_generations: int) -> GenerateOutput:
+    failure = error if isinstance(error, LLMError) else Rejected(f"{type(error).__name__}: {error}")
+    redaction.redact_error(failure, llm)
+    return GenerateOutput.failed(failure, num_generations)
 
 
-async def _keep_all(recall: Recall, part: Sequence[int], outputs: Sequence[GenerateOutput]) -> None:
-    """Put what came for these requests into the store, in one go."""
-    good = [(at, output) for at, output in zip(part, outputs, strict=True) if not output.error]
-    places = {at: {number: place for place, number in enumerate(recall.missing(at))} for at, _ in good}
-    await asyncio.gather(*(recall.keep(at, places[at], output) for at, output in good))
+async def _persist_all(lookup: CacheLookup, indices: Sequence[int], outputs: Sequence[GenerateOutput]) -> None:
+    """Store the outputs of these requests in one commit."""
+    pairs = [(index, output) for index, output in zip(indices, outputs, strict=True) if not output.error]
+    missing = {index: lookup.missing(index) for index, _ in pairs}
+    await asyncio.gather(*(lookup.persist(index, missing[index], each, range(len(each))) for index, each in pairs))
 
 
-def _of_its_row(error: Fatal, llm: "LLM", own: "LLM") -> Rejected:
-    """What a model cannot do because of a structure that only one row asks for; what is wrong for all is raised.
+def _as_row_error(error: Fatal, request_llm: Model, llm: Model) -> Rejected:
+    """Return the error of a row whose own structure the model cannot follow; raise one that concerns all rows.
 
-    Which of them it is, the message says: it names what is to be changed.
+    The message tells them apart: it names what is to be changed.
     """
-    if llm is own or "`structured_output`" not in error.message:
+    if request_llm is llm or "`structured_output`" not in error.message:
         raise error
     return Rejected(error.message, attempts=0)
 
 
-def _with_spending(error: Fatal, outputs: Iterable[GenerateOutput]) -> Fatal:
-    """The error that stops a batch, with what the answers took that had come by then."""
-    asked = [each for each in outputs if not each.cached and not (each.usage == Usage() and each.error)]
-    error.paid_outputs = [GenerateOutput(usage=each.usage, cost=each.cost, seconds=each.seconds) for each in asked]
+def _with_paid_outputs(error: Fatal, outputs: Iterable[GenerateOutput]) -> Fatal:
+    """Return the error with the usage and cost of the outputs that were requested before it."""
+    sent = [each for each in outputs if not each.cached and not (each.usage == Usage() and each.error)]
+    error.paid_outputs = [GenerateOutput(usage=each.usage, cost=each.cost, seconds=each.seconds) for each in sent]
     return error
 
 
-_asking: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, asyncio.Event]] = WeakKeyDictionary()
-"""What is being asked on a loop, whatever batch it is in: an equal request waits for that answer."""
+_in_flight: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, asyncio.Event]] = WeakKeyDictionary()
+"""Requests in flight on each loop, by key, whatever their batch: an equal request waits for their answer."""
 
 
-async def _answered_once(own: "AsyncLLM", recall: Recall, at: int, options: dict[str, Any]) -> GenerateOutput:
-    """Answer one chat, unless an equal one is being answered: then take that one's answer from the store."""
-    asking = _asking.setdefault(asyncio.get_running_loop(), {})
-    twin = recall.twin(at)
-    while recall.missing(at) and isinstance(twin, tuple) and (other := asking.get(twin)):
+async def _single_flight(llm: AsyncModel, lookup: CacheLookup, index: int) -> GenerateOutput:
+    """Answer a request, unless an equal one is in flight: then take its answer from the store."""
+    in_flight = _in_flight.setdefault(asyncio.get_running_loop(), {})
+    key = lookup.request_key(index)
+    while lookup.missing(index) and isinstance(key, tuple) and (other := in_flight.get(key)):
         await other.wait()
-        await asyncio.to_thread(recall.look_again, at)
-    if not recall.missing(at):
-        return recall.completed(at, GenerateOutput())
-    if not isinstance(twin, tuple):
-        return recall.completed(at, await _answered(own, recall, at, options))
-    asking[twin] = mine = asyncio.Event()
+        await asyncio.to_thread(lookup.refresh, index)
+    if not lookup.missing(index):
+        return lookup.merge_cached(index, GenerateOutput())
+    if not isinstance(key, tuple):
+        return lookup.merge_cached(index, await _generate_missing(llm, lookup, index))
+    in_flight[key] = done = asyncio.Event()
     try:
-        return recall.completed(at, await _answered(own, recall, at, options))
+        return lookup.merge_cached(index, await _generate_missing(llm, lookup, index))
     finally:
-        del asking[twin]
-        mine.set()
+        del in_flight[key]
+        done.set()
 
 
-async def _answered(own: "AsyncLLM", recall: Recall, at: int, options: dict[str, Any]) -> GenerateOutput:
-    """Ask for the generations the store does not have, in as many requests as the API needs for that."""
-    llm, chat = recall.requests[at]
-    missing = recall.missing(at)
-    most = llm.max_generations_per_request or len(missing)  # type: ignore[attr-defined]
+async def _generate_missing(llm: AsyncModel, lookup: CacheLookup, index: int) -> GenerateOutput:
+    """Ask for the generations that are not stored, in as many requests as the API needs for that."""
+    request, missing = lookup.requests[index], lookup.missing(index)
 
-    async def part(numbers: list[int]) -> GenerateOutput:
-        async def keep(places: Sequence[int], output: GenerateOutput) -> None:
-            await recall.keep(at, {numbers[place]: place for place in places}, output)
-
-        seed = options.get("seed")
-        seeded = options if seed is None or not numbers[0] else {**options, "seed": seed + numbers[0]}
+    async def generate(numbers: list[int]) -> GenerateOutput:
+        persist = partial(lookup.persist, index, numbers)
+        seed, options = request.options.get("seed"), request.options
+        if seed is not None and numbers[0]:
+            options = {**options, "seed": seed + numbers[0]}
+        part = Request(request.llm, request.chat, len(numbers), options, persist, Deadline.of(request.llm))
         try:
-            return await schema_retry.answer(llm, chat, len(numbers), seeded, keep)
+            return await generate_valid(part)
         except Fatal as error:
-            return GenerateOutput.failed(_of_its_row(error, llm, own), len(numbers))
+            return GenerateOutput.failed(_as_row_error(error, request.llm, llm), len(numbers))
 
-    if most >= len(missing):
-        return await part(missing)
-    parts = [missing[start : start + most] for start in range(0, len(missing), most)]
-    return GenerateOutput.join(await asyncio.gather(*map(part, parts)))
+    size = request.llm.max_generations_per_request or len(missing)
+    if size >= len(missing):
+        return await generate(missing)
+    parts = [missing[start : start + size] for start in range(0, len(missing), size)]
+    return GenerateOutput.join(await asyncio.gather(*map(generate, parts)))

@@ -1,120 +1,122 @@
-"""Which generations of a batch are in the store, which are to be asked for, and where those go."""
+"""The cache of a batch: which generations are stored, which are to be asked for, and under which keys they go."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llms import store
+from llms.engine.request import Request
 from llms.errors import Fatal
-from llms.typing import ChatType, GenerateOutput
+from llms.typing import GenerateOutput
 
 logger = logging.getLogger(__name__)
 
-_left_alone: set[Path] = set()
-"""Stores that could not be used, while nothing had to be looked up in them: they are not tried again."""
+_unusable_stores: set[Path] = set()
+"""Stores that failed while no answers were read from them: they are not tried again."""
 
-_said: set[str] = set()
-"""Why answers are not stored, as it was said: once, not once per answer."""
+_warnings: set[str] = set()
+"""Warnings already logged: each is logged once, not once per answer."""
 
 
-class Recall:
-    """Requests, each a model and a chat, with the answers the store has for them.
+class CacheLookup:
+    """The stored generations of the requests of a batch.
 
-    A store that cannot be used ends the run, unless nothing is looked up in it: then it goes on without one.
+    A store that cannot be used ends the run if answers are read from it; otherwise the run continues without a store.
 
     Args:
-        look_up: Whether to take answers from the store; new ones are put there either way.
+        requests: The requests of the batch.
+        use_cache: Whether to take answers from the store; new ones are stored either way.
     """
 
-    def __init__(
-        self,
-        requests: "Sequence[tuple[Any, ChatType]]",
-        num_generations: int,
-        options: Mapping[str, Any],
-        look_up: bool,
-    ) -> None:
+    def __init__(self, requests: Sequence[Request[Any]], use_cache: bool) -> None:
         self.requests = requests
-        self._look_up = look_up
-        self._numbers = range(num_generations)
+        self._use_cache = use_cache
         self._keys: list[list[str]] = []
-        self._found: dict[str, store.StoredAnswer] = {}
+        self._stored: dict[str, store.StoredAnswer] = {}
         try:
-            self._keys = [[store.key_of(llm, chat, options, each) for each in self._numbers] for llm, chat in requests]
+            self._keys = [
+                [store.key_of(each.llm, each.chat, each.options, number) for number in range(each.num_generations)]
+                for each in requests
+            ]
         except store.StoreError as error:
-            self._give_up(error)
+            self._disable(error)
         try:
-            if look_up:
-                self._found = store.get({key for keys in self._keys for key in keys})
-                _left_alone.discard(store.path())
-            elif store.path() not in _left_alone:
-                store.prepare()  # here, where waiting for whoever locks it holds up nobody else
+            if use_cache:
+                self._stored = store.get({key for keys in self._keys for key in keys})
+                _unusable_stores.discard(store.path())
+            elif store.path() not in _unusable_stores:
+                store.prepare()  # now, in a thread that may wait for a lock on the file
         except store.StoreError as error:
-            self._give_up(error)
-            _left_alone.add(store.path())
-        # Generations with a seed are a sequence: to ask for some of them would repeat the first ones.
-        self._whole = options.get("seed") is not None
+            self._disable(error)
+            _unusable_stores.add(store.path())
 
-    def missing(self, at: int) -> list[int]:
-        """The generations of request number `at` to ask for."""
-        keys = self._keys[at] if self._keys else []
-        known = [key in self._found for key in keys] or [False] * len(self._numbers)
-        if all(known):
-            return []
-        return list(self._numbers) if self._whole else [each for each in self._numbers if not known[each]]
+    def missing(self, index: int) -> list[int]:
+        """Return the numbers of the generations to ask for."""
+        request = self.requests[index]
+        numbers = range(request.num_generations)
+        if not self._keys:
+            return list(numbers)
+        missing = [number for number in numbers if self._keys[index][number] not in self._stored]
+        # Generations with a seed are a sequence: asking for some of them would repeat the first ones.
+        return list(numbers) if missing and request.options.get("seed") is not None else missing
 
-    def twin(self, at: int) -> tuple[str, ...] | int:
-        """The same for chats that are the same request, which is made once; each its own when nothing is looked up."""
-        return tuple(self._keys[at]) if self._keys and self._look_up else at
+    def request_key(self, index: int) -> tuple[str, ...] | int:
+        """Return a key that equal requests share, so that they are sent once; unique if the cache is not used."""
+        return tuple(self._keys[index]) if self._keys and self._use_cache else index
 
-    def look_again(self, at: int) -> None:
-        """Look up what has come meanwhile.
+    def refresh(self, index: int) -> None:
+        """Read the answers to a request that were stored since.
 
         Raises:
             Fatal: If the store cannot be read.
         """
         try:
-            self._found |= store.get(self._keys[at])
+            self._stored |= store.get(self._keys[index])
         except store.StoreError as error:
-            self._give_up(error)
+            self._disable(error)
 
-    async def keep(self, at: int, places: Mapping[int, int], new: GenerateOutput) -> None:
-        """Put new generations into the store; they are durable when this returns.
+    async def persist(
+        self, index: int, numbers: Sequence[int], output: GenerateOutput, positions: Sequence[int]
+    ) -> None:
+        """Store generations; they are durable when this returns.
 
         Args:
-            places: Where in `new` the generation of each number is.
+            index: The index of the request.
+            numbers: The number of each generation in `output`.
+            output: Generations of the request.
+            positions: Positions in `output` of those to store.
 
         Raises:
-            Fatal: If they cannot be stored, and answers are looked up.
+            Fatal: If they cannot be stored, and answers are read from the store.
         """
-        if not self._keys or not places or (not self._look_up and store.path() in _left_alone):
+        if not self._keys or not positions or (not self._use_cache and store.path() in _unusable_stores):
             return
-        answers = store.StoredAnswer.from_output(self.requests[at][0], new)
+        answers = store.StoredAnswer.from_output(self.requests[index].llm, output)
         try:
-            await store.put({self._keys[at][number]: answers[place] for number, place in places.items()})
+            await store.put({self._keys[index][numbers[at]]: answers[at] for at in positions})
         except store.StoreError as error:
-            self._give_up(error)
-            _left_alone.add(store.path())
+            self._disable(error)
+            _unusable_stores.add(store.path())
 
-    def completed(self, at: int, new: GenerateOutput) -> GenerateOutput:
-        """The generations that were missing, `new`, together with those that were there."""
-        missing = self.missing(at)
-        if new.error or len(missing) == len(self._numbers):
+    def merge_cached(self, index: int, new: GenerateOutput) -> GenerateOutput:
+        """Return all generations of a request: `new`, which were missing, and those that are stored."""
+        missing, keys = self.missing(index), self._keys[index] if self._keys else []
+        if new.error or len(missing) == self.requests[index].num_generations:
             return new
         fresh = dict(zip(missing, new.split(), strict=True))
-        output = GenerateOutput.join(
-            [fresh.get(number) or self._found[self._keys[at][number]].to_output() for number in self._numbers]
-        )
+        parts = [fresh.get(number) or self._stored[key].to_output() for number, key in enumerate(keys)]
+        output = GenerateOutput.join(parts)
         output.cached = not missing
-        if missing:  # what was paid now is what counts
+        if missing:  # only what was paid for now counts
             output.usage, output.cost, output.seconds, output.attempts = new.usage, new.cost, new.seconds, new.attempts
         return output
 
-    def _give_up(self, error: store.StoreError) -> None:
-        """Go on without a store, where nothing is looked up in it."""
-        if self._look_up:
+    def _disable(self, error: store.StoreError) -> None:
+        """Continue without a store, unless answers are read from it."""
+        if self._use_cache:
             raise Fatal(str(error)) from None
         self._keys = []
-        if str(error) not in _said:
-            _said.add(str(error))
+        if str(error) not in _warnings:
+            _warnings.add(str(error))
             logger.warning("Answers are not stored: %s", error)

@@ -1,111 +1,147 @@
-"""One request's life, on the shared loop: wait for a slot, call, classify, try again or record."""
+"""One request to a model: wait for a slot, call the model, classify an error, retry or give up."""
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from llms.clients.errors import error_from_sdk
 from llms.config import redaction
+from llms.engine.model import AsyncModel, Model
 from llms.errors import BudgetExceeded, Fatal, LLMError, Rejected, Throttled, Transient
 from llms.limits import budget
 from llms.limits.limiter import Limiter, get_limiter
 from llms.limits.shared_limit import shared_slot
 from llms.typing import ChatType, GenerateOutput
 
-if TYPE_CHECKING:
-    from llms.base import AsyncLLM
-
 MAX_ATTEMPTS = 9
-"""How often a request is sent when the weather is bad: the pauses between them outlast the restart of a server."""
+"""Attempts of a request that meets transient errors; their backoff outlasts the restart of a server."""
 
 MAX_THROTTLED = 50
-"""How often a provider may ask one request for patience; the limiter waits in between."""
+"""Times that a provider may throttle one request; the limiter waits in between."""
+
+MAX_BACKOFF_S = 30.0
+"""Seconds between two attempts, at most, where the provider names no time."""
 
 MAX_TOTAL_BACKOFF_S = 600.0
-"""Seconds a request waits in all between attempts in bad weather."""
+"""Seconds between all attempts of a request, at most."""
 
-Keep = Callable[[GenerateOutput], Awaitable[None]]
-"""Makes an answer durable."""
+M = TypeVar("M", bound=Model)
+
+Persist = Callable[[GenerateOutput, Sequence[int]], Awaitable[None]]
+"""Makes the generations at these positions of an output durable."""
+
+OnOutput = Callable[[GenerateOutput], Awaitable[None]]
+"""Handles an output before the slot of its request is released."""
 
 
+@dataclass(slots=True)
 class Deadline:
-    """When an answer is given up: some time after its first request, however often it is asked for."""
+    """The time by which an answer must be there, counted from its first request and shared by all later ones.
 
-    def __init__(self, llm: "AsyncLLM") -> None:
-        self.seconds = llm.deadline
-        self.end: float | None = None
-        self.missed = f"`{type(llm).__name__}` had no answer within its `deadline` of {llm.deadline or 0:g} s."
+    Attributes:
+        seconds: Seconds from the first request on; unlimited if `None`.
+        message: The message of the error when it has passed.
+        at: The time on the event loop's clock, once it is counted.
+    """
 
-    def begin(self) -> None:
-        """The first request goes; later ones change nothing."""
-        if self.seconds and self.end is None:
-            self.end = asyncio.get_running_loop().time() + self.seconds
+    seconds: float | None = None
+    message: str = ""
+    at: float | None = None
 
-    def before(self, seconds: float) -> bool:
-        """Whether it will have come in so many seconds."""
-        return self.end is not None and asyncio.get_running_loop().time() + seconds >= self.end
+    @classmethod
+    def of(cls, llm: AsyncModel) -> "Deadline":
+        """Return the deadline of an answer of this model."""
+        return cls(
+            llm.deadline, f"`{type(llm).__name__}` had no answer within its `deadline` of {llm.deadline or 0:g} s."
+        )
+
+    def start(self) -> None:
+        """Start the clock; later calls have no effect."""
+        if self.seconds and self.at is None:
+            self.at = asyncio.get_running_loop().time() + self.seconds
+
+    def passes_within(self, seconds: float) -> bool:
+        """Return whether it will have passed in so many seconds."""
+        return self.at is not None and asyncio.get_running_loop().time() + seconds >= self.at
 
 
-async def answer(
-    llm: "AsyncLLM",
-    chat: ChatType,
-    num_generations: int,
-    options: dict[str, Any],
-    keep: Keep,
-    deadline: Deadline | None = None,
-) -> GenerateOutput:
-    """Answer one chat, however many attempts it takes; a failure is an output that says why.
+async def _discard(output: GenerateOutput, positions: Sequence[int]) -> None:
+    pass
+
+
+@dataclass(slots=True)
+class Request(Generic[M]):
+    """Generations to ask one model for.
+
+    Attributes:
+        llm: The model, with the `structured_output` of this chat if that has one of its own.
+        chat: The conversation to continue.
+        num_generations: Generations to ask for.
+        options: Runtime parameters that are set, by name.
+        persist: Makes generations durable. It is awaited before the slot of the request is released, so that never more
+            answers are missing on disk than requests are in flight.
+        deadline: The deadline of the answer that the request is for.
+    """
+
+    llm: M
+    chat: ChatType
+    num_generations: int
+    options: dict[str, Any]
+    persist: Persist = _discard
+    deadline: Deadline = field(default_factory=Deadline)
+
+
+async def send(request: Request[AsyncModel], on_output: OnOutput | None = None) -> GenerateOutput:
+    """Send a request until it is answered or given up; a failure is an output with an `error`.
 
     Args:
-        keep: It is awaited before another request takes this one's place, so that no more than the requests in flight
-            are ever without their answer on disk.
-        deadline: Of the answer this request is for, where it is not the first one.
+        request: The request.
+        on_output: Handles the output in place of `request.persist`, which it calls with the generations to keep.
 
     Raises:
         Fatal: If no request can work.
     """
-    deadline, limits = deadline or Deadline(llm), budget.active_budget()
+    limits, deadline = budget.active_budget(), request.deadline
     if not limits:
-        return await _answer(llm, chat, num_generations, options, keep, deadline)
+        return await _send_with_retries(request, on_output)
     try:
-        async with asyncio.timeout_at(deadline.end):
+        async with asyncio.timeout_at(deadline.at):
             await limits.acquire()
-    except BudgetExceeded as drained:  # an output, for now: what is in flight beside it is to finish
-        return GenerateOutput.failed(drained, num_generations)
+    except BudgetExceeded as error:  # returned, not raised: requests in flight beside it are to finish
+        return GenerateOutput.failed(error, request.num_generations)
     except TimeoutError:
-        return GenerateOutput.failed(Transient(deadline.missed, attempts=0), num_generations)
+        return GenerateOutput.failed(Transient(deadline.message, attempts=0), request.num_generations)
     outputs: list[GenerateOutput] = []
     try:
-        outputs.append(await _answer(llm, chat, num_generations, options, keep, deadline))
+        outputs.append(await _send_with_retries(request, on_output))
         return outputs[0]
     finally:
         await limits.release(outputs)
 
 
-async def _answer(
-    llm: "AsyncLLM", chat: ChatType, num_generations: int, options: dict[str, Any], keep: Keep, deadline: Deadline
-) -> GenerateOutput:
-    admission = limiter(llm)
-    attempts, refusals, storms, waited = 0, 0, 0, 0.0
-    failure: LLMError = Transient(deadline.missed)
-    again, pause = True, 0.0
-    while again and not deadline.before(failure.retry_after or pause):
-        if pause:
-            waited += pause
-            await asyncio.sleep(pause)
+async def _send_with_retries(request: Request[AsyncModel], on_output: OnOutput | None) -> GenerateOutput:
+    llm, deadline, limiter = request.llm, request.deadline, limiter_of(request.llm)
+    attempts, throttled, transient, total_backoff = 0, 0, 0, 0.0
+    failure: LLMError = Transient(deadline.message)
+    retry, backoff = True, 0.0
+    while retry and not deadline.passes_within(failure.retry_after or backoff):
+        if backoff:
+            total_backoff += backoff
+            await asyncio.sleep(backoff)
         try:
             async with (
-                asyncio.timeout_at(deadline.end) as wait,
-                admission.slot() as slot,
+                asyncio.timeout_at(deadline.at) as wait,
+                limiter.slot() as slot,
                 shared_slot(llm.shared_limit) if llm.shared_limit else nullcontext(),
             ):
                 wait.reschedule(None)
-                deadline.begin()
+                deadline.start()
                 attempts += 1
                 try:
-                    output = await _asked(llm, chat, num_generations, options, deadline)
+                    output = await _attempt(request)
                 except Exception as error:
                     failure = error_from_sdk(error, type(llm).__name__)
                     redaction.redact_error(failure, llm)
@@ -113,65 +149,69 @@ async def _answer(
                     tokens = output.usage.input_tokens + output.usage.output_tokens
                     slot.on_success(output.seconds if llm.shared_limit else None, tokens, output.headers)
                     output.attempts, output.headers = attempts, None
-                    await _kept(output, keep, llm)
+                    await _persist(request, output, on_output)
                     return output
-                if isinstance(failure, Throttled):  # the limiter makes it wait, and all others; it costs no attempt
-                    refusals += 1
-                    again, pause = refusals < MAX_THROTTLED, 0.0
+                if isinstance(failure, Throttled):  # the limiter delays this and all other requests
+                    throttled += 1
+                    retry, backoff = throttled < MAX_THROTTLED, 0.0
                     slot.on_throttled(failure.retry_after, failure.headers)
                 elif isinstance(failure, Transient):
-                    storms += 1
-                    pause = failure.retry_after or random.uniform(0.5, 1.0) * min(30.0, 2.0**storms / 4)
-                    again = storms < MAX_ATTEMPTS and waited + pause <= MAX_TOTAL_BACKOFF_S
-                    slot.on_failure(failure.retry_after if again else None)
+                    transient += 1
+                    backoff = failure.retry_after or random.uniform(0.5, 1.0) * min(MAX_BACKOFF_S, 2.0**transient / 4)
+                    retry = transient < MAX_ATTEMPTS and total_backoff + backoff <= MAX_TOTAL_BACKOFF_S
+                    slot.on_failure(failure.retry_after if retry else None)
                 else:
-                    again = False
-        except TimeoutError:  # while it waited for its turn
-            failure = Transient(deadline.missed + (f" The attempt before: {failure.message}" if attempts else ""))
+                    retry = False
+        except TimeoutError:  # it waited for a slot until its deadline
+            failure = Transient(deadline.message + (f" The attempt before: {failure.message}" if attempts else ""))
             break
-        if isinstance(failure, Fatal):  # not raised above, where an SDK's error would go along: that holds the key
+        if isinstance(failure, Fatal):  # raised here, outside `except`, where no SDK's error with a key is its context
             raise failure
     failure.attempts = attempts
-    return GenerateOutput.failed(failure, num_generations)
+    return GenerateOutput.failed(failure, request.num_generations)
 
 
-async def _asked(
-    llm: "AsyncLLM", chat: ChatType, num_generations: int, options: dict[str, Any], deadline: Deadline
-) -> GenerateOutput:
-    now, name = asyncio.get_running_loop().time(), type(llm).__name__
-    ends = [end for end in (deadline.end, llm.timeout and now + llm.timeout) if end is not None]
-    clock = asyncio.timeout_at(min(ends, default=None))
+async def _attempt(request: Request[AsyncModel]) -> GenerateOutput:
+    """Call the model once, within its `timeout` and the deadline."""
+    llm, num_generations, deadline = request.llm, request.num_generations, request.deadline
+    start, name = asyncio.get_running_loop().time(), type(llm).__name__
+    ends = [end for end in (deadline.at, llm.timeout and start + llm.timeout) if end is not None]
+    timeout = asyncio.timeout_at(min(ends, default=None))
     try:
-        async with clock:
-            output = GenerateOutput.coerce(await llm.agenerate(chat, num_generations, **options), num_generations)
+        async with timeout:
+            generations = await llm.agenerate(request.chat, num_generations, **request.options)
+            output = GenerateOutput.coerce(generations, num_generations)
     except TimeoutError:
-        if not clock.expired():
+        if not timeout.expired():
             raise
-        if deadline.before(0):
-            raise Transient(deadline.missed) from None
+        if deadline.passes_within(0):
+            raise Transient(deadline.message) from None
         raise Transient(f"`{name}` gave no answer within {llm.timeout:g} s (`timeout`).") from None
     if "error" in output.finish_reasons and not output.error:
         raise Transient(f"`{name}`: the provider said that the generation failed.")
     output.cost = llm.cost(output.usage) if output.cost is None else output.cost
-    output.seconds = output.seconds or asyncio.get_running_loop().time() - now
+    output.seconds = output.seconds or asyncio.get_running_loop().time() - start
     return output
 
 
-async def _kept(output: GenerateOutput, keep: Keep, llm: "AsyncLLM") -> None:
-    """Keep an answer; one that cannot be is an error of its own row, and was paid for."""
+async def _persist(request: Request[AsyncModel], output: GenerateOutput, on_output: OnOutput | None) -> None:
+    """Persist an output; if that fails, only its own row fails, and its cost still counts."""
     try:
-        await keep(output)
+        if on_output:
+            await on_output(output)
+        else:
+            await request.persist(output, range(len(output)))
     except Fatal:
         raise
     except Exception as error:
         failure = error if isinstance(error, Rejected) else Rejected(f"{type(error).__name__}: {error}")
-        redaction.redact_error(failure, llm)
+        redaction.redact_error(failure, request.llm)
         failure.attempts = output.attempts
         output.fail(failure)
 
 
-def limiter(llm: "AsyncLLM") -> Limiter:
-    """Who admits this model's requests, with all others of its account that were given the same limits."""
+def limiter_of(llm: AsyncModel) -> Limiter:
+    """Return the limiter of all models with this one's rate limit scope and limits."""
     return get_limiter(
         llm.rate_limit_scope(),
         max_in_flight=llm.max_concurrency,
@@ -180,6 +220,6 @@ def limiter(llm: "AsyncLLM") -> Limiter:
     )
 
 
-async def summary(llm: "AsyncLLM") -> dict[str, Any]:
-    """What its limiter knows."""
-    return limiter(llm).summary()
+async def limiter_stats(llm: AsyncModel) -> dict[str, Any]:
+    """Return the statistics of a model's limiter."""
+    return limiter_of(llm).summary()

@@ -1,121 +1,108 @@
-"""Answers held to a structure: each text is checked, and asked for again with what is wrong with it."""
+"""Structured output: every text is validated, and an invalid one is asked for again with the error as feedback."""
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
 
-from llms.engine import request
+from llms.engine.model import AsyncModel, ConstrainedModel, is_constrained
+from llms.engine.request import Request, send
 from llms.errors import Rejected
 from llms.structured.validation import validation_error
 from llms.typing import ChatType, GenerateOutput, StructuredOutputType
 
-if TYPE_CHECKING:
-    from llms.base import AsyncLLM
-
-Keep = Callable[[Sequence[int], GenerateOutput], Awaitable[None]]
-"""Makes the generations at these places of an output durable."""
-
-FENCED = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
+CODE_FENCE = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
 
 
-async def answer(
-    llm: "AsyncLLM", chat: ChatType, num_generations: int, options: dict[str, Any], keep: Keep
-) -> GenerateOutput:
-    """Answer one chat with texts that keep to the model's `structured_output`, where it has one.
+async def generate_valid(request: Request[AsyncModel]) -> GenerateOutput:
+    """Answer a request with texts that match the model's `structured_output`, if it has one.
 
-    A text that does not is `None`, and the output's error says why. The model's `deadline` is for all of it.
+    A text that never does is `None`, and the output's `error` says why. The deadline is for all attempts together.
+
+    Raises:
+        Fatal: If no request can work.
     """
-    deadline = request.Deadline(llm)
-    structure: StructuredOutputType | None = getattr(llm, "structured_output", None)
+    llm = request.llm
+    if not is_constrained(llm):
+        return await send(request)
     texts: list[str | None] = []
-    wrong: dict[int, str] = {}
+    errors: dict[int, str] = {}
 
-    async def judge(output: GenerateOutput) -> None:
-        if structure:
-            texts.extend(output)
-            wrong.update(_judged(structure, output))
-        await keep([at for at in range(len(output)) if at not in wrong], output)
+    async def validate(output: GenerateOutput) -> None:
+        texts.extend(output)
+        errors.update(_validate(llm.structured_output, output))
+        await request.persist(output, [index for index in range(len(output)) if index not in errors])
 
-    output = await request.answer(llm, chat, num_generations, options, judge, deadline)
-    if wrong:
-        ask = partial(request.answer, llm, num_generations=1, options=options, deadline=deadline)
-        await asyncio.gather(*(_mend(llm, chat, ask, keep, output, at, texts[at], wrong[at]) for at in wrong))
+    output = await send(request, validate)
+    if errors:
+        await asyncio.gather(*(_reask(request, llm, output, index, texts[index], errors[index]) for index in errors))
     return output
 
 
-async def _mend(
-    llm: "AsyncLLM",
-    chat: ChatType,
-    ask: Callable[..., Awaitable[GenerateOutput]],
-    keep: Keep,
+async def _reask(
+    request: Request[AsyncModel],
+    llm: ConstrainedModel,
     output: GenerateOutput,
-    at: int,
+    index: int,
     text: str | None,
-    wrong: str,
+    error: str | None,
 ) -> None:
-    """Ask for the generation at this place again, until it is right or there were attempts enough."""
-    structure: StructuredOutputType = llm.structured_output  # type: ignore[attr-defined]
-    judged: dict[int, str] = {}
+    """Ask for one generation of an output again until it is valid or `max_schema_retries` are used up."""
+    chat = request.chat
 
-    async def judge(again: GenerateOutput) -> None:
-        nonlocal text
-        text = again[0]
-        judged.update(_judged(structure, again))
-        output.replace_generation(at, again)
-        if not judged:
-            await keep([at], output)
+    async def validate(answer: GenerateOutput) -> None:
+        nonlocal text, error
+        text = answer[0]
+        error = _validate(llm.structured_output, answer).get(0)
+        output.replace_generation(index, answer)
+        if not error:
+            await request.persist(output, [index])
 
-    for _ in range(llm.max_schema_retries):  # type: ignore[attr-defined]
-        if output.finish_reasons[at] == "length":
-            wrong = "it was cut short; raise `max_new_tokens`"
+    for _ in range(llm.max_schema_retries):
+        if output.finish_reasons[index] == "length":
+            error = "it was cut short; raise `max_new_tokens`"
             break
-        chat = _objected(chat, text, wrong)
-        judged.clear()
-        again = await ask(chat, keep=judge)
-        if again.error:
-            output.error = again.error
+        chat = _with_error_feedback(chat, text, error or "")
+        retry = Request(request.llm, chat, 1, request.options, deadline=request.deadline)
+        answer = await send(retry, validate)
+        if answer.error:
+            output.error = answer.error
             return
-        if not judged:
+        if not error:
             return
-        wrong = judged[0]
-    output.finish_reasons[at] = "error"
+    output.finish_reasons[index] = "error"
     output.error = Rejected(
-        f"None of {output.attempts} answers keeps to the `structured_output`, the last one {text!r:.200}: {wrong}.",
+        f"None of {output.attempts} answers keeps to the `structured_output`, the last one {text!r:.200}: {error}.",
         attempts=output.attempts,
     )
 
 
-def _judged(structure: StructuredOutputType, output: GenerateOutput) -> dict[int, str]:
-    """What is wrong with which texts; the others are cut down to the part that keeps to the structure."""
-    wrong: dict[int, str] = {}
-    for at, text in enumerate(output):
-        if text is None and output.finish_reasons[at] in ("content_filter", "refusal"):
-            continue  # a model that declines does so in no structure
-        output[at], what = _fitting(structure, text)
-        if what:
-            wrong[at] = what
-    return wrong
+def _validate(structure: StructuredOutputType, output: GenerateOutput) -> dict[int, str]:
+    """Return the errors of invalid texts by index; cut the others down to the part that is valid."""
+    errors: dict[int, str] = {}
+    for index, text in enumerate(output):
+        if text is None and output.finish_reasons[index] in ("content_filter", "refusal"):
+            continue  # a refusal has no structure
+        output[index], error = _extract_valid(structure, text)
+        if error:
+            errors[index] = error
+    return errors
 
 
-def _fitting(structure: StructuredOutputType, text: str | None) -> tuple[str | None, str | None]:
-    """The part of a text that keeps to the structure, or else what is wrong with it.
+def _extract_valid(structure: StructuredOutputType, text: str | None) -> tuple[str | None, str | None]:
+    """Return the valid part of a text, or else what is wrong with it.
 
-    Models that are only told to answer in JSON like to wrap it in words or a code fence.
+    Models that are only prompted for JSON tend to wrap it in words or a code fence.
     """
     if text is None:
         return None, "it is empty"
-    wrong = validation_error(structure, text)
-    if wrong and structure["format"] == "json":
-        within = [*FENCED.findall(text), text[text.find("{") : text.rfind("}") + 1]]
-        if found := next(
-            (each.strip() for each in within if each.strip() and not validation_error(structure, each)), None
-        ):
+    error = validation_error(structure, text)
+    if error and structure["format"] == "json":
+        candidates = [*CODE_FENCE.findall(text), text[text.find("{") : text.rfind("}") + 1]]
+        stripped = [each.strip() for each in candidates]
+        if found := next((each for each in stripped if each and not validation_error(structure, each)), None):
             return found, None
-    return (None, wrong) if wrong else (text, None)
+    return (None, error) if error else (text, None)
 
 
-def _objected(chat: ChatType, text: str | None, wrong: str) -> ChatType:
-    objection = f"That answer cannot be used: {wrong}. Answer again, in full, with this put right and nothing else."
-    return [*chat, {"role": "assistant", "content": text or ""}, {"role": "user", "content": objection}]
+def _with_error_feedback(chat: ChatType, text: str | None, error: str) -> ChatType:
+    feedback = f"That answer cannot be used: {error}. Answer again, in full, with this put right and nothing else."
+    return [*chat, {"role": "assistant", "content": text or ""}, {"role": "user", "content": feedback}]

@@ -15,14 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llms.store.connection import StoreError, connect, path, translate_errors
 from llms.store.key import IRRELEVANT, key_of
-from llms.typing import FinishReason, GenerateOutput, Logprobs, Usage
-
-if TYPE_CHECKING:
-    from llms.base import LLM
+from llms.typing import FinishReason, GenerateOutput, Logprobs, ModelInfo, Usage
 
 __all__ = [
     "IRRELEVANT",
@@ -81,7 +78,7 @@ class StoredAnswer:
     created: float = field(default_factory=time.time)
 
     @classmethod
-    def from_output(cls, llm: "LLM", output: GenerateOutput) -> "list[StoredAnswer]":
+    def from_output(cls, llm: ModelInfo, output: GenerateOutput) -> "list[StoredAnswer]":
         """The generations of one request, each as it is stored."""
         usages = [output.usage, *(Usage() for _ in output[1:])]
         model, provider, now = llm.model_name, type(llm).__name__, time.time()

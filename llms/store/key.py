@@ -8,17 +8,14 @@ from hashlib import blake2b
 from inspect import unwrap
 from pathlib import Path
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect.blocks.core import Block
 from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic_core import to_jsonable_python
 
 from llms.store.connection import StoreError
-from llms.typing import ChatType
-
-if TYPE_CHECKING:
-    from llms.base import LLM
+from llms.typing import ChatType, ModelInfo
 
 IRRELEVANT: dict[str, str] = {
     "api_key": "who pays, not what is answered",
@@ -47,7 +44,7 @@ REVISION = 1
 """Part of every key: raise it when a shipped model asks the same request otherwise, and old answers are not meant."""
 
 
-def key_of(llm: "LLM", chat: ChatType, options: Mapping[str, Any], generation: int) -> str:
+def key_of(llm: ModelInfo, chat: ChatType, options: Mapping[str, Any], generation: int) -> str:
     """The key of one generation of one request.
 
     Args:
@@ -63,11 +60,7 @@ def key_of(llm: "LLM", chat: ChatType, options: Mapping[str, Any], generation: i
         StoreError: If a part of it is not plain data.
     """
     cls: type = type(llm)
-    fields = {name: getattr(llm, name) for name in type(llm).model_fields if name not in IRRELEVANT}
-    if url := getattr(llm, "_resolve_base_url", None):
-        fields["base_url"] = url()
-    else:  # it computes here: a text that names a file or a folder means what is in it
-        fields |= {name: Path(value).expanduser() for name, value in fields.items() if _on_disk(value)}
+    fields = {name: value for name, value in llm.cache_fields().items() if name not in IRRELEVANT}
     try:
         request = _canonical([REVISION, _identity(cls), llm.model_name, fields, chat, options, generation])
     except (TypeError, ValueError) as error:
@@ -94,8 +87,10 @@ def _plain(value: Any) -> Any:
             return to_jsonable_python(value)
 
 
-def _on_disk(value: Any) -> bool:
-    return isinstance(value, str) and os.path.exists(os.path.expanduser(value))
+def resolve_file(value: Any) -> Any:
+    """Return the path that a text names if there is one, so that a key depends on its content; else the value."""
+    path = os.path.expanduser(value) if isinstance(value, str) else None
+    return Path(path) if path and os.path.exists(path) else value
 
 
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_plain).encode
