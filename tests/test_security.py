@@ -28,6 +28,7 @@ from tests.support.prefect_server import PrefectServer
 from tests.support.wire import Request, Wire
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
 VARIABLE, BLOCK, CODE = "sk-planted-in-the-environment", "sk-planted-in-a-saved-block", "sk-planted-in-the-code"
 PARAMETER = "sk-planted-in-a-parameter"
 KEYS = [VARIABLE, BLOCK, CODE, PARAMETER]

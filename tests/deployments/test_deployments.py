@@ -394,6 +394,7 @@ def mine(number: int):
 """
 
 
+@pytest.mark.slow
 class TestWorker:
     def test_a_run_from_the_shell_ends_on_a_worker_with_a_dataset_on_disk(self, server, first, api, tmp_path):
         with at_work(server, tmp_path, "api"):

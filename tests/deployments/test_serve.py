@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_one_command_brings_all_of_it_up_and_one_ctrl_c_down(tmp_path: Path, wire: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

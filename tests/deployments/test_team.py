@@ -42,7 +42,7 @@ from tests.support.waiting import PROCESS_LOGS, skip_or_fail, wait_until
 from tests.support.wire import Request, Wire
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(600)  # the first test waits for the server and the workers too
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]  # the first test waits for the server and the workers too
 RATE = 2.0
 """Requests a second that all runs together may make: 120 a minute."""
 MINUTE = 60.0

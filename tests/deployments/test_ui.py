@@ -27,7 +27,10 @@ from tests.support.waiting import PROCESS_LOGS, skip_or_fail, wait_until
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 180
-pytestmark = pytest.mark.timeout(600)  # the first test waits for the server, the deployments and the workers too
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.slow,
+]  # the first test waits for the server, the deployments and the workers too
 QUESTIONS = [{"instruction": "What's the capital of Spain?"}, {"instruction": "And where is that?"}]
 
 

@@ -147,6 +147,7 @@ class TestTextGeneration:
         done = shell("text_generation", "--data", "data.csv", "--template", "What's the capital of {{ country }}?")
         assert "The capital of Spain is Madrid." in done.stdout, done.stderr
 
+    @pytest.mark.slow
     def test_the_same_command_again_asks_nothing_anew(self, shell, wire, tmp_path):
         model = ["--llm", "OpenAILLM", "model=gpt-5", f"base_url={wire.url}"]
         for asked, arguments in ((5, ["--limit", 5]), (5, ["--limit", 5]), (8, ["--limit", 8])):
@@ -158,6 +159,7 @@ class TestTextGeneration:
         shell("text_generation", *model, "--limit", 8, "--system-prompt", "Be brief.", OPENAI_API_KEY="k")
         assert len(wire.requests) == 24
 
+    @pytest.mark.slow
     def test_killed_at_any_moment_it_loses_nothing_that_was_paid(self, wire, tmp_path):
         wire.answer = lambda request: wire.Reply(
             wire.completion(f"answer to {request.body['messages'][0]['content']}"), delay=random.random() / 5
@@ -242,6 +244,7 @@ class TestTextGeneration:
             assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
             assert wire.requests[-1].body["messages"][-1]["content"] == prompt
 
+    @pytest.mark.slow
     def test_without_a_server_it_starts_one_of_its_own(self, tmp_path):
         environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
         done = subprocess.run(
@@ -255,6 +258,7 @@ class TestTextGeneration:
         assert done.returncode == 0, done.stderr
         assert "Madrid" in done.stdout
 
+    @pytest.mark.slow
     def test_interrupting_it_ends_it_soon_and_says_so(self, shell, wire, tmp_path):
         wire.answer = lambda request: wire.Reply(delay=200)
         process = subprocess.Popen(

@@ -530,6 +530,7 @@ def an_empty_home(folder: Any) -> Iterator[None]:
 
 @given(nodes=shapes())
 @PATIENT
+@pytest.mark.slow
 def test_random_pipelines_match_a_reference_and_resume_without_requests(nodes, wire, tmp_path_factory):
     folder = tmp_path_factory.mktemp("random")
     with an_empty_home(folder):
@@ -542,6 +543,7 @@ def test_random_pipelines_match_a_reference_and_resume_without_requests(nodes, w
 
 @given(nodes=shapes(), how=st.sampled_from(["Ctrl-C", "Fatal", "no key", "drained"]), data=st.data())
 @PATIENT
+@pytest.mark.slow
 def test_stopped_runs_resume(nodes, how, data, wire, tmp_path_factory):
     folder = tmp_path_factory.mktemp("random")
     with an_empty_home(folder):

@@ -635,6 +635,7 @@ def module_of(script):
 
 
 @pytest.mark.usefixtures("prefect_server")
+@pytest.mark.slow
 class TestKilled:
     @pytest.mark.timeout(900)
     @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])

@@ -428,6 +428,7 @@ class TestAutomations:
         if trigger["posture"] == "Proactive" and ends:
             assert "prefect.flow-run.Completed with failures" in ends, "else it acts on a run that has ended"
 
+    @pytest.mark.slow
     def test_automations_act_on_completion_and_cost(self, server, wire, tmp_path, capsys):
         """A real server takes the automations, and hears the run; the notification it sends comes to the wire."""
         with temporary_settings({PREFECT_API_URL: server.url}):
@@ -470,6 +471,7 @@ class TestAutomations:
             subjects = {message["subject"] for message in self.told(wire)}  # Prefect 3.8 now and then says it twice
             assert len(subjects) == 1 and re.fullmatch("dear/.* has spent [$]20", *subjects), subjects
 
+    @pytest.mark.slow
     def test_automations_act_on_failed_stuck_and_lost_runs_only(self, server, wire, tmp_path):
         """Those that wait for what does not come wait for ten seconds here, Prefect's least."""
 

@@ -75,6 +75,7 @@ if __name__ == "__main__":
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["dask", "ray"])
+@pytest.mark.slow
 def test_batches_run_in_the_processes_of_a_cluster(name, wire, tmp_path):
     pytest.importorskip(f"prefect_{name}", reason=f"`pip install 'distilflow[{name}]'`")
     wire.answer = lambda request: wire.Reply(wire.completion(f"{request.body['messages'][-1]['content']}!"))

@@ -314,6 +314,7 @@ class TestSaved:
         with get_client(sync_client=True) as client:
             return client.read_block_document_by_name("forms", "openai-llm").id
 
+    @pytest.mark.slow
     def test_a_deployment_takes_what_the_flow_does_and_refuses_the_rest(
         self, rest: Callable[..., httpx.Response], tmp_path: Path
     ) -> None:

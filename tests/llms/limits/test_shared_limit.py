@@ -110,6 +110,7 @@ def process(script: str, *arguments: object) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.usefixtures("prefect_server")
+@pytest.mark.slow
 def test_a_rate_is_held_with_few_trips_and_without_bursts(trips: Counter[Any]) -> None:
     name = create("rate", 30, 30.0)
     times = event_loop.run(admission_times(name, 1000, 16.0))
@@ -122,6 +123,7 @@ def test_a_rate_is_held_with_few_trips_and_without_bursts(trips: Counter[Any]) -
 
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize(("rate", "seconds"), [(2.0, 36.0), (10.0, 20.0)])
+@pytest.mark.slow
 def test_two_processes_share_a_rate(rate: float, seconds: float) -> None:
     name = create(f"rate of {rate}", int(rate), rate)
     both = [process(GRANTED, name, seconds) for _ in range(2)]
@@ -134,6 +136,7 @@ def test_two_processes_share_a_rate(rate: float, seconds: float) -> None:
 
 
 @pytest.mark.usefixtures("prefect_server")
+@pytest.mark.slow
 def test_two_processes_share_slots(wire: Any) -> None:
     """The one that comes later gets its turn, and there are never more in flight than slots."""
     wire.answer = lambda request: wire.Reply(delay=0.2)
@@ -186,6 +189,7 @@ def test_slots_nobody_uses_go_back(trips: Counter[Any]) -> None:
 
 
 @pytest.mark.usefixtures("prefect_server")
+@pytest.mark.slow
 def test_a_limit_is_edited_while_it_is_used() -> None:
     async def main(name: str, **edit: float) -> list[float]:
         times: list[float] = []
@@ -300,6 +304,7 @@ async def in_turn(name: str, requests: int, meanwhile: Callable[[], Awaitable[No
 
 
 @pytest.mark.parametrize("longer", [0.0, 2 * shared_limit.LEASE_S])
+@pytest.mark.slow
 def test_a_restart_of_the_server_is_weather(
     server: PrefectServer, longer: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -324,6 +329,7 @@ def test_a_restart_of_the_server_is_weather(
         assert active_slots(name) == 0, "the server forgot the lease, and kept its slot"
 
 
+@pytest.mark.slow
 def test_slots_a_busy_server_takes_back_unheard_go_back_once(
     server: PrefectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +353,7 @@ def test_slots_a_busy_server_takes_back_unheard_go_back_once(
         assert settled(lambda: active_slots(name)) == 2
 
 
+@pytest.mark.slow
 def test_slots_of_a_killed_process_come_back(server: PrefectServer) -> None:
     script = """
 async def hold():
