@@ -73,7 +73,7 @@ class BatchedLLM(LocalLLM, ABC):
         return self._engine()
 
     def _context_name(self, engine: Any) -> str:
-        """Name the context in errors. Usually not overridden."""
+        """Name the context in errors. Override this in subclasses where it is a setting."""
         return f"the {engine.context_length} that `{self.model_name}` reads"
 
     def prepare(self) -> None:

@@ -43,7 +43,7 @@ def _capabilities(way: Way) -> tuple[str, ...]:
     cls, dialect = way
     options = dialect.options_of(cls).model_fields
     knobs = [name for name in ("reasoning_effort", "thinking", "think", "reasoning") if name in options]
-    key = getattr(cls, "_api_key_env", None)
+    key = cls.api_key_env()
     return (
         f"`{key}`" if key else "",
         "messages" if dialect.turns else "one text",
