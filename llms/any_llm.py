@@ -1,4 +1,4 @@
-"""A model as a flow parameter: chosen in a form, named in YAML or a shell, or passed as an object."""
+"""Models as flow parameters: chosen in a form, named in YAML or a shell, or passed as an object."""
 
 import json
 import re
@@ -29,13 +29,13 @@ NAME_FORMATS = 'a model is named like `"openai-llm/prod"` or `"OpenAILLM model=g
 
 
 def model_classes() -> dict[str, type[LLM]]:
-    """Every model there is, the user's own included, by class name."""
+    """Return the classes of all models, shipped and user-defined, by name."""
     registry = get_registry_for_type(Block) or {}
     return {cls.__name__: cls for cls in registry.values() if issubclass(cls, LLM)}
 
 
 def resolve_model(value: Any) -> LLM:
-    """The model that `value` names.
+    """Return the model that a value names.
 
     Args:
         value: A model; `"openai-llm/prod"`, a saved block; `"OpenAILLM model=gpt-5 base_url=…"`, a class and its
@@ -70,14 +70,14 @@ def _load_saved(slug: str | dict[str, Any]) -> LLM:
     name = slug if isinstance(slug, str) else str(slug["block_document_id"])
     load: Any = Block.load if isinstance(slug, str) else Block.load_from_ref
     try:
-        block = load(slug, _sync=True)  # in a running event loop, where async flows check parameters, a coroutine else
+        block = load(slug, _sync=True)  # without `_sync` a coroutine in a running loop, where async flows validate
     except ValueError as error:
         raise ValueError(
             f"there is no saved block `{name}`: save one in the UI, or with `OpenAILLM(model=…).save(…)` ({error})"
         ) from None
     except RuntimeError as error:
-        if cure := stale_block_message(name, error):
-            raise ValueError(cure) from None
+        if message := stale_block_message(name, error):
+            raise ValueError(message) from None
         raise
     if not isinstance(block, LLM):
         raise ValueError(f"the block `{name}` is a `{type(block).__name__}`, not a model")
@@ -99,21 +99,21 @@ def _build(name: str, fields: Mapping[str, Any]) -> LLM:
 
 
 def secret_fields(cls: type[LLM]) -> set[str]:
-    """The fields of a model that hold a secret."""
+    """Return the names of a model's fields that hold a secret."""
     return {name for name, field in cls.model_fields.items() if "Secret" in str(field.annotation)}
 
 
 def forbid_secrets(within: int = 0) -> JsonSchemaValue:
-    """The JSON schema of what names no secret, nor does what is in it, so many levels down.
+    """Return a JSON schema of objects without secrets, nor with any in nested objects, so many levels deep.
 
-    Prefect keeps the parameters of a run in clear, and holds them to the schema before it does.
+    Prefect stores the parameters of a run in plain text, and validates them against the schema first.
     """
     names = {"propertyNames": {"not": {"enum": _secret_names()}}}
     return names | ({"additionalProperties": forbid_secrets(within - 1)} if within else {})
 
 
 def find_secret(value: Any) -> str | None:
-    """The secret that plain data gives a value to: in the fields of a model, or in a text that names one."""
+    """Return the name of a secret field that is set in plain data: in a dictionary, or in a text that names a model."""
     match value:
         case str() if "block_type_slug" in value or re.match(r"\s*\S*LM\s", value):
             found = re.search(_secret_pattern(), value)
@@ -127,14 +127,14 @@ def find_secret(value: Any) -> str | None:
 
 
 def plaintext_secret_message(secret: str, of: type[LLM] | None = None) -> str:
-    """Why a secret of a model is refused, and where it belongs."""
+    """Return the error for a secret in plain text, with the place where it belongs."""
     variable = of.api_key_env() if of and issubclass(of, RemoteLLM) else None
     variable = f"`{variable}`" if variable else "the provider's variable"
     return f"`{secret}` does not belong in a parameter, which Prefect keeps in clear: set {variable}, or save a block."
 
 
 def _secret_pattern() -> str:
-    """What a text has in it that gives a secret a value."""
+    """Return a regular expression that matches a text which sets a secret field."""
     return rf"""(^|\W)({"|".join(_secret_names())})["'\\]*\s*[=:]"""
 
 
@@ -164,11 +164,11 @@ def _split_words(text: str) -> list[str]:
 
 
 class ModelPicker:
-    """Shows the parameter in Prefect's UI: a name, or one tab per model with a picker of saved blocks and *Add*.
+    """The JSON schema of a model parameter: a name, or one tab per class with a picker of saved blocks and *Add*.
 
-    Prefect holds what it is given to the same schema. It leaves the values of a model's fields to `model`, which turns
-    texts into numbers and says what is wrong; their names it knows, and those of secrets are none of them. Nor may they
-    be in a name with fields, `"OpenAILLM model=gpt-5 api_key=…"`.
+    Prefect validates values against it. It has the names of a model's fields, without those of secrets; their values
+    are validated by `resolve_model`, which converts texts and explains errors. A name with fields, such as
+    `"OpenAILLM model=gpt-5"`, must not set a secret either.
     """
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -181,7 +181,7 @@ class ModelPicker:
 
 @cache
 def _block_tab(cls: type[LLM]) -> CoreSchema:
-    """A model as Prefect's UI knows a block, under its own name among the schema's definitions."""
+    """Return the schema of one class as Prefect's UI expects a block, under its own name in the definitions."""
     slug, fields = cls.get_block_type_slug(), cls.model_fields.keys() - secret_fields(cls)
     form = {
         "block_type_slug": slug,
@@ -193,4 +193,4 @@ def _block_tab(cls: type[LLM]) -> CoreSchema:
 
 
 AnyLLM = Annotated[SerializeAsAny[LLM], BeforeValidator(resolve_model), ModelPicker()]
-"""A flow parameter or field that takes any model, however it is named: see `model`."""
+"""A flow parameter or field that takes any model: see `resolve_model` for the ways to name one."""

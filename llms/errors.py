@@ -1,11 +1,11 @@
-"""Why a request got no answer, in four classes that say what to do about it.
+"""Errors of requests, by what the engine does about them.
 
 LLMError
-├── Throttled   the provider asks for patience: wait, it costs no attempt
-├── Transient   bad weather (5xx, time-out, reset): try again, a bounded number of times
-├── Rejected    this request can never work: record it on its row and go on
-└── Fatal       no request can work (key, balance, model, package): stop and say what to do
-    └── BudgetExceeded the run may spend no more: what is in flight is finished, nothing new begins
+├── Throttled   HTTP 429: all requests pause, the request is sent again; this costs no attempt
+├── Transient   5xx, timeout, lost connection: the request is sent again with backoff, a limited number of times
+├── Rejected    invalid request: only its own row fails
+└── Fatal       no request can work (key, balance, model, package): the run stops
+    └── BudgetExceeded  the run may spend no more: requests in flight finish, no new ones are sent
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,19 @@ from typing import Any
 
 
 class LLMError(Exception):
-    """A request without an answer. Pickles, and never holds a key.
+    """The error of a request; it pickles and never holds a key.
 
     Args:
-        message: What is wrong, and the cure where there is one.
-        status: The HTTP status, if one came.
-        code: The provider's own code for it.
-        request_id: The provider's name for the request, for its support desk.
-        retry_after: Seconds the provider asked us to wait.
-        attempts: How often the request was sent.
-        headers: What the provider said of its rate limits, names in lower case.
+        message: The problem, and how to solve it if that is known.
+        status: The HTTP status, if there was a response.
+        code: The provider's error code.
+        request_id: The provider's ID of the request, for its support.
+        retry_after: Seconds to wait, as the provider demands.
+        attempts: Times the request was sent.
+        headers: The provider's rate limit headers, names in lower case.
 
     Attributes:
-        spent: Where it stops a batch, the answers that had come: outputs with `usage` and `cost`, without texts.
+        paid_outputs: The outputs that came before an error that stops a batch: `usage` and `cost`, without texts.
     """
 
     paid_outputs: Sequence[Any] = ()
@@ -55,23 +55,23 @@ class LLMError(Exception):
 
 
 class Throttled(LLMError):
-    """The provider asks for patience."""
+    """The provider throttles requests (HTTP 429)."""
 
 
 class Transient(LLMError):
-    """Something that may pass by itself."""
+    """A temporary error: the same request may work later."""
 
 
 class Rejected(LLMError):
-    """A request that can never work."""
+    """An error of this request alone: it can never work."""
 
 
 class Fatal(LLMError):
-    """A condition under which no request can work; the message says what to do."""
+    """An error of all requests: none can work; the message says what to do."""
 
 
 class BudgetExceeded(Fatal):
-    """The run has spent what it may; it can be continued with more."""
+    """The run has used up its budget; it can be resumed with a larger one."""
 
 
 FATAL_CODES = frozenset(
@@ -87,11 +87,11 @@ FATAL_CODES = frozenset(
         "model_not_found",
     }
 )
-"""What providers call a condition that no waiting mends, whatever status they send it with."""
+"""Providers' codes of errors that no retry solves, whatever their HTTP status."""
 
 
 def error_from_status(status: int, message: str, **facts: Any) -> LLMError:
-    """The error for an HTTP status: by status first, by the provider's code second."""
+    """Return the error for an HTTP status; a fatal code of the provider takes precedence."""
     match status:
         case _ if facts.get("code") in FATAL_CODES:
             kind = Fatal

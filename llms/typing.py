@@ -1,4 +1,4 @@
-"""What goes into a model and what comes out: chats, generations, hidden states."""
+"""Inputs and outputs of models: chats, generations, hidden states."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
@@ -102,23 +102,23 @@ _FIELD_TYPES: dict[str, Any] = {
     "headers": Mapping | None,
     "error": LLMError | None,
 }
-"""What the facts of an output are, for those that have one value."""
+"""Types of the attributes of an output that have one value."""
 
 
 class GenerateOutput(list[str | None]):
-    """The generations of one chat: a list of texts, `None` where the model gave none, that knows what it cost.
+    """The generations of one chat: a list of texts, `None` for a generation without one, and their usage and cost.
 
     Attributes:
-        finish_reasons: Why each generation ended; `None` where the model does not say.
-        reasoning: What each generation thought first, where the provider keeps that apart.
-        logprobs: How likely each token of each generation was, where that was asked for.
+        finish_reasons: Why each generation ended; `None` if unknown.
+        reasoning: The reasoning of each generation, if the provider returns it separately.
+        logprobs: The log probabilities of each generation's tokens, if requested.
         usage: Tokens of the whole request, counted once however many generations it has.
-        cost: Dollars for the whole request; `None` when the price is not known.
-        seconds: How long the last attempt took.
-        attempts: How often the request was sent.
-        cached: Whether all of it came from the store, and nothing was asked or paid.
-        headers: What the provider said of its rate limits, names in lower case.
-        error: Why there is no answer; `None` when there is one.
+        cost: Dollars for the whole request; `None` if the price is unknown.
+        seconds: Duration of the last attempt.
+        attempts: Times the request was sent.
+        cached: Whether all generations came from the store, so that nothing was requested or paid.
+        headers: The provider's rate limit headers, names in lower case.
+        error: The error of a request without an answer.
     """
 
     def __init__(
@@ -150,23 +150,23 @@ class GenerateOutput(list[str | None]):
 
     @classmethod
     def coerce(cls, texts: "Iterable[str | None]", num_generations: int) -> "GenerateOutput":
-        """The same texts as a `GenerateOutput`; one that already is passes untouched.
+        """Return texts as a `GenerateOutput`; one that already is remains as it is.
 
         Raises:
             TypeError: If it is no list of texts.
-            ValueError: If it is one that does not hold what it should.
+            ValueError: If it has another number of generations, or an attribute of the wrong type.
         """
         if texts is None or isinstance(texts, str):
             raise TypeError(f"a chat is answered with a list of texts, not with {texts!r}")
         output = texts if isinstance(texts, cls) else cls(texts)
         if len(output) != num_generations:
             raise ValueError(f"{len(output)} generations came where {num_generations} were asked for")
-        if odd := output._invalid_reason():
-            raise ValueError(f"an answer's {odd}")
+        if reason := output._invalid_reason():
+            raise ValueError(f"an answer's {reason}")
         return output
 
     def _invalid_reason(self) -> str | None:
-        """What is not as it should be; models of the user's own make outputs, too."""
+        """Return what is invalid in an output, which a user's own model may have made."""
         if not all(text is None or isinstance(text, str) for text in self):
             return f"texts are texts or `None`, not {list(self)!r:.200}"
         for name in ("finish_reasons", "reasoning", "logprobs"):
@@ -184,7 +184,7 @@ class GenerateOutput(list[str | None]):
 
     @classmethod
     def join(cls, outputs: "list[GenerateOutput]") -> "GenerateOutput":
-        """The generations of several requests for the same chat as if one had brought them all."""
+        """Return the generations of several requests for one chat as one output."""
         costs = [output.cost for output in outputs]
         return cls(
             [text for output in outputs for text in output],
@@ -200,35 +200,35 @@ class GenerateOutput(list[str | None]):
 
     @classmethod
     def failed(cls, error: LLMError, num_generations: int) -> "GenerateOutput":
-        """No text at all, and why."""
+        """Return an output without texts and with an error."""
         reasons: list[FinishReason | None] = ["error"] * num_generations
         return cls([None] * num_generations, finish_reasons=reasons, cost=0.0, attempts=error.attempts, error=error)
 
     def fail(self, error: LLMError) -> None:
-        """Take the texts back, which nobody can use; what they cost stays."""
+        """Turn this output into a failed one with its usage and cost."""
         none = GenerateOutput.failed(error, len(self))
         self[:], self.finish_reasons, self.error = none, none.finish_reasons, error
         self.reasoning, self.logprobs = none.reasoning, none.logprobs
 
     def split(self) -> "list[GenerateOutput]":
-        """Every generation by itself; what the request took is with none of them."""
+        """Return each generation as an output of its own, without usage or cost."""
         parts = zip(self, self.finish_reasons, self.reasoning, self.logprobs, strict=True)
         return [
             GenerateOutput([text], finish_reasons=[reason], reasoning=[thought], logprobs=[logprobs])
             for text, reason, thought, logprobs in parts
         ]
 
-    def replace_generation(self, at: int, other: "GenerateOutput") -> None:
-        """Put the one generation of another request in place `at`; what that took comes on top."""
-        self[at], self.finish_reasons[at] = other[0], other.finish_reasons[0]
-        self.reasoning[at], self.logprobs[at] = other.reasoning[0], other.logprobs[0]
+    def replace_generation(self, index: int, other: "GenerateOutput") -> None:
+        """Replace one generation by that of another request, and add its usage and cost."""
+        self[index], self.finish_reasons[index] = other[0], other.finish_reasons[0]
+        self.reasoning[index], self.logprobs[index] = other.reasoning[0], other.logprobs[0]
         self.usage = self.usage + other.usage
         self.cost = None if self.cost is None or other.cost is None else self.cost + other.cost
         self.seconds += other.seconds
         self.attempts += other.attempts
 
     def replay(self) -> "GenerateOutput":
-        """The same generations for an equal chat: nothing was asked for it, and nothing paid."""
+        """Return a copy for an equal chat, for which nothing was requested or paid."""
         copy = GenerateOutput.join(self.split())
         copy.error, copy.cached, copy.cost = self.error, self.error is None, 0.0
         return copy

@@ -1,4 +1,4 @@
-"""Packages a model needs that the core does not: imported on first use, and named when they are missing."""
+"""Optional dependencies: packages that only some models need, imported on first use."""
 
 from importlib import import_module
 from typing import Any
@@ -7,12 +7,12 @@ from llms.errors import Fatal
 
 
 def import_optional(name: str, llm: object, extra: str | None = None) -> Any:
-    """Import `name` for a model.
+    """Import an optional package.
 
     Args:
-        name: Of the package, or of a module in it.
-        llm: The model, for the message.
-        extra: Brings the package; the one named like the module of the class that ships with this, when not told.
+        name: The name of the package, or of a module in it.
+        llm: The model that needs it.
+        extra: The extra that installs it; by default the one named like the module of the model's shipped class.
 
     Raises:
         Fatal: If it is not installed; the message holds the command that installs it.

@@ -1,4 +1,4 @@
-"""A model as a form in Prefect's UI: its options field by field, and nothing to click where nothing is said."""
+"""JSON schemas of models as forms in Prefect's UI: an input per option, and plain inputs for optional fields."""
 
 from typing import Any
 
@@ -10,26 +10,26 @@ from pydantic_core import CoreSchema
 from llms.config.strict import StrictModel
 
 SIMPLE_TYPES = ("integer", "number", "string")
-"""Types whose input is empty when there is no value."""
+"""Types whose input in a form may be left empty."""
 
 
 def block_schema(core: CoreSchema, options: type[StrictModel], handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-    """The JSON schema of a block whose `generation_kwargs` are these options."""
+    """Return the JSON schema of a block whose `generation_kwargs` are these options."""
     schema = handler(core)
     fields = handler.resolve_ref_schema(schema)["properties"]
     try:
         group = handler.resolve_ref_schema(handler(options.__pydantic_core_schema__))
-    except PydanticInvalidForJsonSchema:  # a user's own, of a type that has no form: it stays a dictionary
+    except PydanticInvalidForJsonSchema:  # a user's own option of a type without a schema
         group = {}
-    options_of = group.get("properties", {})
-    fields["generation_kwargs"] |= {"properties": {name: flatten_optional(each) for name, each in options_of.items()}}
+    inputs = {name: flatten_optional(each) for name, each in group.get("properties", {}).items()}
+    fields["generation_kwargs"] |= {"properties": inputs}
     for name, each in fields.items():
         fields[name] = flatten_optional(each)
     return schema
 
 
 def form_fields(model: type[BaseModel], *without: str) -> dict[str, JsonSchemaValue]:
-    """The fields of a model as inputs of a form, but for some."""
+    """Return the JSON schemas of a model's fields as inputs of a form, except those in `without`."""
     fields: dict[str, Any] = {
         name: (field.annotation, field) for name, field in model.model_fields.items() if name not in without
     }
@@ -38,7 +38,7 @@ def form_fields(model: type[BaseModel], *without: str) -> dict[str, JsonSchemaVa
 
 
 def flatten_optional(field: dict[str, Any]) -> dict[str, Any]:
-    """A field that may be empty as an input that may: Prefect's UI would ask for a click on the type first."""
+    """Return the JSON schema of an optional field without `null`: Prefect's UI would have the user choose a type."""
     choices = [each for each in field.get("anyOf", []) if each != {"type": "null"}]
     if len(choices) != 1 or choices[0].get("type") not in SIMPLE_TYPES or field.get("default") is not None:
         return field

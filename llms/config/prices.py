@@ -1,4 +1,4 @@
-"""What tokens cost, from a maintained table that ships with `genai-prices`: nothing is looked up online."""
+"""Prices of tokens, from the table that ships with `genai-prices`: nothing is looked up online."""
 
 from functools import lru_cache
 
@@ -8,7 +8,8 @@ from llms.config.strict import StrictModel
 from llms.typing import Usage
 
 MILLION = 1_000_000
-SAMPLE_TOKENS = 1_000  # tokens to ask the table about: many would be priced as a long context
+SAMPLE_TOKENS = 1_000
+"""Tokens to ask the table for the price of: many more would be priced as a long context."""
 
 
 class Price(StrictModel):
@@ -21,21 +22,21 @@ class Price(StrictModel):
     cache_write: float | None = Field(default=None, ge=0, description="Of input kept in a cache; as input when empty.")
 
     def cost(self, usage: Usage) -> float:
-        """Dollars for this usage; its input includes what was read from a cache, or kept in one."""
-        read, kept = usage.cache_read_input_tokens, usage.cache_creation_input_tokens
-        dollars = (usage.input_tokens - read - kept) * self.input + usage.output_tokens * self.output
+        """Return dollars for this usage, whose input includes tokens read from a cache and written to one."""
+        read, written = usage.cache_read_input_tokens, usage.cache_creation_input_tokens
+        dollars = (usage.input_tokens - read - written) * self.input + usage.output_tokens * self.output
         dollars += read * (self.input if self.cache_read is None else self.cache_read)
-        dollars += kept * (self.input if self.cache_write is None else self.cache_write)
+        dollars += written * (self.input if self.cache_write is None else self.cache_write)
         return dollars / MILLION
 
 
 @lru_cache
 def list_price(provider: str, model: str) -> Price | None:
-    """The list price of a provider's model; `None` when the table has none.
+    """Return the list price of a provider's model, `None` if the table has none.
 
     Args:
-        provider: The provider as the table calls it, such as `openai`.
-        model: The model as the provider calls it.
+        provider: The table's name of the provider, such as `openai`.
+        model: The provider's name of the model.
     """
     from genai_prices import Usage as Tokens
     from genai_prices import calc_price

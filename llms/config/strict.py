@@ -1,4 +1,4 @@
-"""Models that refuse a misspelt name and say which one was meant."""
+"""Pydantic models that reject unknown fields, and readable validation errors."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 
 class StrictModel(BaseModel):
-    """A pydantic model without unknown fields: each is an error that names the nearest right one."""
+    """A pydantic model that rejects unknown fields and suggests the closest known one."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), hide_input_in_errors=True)
 
@@ -31,12 +31,12 @@ def drop_none(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def field_names(name: str, field: FieldInfo) -> Iterable[str]:
-    """The names a field may be given under."""
+    """Return the names that a field may be given under."""
     return [name, *([field.alias] if field.alias else [])]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown name: what was probably meant, or all there is."""
+    """Return the end of an error about an unknown name: the closest known one, or all."""
     known = sorted(known)
     if close := get_close_matches(name, known, n=1):
         return f"did you mean `{close[0]}`?"
@@ -44,8 +44,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def stale_block_message(name: str, error: RuntimeError) -> str | None:
-    """Return what to do if Prefect could not load a block because the fields of its class changed; `None` if it was not
-    that."""
+    """Return what to do about a block that does not load because its class has other fields now, `None` otherwise."""
     if not isinstance(error.__cause__, ValidationError):
         return None
     return (
@@ -55,7 +54,7 @@ def stale_block_message(name: str, error: RuntimeError) -> str | None:
 
 
 def format_validation_error(error: ValidationError) -> str:
-    """A validation error as sentences: one per field, without the values, which may be secret."""
+    """Return a validation error as one sentence per field, without values, which may be secret."""
     lines = []
     for item in error.errors(include_url=False, include_input=False):
         where = ".".join(str(part) for part in item["loc"])

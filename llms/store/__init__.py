@@ -1,4 +1,4 @@
-"""Durable store of paid answers: one SQLite file for all runs of this machine."""
+"""The store of answers: one SQLite file for all runs of this machine."""
 
 from llms.store.connection import StoreError, connect, path, translate_errors
 from llms.store.database import StoredAnswer, close, get, prepare, put

@@ -1,4 +1,4 @@
-"""`python -m llms.store`: what the store of answers holds, and ways to make it smaller."""
+"""`python -m llms.store`: show, prune or clear the store of answers."""
 
 import math
 import sqlite3
@@ -12,10 +12,10 @@ from llms.store.connection import StoreError, connect, path, translate_errors
 
 
 def main() -> None:
-    """Do what the command line says.
+    """Run the command line.
 
     Raises:
-        SystemExit: If it cannot be done; the message says why.
+        SystemExit: If it fails; the message says why.
     """
     parser = make_parser("llms.store", "The answers you have paid for.", "answers", "model")
     given = parser.parse_args()
@@ -73,7 +73,7 @@ def _open(file: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _size(file: Path) -> int:
-    """Bytes on disk, with what SQLite has not yet put into its place."""
+    """Return the size on disk in bytes, with the write-ahead log."""
     parts = (file, file.with_name(f"{file.name}-wal"))
     return sum(each.stat().st_size for each in parts if each.exists())
 

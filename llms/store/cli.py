@@ -1,4 +1,4 @@
-"""The command line of a place where things are kept: what it holds, and ways to make it smaller."""
+"""Command line shared by stores of answers and results: show, prune, clear."""
 
 import argparse
 import re
@@ -9,13 +9,13 @@ UNIT_SECONDS = {"h": 3600, "d": 86400, "w": 604800}
 
 
 def make_parser(module: str, description: str, things: str, kind: str) -> argparse.ArgumentParser:
-    """The command line of a place where things are kept: it shows them, and prunes or clears on request.
+    """Return the argument parser of a store.
 
     Args:
-        module: What is run, after `python -m`.
-        description: What the things are.
-        things: What they are called.
-        kind: What groups them, an option of `prune`; given as `only`.
+        module: The module that is run with `python -m`.
+        description: The sentence at the top of the help.
+        things: The plural of what is stored, for the help.
+        kind: The name of the option of `prune` that selects a group; its value is in `only`.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     commands = parser.add_subparsers(dest="command", metavar="prune | clear")
@@ -36,7 +36,7 @@ def _parse_age(text: str) -> int:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows in columns, under what these are called."""
+    """Print rows in aligned columns under a head."""
     table = [head, *rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
@@ -44,5 +44,5 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def format_time(seconds: float) -> str:
-    """A time in seconds since 1970 for people, in their own time zone."""
+    """Return a time in seconds since 1970 as local date and time."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

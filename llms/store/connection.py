@@ -1,4 +1,4 @@
-"""The file the store of answers is in: where it is, how it is opened, what is said when it cannot be."""
+"""Connections to the store's SQLite file: its path, its schema, its errors."""
 
 import os
 import sqlite3
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 VERSION = 2
-"""The format of the file, in its `user_version`."""
+"""Version of the schema, in the file's `user_version`."""
 
 SQLITE_BUSY_TIMEOUT_S = 30.0
-"""Seconds to wait for another process that is writing."""
+"""Seconds to wait for another process that writes."""
 
 _CREATE = """
     CREATE TABLE IF NOT EXISTS answers (
@@ -24,7 +24,7 @@ _CREATE = """
 _ADDED_COLUMNS = {
     2: ("cache_creation_input_tokens INTEGER NOT NULL DEFAULT 0", "logprobs TEXT"),
 }
-"""Columns by the version that brought them: a file of an older one gets them when it is opened."""
+"""Columns by the version that added them; an older file gets them when it is opened."""
 
 _KNOWN_ERRORS = {
     sqlite3.SQLITE_BUSY: ("is locked by another program", "end that program"),
@@ -41,16 +41,16 @@ class StoreError(Exception):
 
 
 def path() -> Path:
-    """The file: `answers.db` in the folder `DISTILFLOW_HOME` names, or in `~/.distilflow`.
+    """Return the path of the file: `answers.db` in the folder `DISTILFLOW_HOME`, or in `~/.distilflow`.
 
-    The folder must be on a disk of this machine: SQLite's shared memory does not reach over a network.
+    The folder must be on a local disk: SQLite's shared memory does not work over a network.
     """
     return Path(os.getenv("DISTILFLOW_HOME") or "~/.distilflow").expanduser().absolute() / "answers.db"
 
 
 @contextmanager
 def translate_errors(file: Path) -> Iterator[None]:
-    """Turns what SQLite or the disk says about `file` into a `StoreError`."""
+    """Raise errors of SQLite and the disk as `StoreError`."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
@@ -66,10 +66,10 @@ def _error(file: Path, what: str, cure: str, details: str) -> StoreError:
 
 
 def connect(file: Path) -> sqlite3.Connection:
-    """A connection to the store in `file`, which is made if there is none.
+    """Return a connection to the store in a file, which is created if missing.
 
     Raises:
-        StoreError: If it cannot be used, or a newer distilflow wrote it.
+        StoreError: If the file cannot be used, or a newer distilflow wrote it.
     """
     with translate_errors(file):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -90,8 +90,8 @@ def _set_up(connection: sqlite3.Connection, file: Path) -> None:
     mode = _enable_wal(connection)
     if mode != "wal":
         raise _error(file, "is on a disk that several processes cannot share", "use a local one", f"`{mode}`")
-    # What is committed is with the kernel, which no `kill -9` reaches. A power cut may cost the last commits, never
-    # the file; to outlive that too, every commit would have to wait for the disk.
+    # A commit is in the kernel's cache and survives `kill -9`. A power cut may lose the last commits, never the file;
+    # to survive that too, every commit would have to wait for the disk.
     connection.execute("PRAGMA synchronous = NORMAL")
     if version < VERSION:
         connection.execute("BEGIN IMMEDIATE")
@@ -104,7 +104,7 @@ def _set_up(connection: sqlite3.Connection, file: Path) -> None:
 
 
 def _enable_wal(connection: sqlite3.Connection) -> str:
-    """Switch to WAL. SQLite does not wait its turn for this one, so processes that start together have to."""
+    """Switch to WAL and return the mode; retry while busy, as SQLite's timeout does not cover this statement."""
     end = time.monotonic() + SQLITE_BUSY_TIMEOUT_S
     while True:
         try:

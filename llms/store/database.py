@@ -1,7 +1,6 @@
-"""Every paid answer, on disk before anyone sees it: one SQLite file for all runs of this machine.
+"""Reading and writing stored answers; each is durable before it is returned.
 
-Only answers are kept, never an error; of the request only a hash, because prompts can be confidential and are with
-the caller anyway. `python -m llms.store` shows what is there, and deletes.
+Errors are not stored. Of a request only a hash is stored, because prompts can be confidential and the caller has them.
 """
 
 import asyncio
@@ -17,33 +16,21 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from llms.store.connection import StoreError, connect, path, translate_errors
-from llms.store.key import IRRELEVANT, key_of
+from llms.store.connection import connect, path, translate_errors
 from llms.typing import FinishReason, GenerateOutput, Logprobs, ModelInfo, Usage
 
-__all__ = [
-    "IRRELEVANT",
-    "StoreError",
-    "StoredAnswer",
-    "close",
-    "connect",
-    "get",
-    "key_of",
-    "path",
-    "prepare",
-    "put",
-    "translate_errors",
-]
-
 COMMIT_DELAY_S = 0.005
-"""Seconds an answer waits for company: one commit costs as much for a hundred as for one."""
+"""Seconds to collect answers before a commit: a commit of a hundred costs as much as of one."""
+
+READ_CHUNK = 500
+"""Keys to read at a time; in between other threads get the lock."""
 
 COLUMNS = (
     "key, text, finish_reason, reasoning, input_tokens, output_tokens, cache_read_input_tokens, "
     "reasoning_output_tokens, cache_creation_input_tokens, logprobs, seconds, model, provider, created"
 )
-# The newest answer wins: a run that was told not to read the store still writes it. Texts come as bytes, because
-# half of an emoji, which models do write, is no UTF-8.
+# The newest answer replaces others: a run that does not read the store still writes it. Texts are passed as bytes,
+# because models write lone surrogates (half of an emoji), which are not UTF-8.
 _INSERT = f"""
     REPLACE INTO answers ({COLUMNS})
     VALUES (?, CAST(? AS TEXT), ?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -53,18 +40,18 @@ _SELECT = f"SELECT {COLUMNS} FROM answers WHERE key IN (SELECT value FROM json_e
 
 @dataclass(slots=True)
 class StoredAnswer:
-    """One generation, and what it cost.
+    """One stored generation.
 
     Attributes:
-        text: The raw text; `None` where the model gave none.
+        text: The text; `None` if the model returned none.
         finish_reason: Why it ended.
-        reasoning: What the model thought first.
-        logprobs: How likely its tokens were, where that was asked for.
-        usage: Tokens of the whole request on the first of its generations, none on the others.
-        seconds: How long the request took.
-        model: The model's name.
-        provider: The class of the model.
-        created: When it came, in seconds since 1970.
+        reasoning: The reasoning before it, if the provider returns it separately.
+        logprobs: The log probabilities of its tokens, if requested.
+        usage: Tokens of the whole request for the first of its generations, none for the others.
+        seconds: Duration of the request.
+        model: The name of the model.
+        provider: The name of the model's class.
+        created: Time in seconds since 1970.
     """
 
     text: str | None
@@ -79,7 +66,7 @@ class StoredAnswer:
 
     @classmethod
     def from_output(cls, llm: ModelInfo, output: GenerateOutput) -> "list[StoredAnswer]":
-        """The generations of one request, each as it is stored."""
+        """Return the generations of a request as they are stored."""
         usages = [output.usage, *(Usage() for _ in output[1:])]
         model, provider, now = llm.model_name, type(llm).__name__, time.time()
         return [
@@ -88,7 +75,7 @@ class StoredAnswer:
         ]
 
     def to_output(self) -> GenerateOutput:
-        """This generation as if a request had just brought it; `GenerateOutput.joined` makes one of several."""
+        """Return this generation as an output; `GenerateOutput.join` makes one of several."""
         return GenerateOutput(
             [self.text],
             finish_reasons=[self.finish_reason],
@@ -100,7 +87,7 @@ class StoredAnswer:
 
 
 def prepare() -> None:
-    """Open the store, which may take its time: no loop has to wait for that when the first answers come.
+    """Open the store, which may wait for a lock, so that the event loop does not when the first answers come.
 
     Raises:
         StoreError: If it cannot be used.
@@ -110,9 +97,9 @@ def prepare() -> None:
 
 
 async def put(answers: Mapping[str, StoredAnswer]) -> None:
-    """Keep these answers by their keys, all or none, and come back when they would survive `kill -9`.
+    """Write answers by key in one transaction; when this returns they survive `kill -9`.
 
-    One whose `finish_reason` is `error` is not kept. Whoever awaits this may be cancelled: the answers are kept still.
+    Answers with the `finish_reason` `error` are skipped. The others are written even if this is cancelled.
 
     Raises:
         StoreError: If they could not be written.
@@ -126,18 +113,18 @@ async def put(answers: Mapping[str, StoredAnswer]) -> None:
 
 
 def get(keys: Iterable[str]) -> dict[str, StoredAnswer]:
-    """The answers there are, by key. A few microseconds each: up to some hundred at a time may be read on a loop.
+    """Return the stored answers by key, at a few microseconds each.
 
     Raises:
         StoreError: If the store cannot be read.
     """
-    wanted = list(keys)
+    every = list(keys)
     rows: list[tuple[Any, ...]] = []
-    for start in range(0, len(wanted), 500):  # in between, others get their turn
+    for start in range(0, len(every), READ_CHUNK):
         with _lock:
             store = _store()
             with translate_errors(store.file):
-                rows += store.reader.execute(_SELECT, (json.dumps(wanted[start : start + 500]),)).fetchall()
+                rows += store.reader.execute(_SELECT, (json.dumps(every[start : start + READ_CHUNK]),)).fetchall()
     return dict(map(_from_row, rows))
 
 
@@ -172,11 +159,11 @@ def _encode(text: str | None) -> bytes | None:
 
 
 _PendingWrite = tuple[list[tuple[Any, ...]], asyncio.AbstractEventLoop, "asyncio.Future[None]"]
-"""Rows to write, and who waits for that."""
+"""Rows to write, and the loop and future to notify."""
 
 
 class _Store:
-    """An open store: one connection that reads, one that writes, and the thread that does so."""
+    """An open store: a connection to read, and a connection and a thread to write."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -195,14 +182,14 @@ class _Store:
             except Exception as error:
                 failure = error
             for loop in {loop for _, loop, _ in batch}:  # each is woken once, not once per answer
-                with suppress(RuntimeError):  # it is closed: nobody waits any more
-                    loop.call_soon_threadsafe(_resolve, [done for _, its, done in batch if its is loop], failure)
+                with suppress(RuntimeError):  # it is closed
+                    loop.call_soon_threadsafe(_resolve, [done for _, each, done in batch if each is loop], failure)
 
     def _drain_queue(self) -> Iterator[_PendingWrite]:
         try:
             while each := self.queue.get_nowait():
                 yield each
-            self.queue.put(None)  # the end, which the loop has still to see
+            self.queue.put(None)  # the end, for `_write_loop`
         except Empty:
             pass
 
@@ -213,7 +200,7 @@ class _Store:
                 self.writer.executemany(_INSERT, rows)
                 self.writer.execute("COMMIT")
             except BaseException:
-                if self.writer.in_transaction:  # a full disk has ended it already
+                if self.writer.in_transaction:  # a full disk ends it
                     self.writer.execute("ROLLBACK")
                 raise
 
@@ -224,9 +211,9 @@ class _Store:
         self.writer.close()
 
 
-def _resolve(waiting: "list[asyncio.Future[None]]", failure: Exception | None) -> None:
-    for done in waiting:
-        if done.done():  # who awaited it was cancelled
+def _resolve(futures: "list[asyncio.Future[None]]", failure: Exception | None) -> None:
+    for done in futures:
+        if done.done():  # cancelled
             continue
         if failure:
             done.set_exception(failure)
@@ -239,7 +226,7 @@ _lock = threading.Lock()
 
 
 def _store() -> _Store:
-    """The open store of this process, where the environment says; `_lock` must be held."""
+    """Return the open store of this process for `DISTILFLOW_HOME`; `_lock` must be held."""
     home = os.getenv("DISTILFLOW_HOME")
     if home not in _stores:
         _stores[home] = _Store(path())
@@ -248,7 +235,7 @@ def _store() -> _Store:
 
 @atexit.register
 def close() -> None:
-    """Write what waits and let go of the file; the next use opens it again."""
+    """Write what is queued and close the file; the next use opens it again."""
     with _lock:
         _close()
 
@@ -260,7 +247,7 @@ def _close() -> None:
 
 def _before_fork() -> None:
     _lock.acquire()
-    _close()  # SQLite's locks belong to a process: a child that inherits a connection believes it holds them
+    _close()  # SQLite's locks belong to a process: a child with an inherited connection would believe it holds them
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks

@@ -1,4 +1,4 @@
-"""The name of an answer: a hash of all that it depends on, and of no secret."""
+"""Keys of stored answers: hashes of all that an answer depends on, without secrets."""
 
 import json
 import os
@@ -38,23 +38,23 @@ IRRELEVANT: dict[str, str] = {
     "tokens_per_minute": "how fast",
     "use_cache": "whether it is looked up",
 }
-"""Fields of models that do not change an answer, and why; every other field is part of the key. Secrets never are."""
+"""Fields of models that are not part of a key, and why; all others are, except secrets."""
 
 REVISION = 1
-"""Part of every key: raise it when a shipped model asks the same request otherwise, and old answers are not meant."""
+"""Part of every key: raise it if a shipped model's requests change so that old answers must not be used."""
 
 
 def key_of(llm: ModelInfo, chat: ChatType, options: Mapping[str, Any], generation: int) -> str:
-    """The key of one generation of one request.
+    """Return the key of one generation of one request.
 
     Args:
-        llm: The model; its block's slug, its name, the base URL in force and all its fields but the `IRRELEVANT`
-            count, not the module of its class. A class of the user's own counts with its name and code, so that an
-            edit is never answered from before it.
-        chat: What it is asked.
-        options: The runtime parameters that are set, as `LLM.options` coerced them. Here `1`, `1.0` and `True` are
-            three things: a request too many is better than a wrong answer.
-        generation: Which of the chat's generations, from 0.
+        llm: The model. Its block's slug, its name, the base URL in use and its fields except the `IRRELEVANT` count,
+            not the module of its class. A user's own class counts with its name and code, so that after an edit no
+            older answer is used.
+        chat: The chat.
+        options: The runtime parameters that are set, as `LLM.options` coerced them. `1`, `1.0` and `True` differ: an
+            extra request is better than a wrong answer.
+        generation: The number of the generation, from 0.
 
     Raises:
         StoreError: If a part of it is not plain data.
@@ -62,7 +62,7 @@ def key_of(llm: ModelInfo, chat: ChatType, options: Mapping[str, Any], generatio
     cls: type = type(llm)
     fields = {name: value for name, value in llm.cache_fields().items() if name not in IRRELEVANT}
     try:
-        request = _canonical([REVISION, _identity(cls), llm.model_name, fields, chat, options, generation])
+        request = _encode([REVISION, _class_identity(cls), llm.model_name, fields, chat, options, generation])
     except (TypeError, ValueError) as error:
         raise StoreError(
             f"A request to `{cls.__name__}` has no name in the store of answers, because a part of it is not "
@@ -71,15 +71,15 @@ def key_of(llm: ModelInfo, chat: ChatType, options: Mapping[str, Any], generatio
     return blake2b(request.encode(), digest_size=16).hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     match value:
         case SecretStr() | SecretBytes():
             return None
         case BaseModel():
             return {name: getattr(value, name) for name in type(value).model_fields}
         case set() | frozenset():
-            return sorted(map(_canonical, value))
-        case Path() if value.exists():  # weights are trained again under the same name
+            return sorted(map(_encode, value))
+        case Path() if value.exists():  # its content may change, such as weights that are trained again
             files = sorted(each for each in value.iterdir() if each.is_file()) if value.is_dir() else [value]
             stamps = [[each.name, each.stat().st_size, each.stat().st_mtime_ns] for each in files]
             return [str(value.absolute()), stamps]
@@ -93,43 +93,43 @@ def resolve_file(value: Any) -> Any:
     return Path(path) if path and os.path.exists(path) else value
 
 
-_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_plain).encode
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_to_plain).encode
 
 
 _LIBRARIES = {"llms", "prefect", "pydantic", "abc", "typing", "builtins"}
-"""Packages whose classes, and the functions they add to others, are nobody's to edit."""
+"""Packages whose classes, and whose functions in other classes, users do not edit."""
 
 
 @lru_cache(maxsize=100)
-def _identity(cls: type) -> list[Any]:
-    """A shipped class by its block's slug, one of the user's by its name and code too, wherever their modules are."""
-    ours = next(each for each in cls.__mro__ if _package(each) == "llms" and issubclass(each, Block))
-    theirs = [each for each in cls.__mro__ if _package(each) not in _LIBRARIES]
-    return [ours.get_block_type_slug(), [[each.__qualname__, _code(each)] for each in theirs]]
+def _class_identity(cls: type) -> list[Any]:
+    """Return the slug of a shipped class, and the name and code of a user's own, regardless of their modules."""
+    ours = next(each for each in cls.__mro__ if _package_of(each) == "llms" and issubclass(each, Block))
+    theirs = [each for each in cls.__mro__ if _package_of(each) not in _LIBRARIES]
+    return [ours.get_block_type_slug(), [[each.__qualname__, _class_code(each)] for each in theirs]]
 
 
-def _package(what: type | FunctionType) -> str:
+def _package_of(what: type | FunctionType) -> str:
     return what.__module__.partition(".")[0]
 
 
-def _code(cls: type) -> list[Any]:
-    """What a class does: its functions as Python compiled them, without lines and comments, and its constants."""
+def _class_code(cls: type) -> list[Any]:
+    """Return the bytecode of a class's functions, without lines and comments, and its constants."""
     found: list[Any] = []
     for name, value in sorted(vars(cls).items()):
         inner = next((getattr(value, each) for each in ("fget", "__func__", "func") if hasattr(value, each)), value)
         function = unwrap(inner) if callable(inner) else None
-        if isinstance(function, FunctionType) and _package(function) not in _LIBRARIES:
+        if isinstance(function, FunctionType) and _package_of(function) not in _LIBRARIES:
             defaults = [repr(function.__defaults__), repr(function.__kwdefaults__)]
-            found.append([name, _compiled(function.__code__), defaults])
+            found.append([name, _bytecode(function.__code__), defaults])
         elif not name.startswith("_") and isinstance(value, str | int | float | None):
             found.append([name, value])
     return found
 
 
-def _compiled(code: CodeType) -> list[Any]:
-    constants = [_compiled(each) if isinstance(each, CodeType) else _constant(each) for each in code.co_consts]
+def _bytecode(code: CodeType) -> list[Any]:
+    constants = [_bytecode(each) if isinstance(each, CodeType) else _format_constant(each) for each in code.co_consts]
     return [code.co_code.hex(), code.co_names, constants]
 
 
-def _constant(value: Any) -> str:
-    return repr(sorted(value, key=repr)) if isinstance(value, frozenset) else repr(value)  # a set has no order
+def _format_constant(value: Any) -> str:
+    return repr(sorted(value, key=repr)) if isinstance(value, frozenset) else repr(value)  # sets have no order
