@@ -9,7 +9,7 @@ from typing import Any, final
 from pydantic import Field
 
 from llms import AnyLLM
-from llms.typing import ChatType, FormattedInput, GenerateOutput
+from llms.typing import ChatType, FormattedInput, GenerateOutput, split_input
 from tasks.base import Step
 from tasks.typing import BatchResult, ModelUsage, PartialBatchError, Row
 
@@ -71,7 +71,7 @@ class Task(Step, ABC):
             llm = self.llm if self.use_cache else self.llm.model_copy(update={"use_cache": False})
             outputs = llm.generate_outputs([formatted for _, _, formatted in requests], self.num_generations)
             for (row, mapped, formatted), output in zip(requests, outputs, strict=True):
-                chat = formatted[0] if isinstance(formatted, tuple) else formatted
+                chat, _ = split_input(formatted)
                 self._add_output(result, row, mapped, chat, output)
         return result
 

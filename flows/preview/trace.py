@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from flows.dag.graph import Graph
-from llms.typing import Usage
+from llms.typing import Usage, split_input
 from tasks import GeneratorStep, Step, Task
 from tasks.typing import BatchResult, Failure, Row
 
@@ -149,7 +149,7 @@ def _to_request(step: Task, told: Mapping[str, Any]) -> RequestTrace:
 def _rendered_prompt(step: Task, row: Row) -> list[dict[str, str]]:
     """What a request was that failed, of which no metadata tells."""
     given = step.format_input(step.apply_input_mappings(row))
-    chat = given[0] if isinstance(given, tuple) else given
+    chat, _ = split_input(given)
     texts = [content if isinstance(content := message["content"], str) else json.dumps(content) for message in chat]
     return [{"role": message["role"], "content": text} for message, text in zip(chat, texts, strict=True)]
 
