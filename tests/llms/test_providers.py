@@ -1,7 +1,7 @@
 """Every provider, the same questions over a real socket: what is sent, what comes back, what goes wrong.
 
-A class is asked them by being a `RemoteLLM` in `llms/`. How its API speaks is in `tests/dialects.py`; one that speaks
-like OpenAI needs nothing there.
+A class is asked them by being a `RemoteLLM` in `llms/`. How its API speaks is in `tests/support/api_profiles.py`; one
+that speaks like OpenAI needs nothing there.
 """
 
 import asyncio
@@ -80,8 +80,9 @@ class Provider:
         wire.answer = lambda request: self.reply(*["Madrid."] * self.dialect.count(request.body))
         if self.cls is LlamaServerLLM:
             context = self.cls.model_fields["n_ctx"].default
-            longest = SimpleNamespace(steps=context)  # no text that was cut could be asked for in what is left
-            server = SimpleNamespace(url=wire.url, key=KEY, way=lambda text: longest)
+            path = SimpleNamespace(num_tokens=context)  # no text that was cut could be asked for in what is left
+            headers = {"Authorization": f"Bearer {KEY}"}
+            server = SimpleNamespace(base_url=wire.url, headers=headers, token_path=lambda text: path)
             monkeypatch.setattr(self.cls, "_server", lambda self: server)
 
     def llm(self, url: str | None = None, **fields: Any) -> Any:
@@ -909,7 +910,7 @@ def test_a_thirteenth_provider_is_one_file_and_its_tests_are_there(tmp_path, rec
     apart = "saved or load_reads or structure_given or unknown_way or forked or package"  # slow, and no different
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", f"ThirteenthLLM and not ({apart})"]
-        + ["tests/test_llms.py", "tests/test_providers.py"],
+        + ["tests/llms/test_llms.py", "tests/llms/test_providers.py"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -49,7 +49,7 @@ class Here(LocalLLM):
     def model_name(self) -> str:
         return "here"
 
-    def _resolve_api_key(self):
+    def _engine_key(self):
         return "here"
 
     def generate(self, inputs, num_generations=1) -> list[GenerateOutput]:
