@@ -1,4 +1,4 @@
-"""Texts as vectors: `python -m flows.embeddings --data texts.jsonl --pooling mean`."""
+"""Embed texts: `python -m flows.embeddings --data texts.jsonl --pooling mean`."""
 
 from typing import Annotated, Any, Literal, Unpack
 
@@ -14,7 +14,7 @@ TEXTS = [
     for animal in ("The cat", "A dog", "The old horse", "My sister's parrot")
     for verb in ("sleeps in the sun", "is hungry", "runs away", "knows three words")
 ]
-"""What is embedded when no data is given."""
+"""Default data."""
 
 
 @flow

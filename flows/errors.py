@@ -1,9 +1,9 @@
-"""What a person who runs a pipeline has to know and do."""
+"""Errors that end a run."""
 
 
 class ConfigurationError(ValueError):
-    """Something that cannot work, found before anything was paid for: what, where, and what to type instead."""
+    """A mistake found before anything was paid for; the message says what, where, and what to write instead."""
 
 
 class RunFailed(Exception):
-    """A run that ended without all it was asked for: why, and where the rows it had made are."""
+    """A run that ended early; the message says why, a note where the rows made until then are."""

@@ -1,4 +1,4 @@
-"""Pairs of a better and a worse answer, as a judge sees them: `python -m flows.preference_dataset`."""
+"""Make pairs of a chosen and a rejected answer, as a judge rates them: `python -m flows.preference_dataset`."""
 
 from typing import Annotated, Any, Literal, Unpack
 
@@ -30,10 +30,10 @@ COLUMNS = [
     "rejected_model",
     "rejected_rating",
 ]
-"""What trainers read."""
+"""Columns that trainers of preference optimization read."""
 
 
-def _differ(row: dict[str, Any]) -> bool:
+def _has_different_answers(row: dict[str, Any]) -> bool:
     return len({str(text).strip() for text in row["generations"]}) > 1
 
 
@@ -79,7 +79,7 @@ def preference_dataset(
             use_default_structured_output=isinstance(judge, StructuredLLM),
         )
         preferred = FormatTextGenerationDPO()
-        instructions >> answers >> pairs >> Filter(name="differ", where=_differ) >> rated >> preferred
+        instructions >> answers >> pairs >> Filter(name="differ", where=_has_different_answers) >> rated >> preferred
         preferred >> KeepColumns(columns=COLUMNS)
     return pipeline.run(parameters, **settings)
 

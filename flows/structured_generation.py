@@ -1,4 +1,4 @@
-"""Answers of a given shape: `python -m flows.structured_generation --structured-output user.json`."""
+"""Generate JSON of a schema: `python -m flows.structured_generation --structured-output user.json`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Unpack
@@ -15,7 +15,7 @@ CHARACTERS = [
     for kind in ("knight", "wizard", "thief", "healer")
     for place in ("the mountains", "a harbour town", "the northern woods")
 ]
-"""What is asked when no data is given."""
+"""Default data."""
 
 CHARACTER = {
     "title": "Character",
@@ -29,7 +29,7 @@ CHARACTER = {
     },
     "required": ["name", "age", "profession", "strength", "weapons"],
 }
-"""The shape of the answers when no other is given."""
+"""Default schema of the answers."""
 
 
 @flow
@@ -56,13 +56,13 @@ def structured_generation(
         template: The prompt, Jinja2 over the row's columns.
         parameters: Runtime parameters by step, such as `structured_generation.llm.generation_kwargs.temperature`.
     """
-    shape = structured_output
-    if isinstance(shape, str) and shape.endswith(".json"):
-        shape = Path(shape).read_text()
+    schema = structured_output
+    if isinstance(schema, str) and schema.endswith(".json"):
+        schema = Path(schema).read_text()
     with Pipeline(name="structured-generation") as pipeline:
         instructions = load_data(data or CHARACTERS)
         answers = StructuredGeneration(
-            llm=llm.with_structured_output({"schema": shape or CHARACTER}),
+            llm=llm.with_structured_output({"schema": schema or CHARACTER}),
             num_generations=num_generations,
             system_prompt=system_prompt,
             template=template,

@@ -11,7 +11,7 @@ from llms import AnyLLM, LlamaServerLLM
 from tasks import Source, TextGeneration, load_data
 
 INSTRUCTIONS = Path(__file__).parent / "data" / "instructions.jsonl"
-"""Some hundreds of instructions the demo model has an answer to."""
+"""Some hundreds of instructions that the demo model can answer."""
 
 
 @flow

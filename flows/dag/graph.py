@@ -115,7 +115,7 @@ class Graph:
             raise ConfigurationError("the pipeline has no steps: make some inside `with Pipeline() as pipeline:`.")
         for step in self.steps:
             self._check_position(step)
-        self.order  # noqa: B018  # raises if there is a circle
+        _ = self.order  # raises if there is a cycle
         for step in self.steps:
             self._check_mappings(step)
             self._check_branches(step)

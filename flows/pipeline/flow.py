@@ -1,10 +1,10 @@
-"""`flow`: Prefect's decorator, for a function that makes a dataset."""
+"""`flow`: Prefect's decorator for functions that make a dataset."""
 
 import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec, cast
 
 from prefect import Flow
 
@@ -18,33 +18,34 @@ P = ParamSpec("P")
 
 
 class DatasetFlow(Flow[P, Distiset]):
-    """A flow that refuses a secret in a parameter before Prefect keeps it, and logs it: that is done unvalidated."""
+    """A flow that rejects secrets in its parameters before Prefect stores and logs them unvalidated."""
 
-    if not TYPE_CHECKING:  # it has Prefect's own signature
+    if not TYPE_CHECKING:  # keeps the signature of Prefect's `__call__`
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             """Run the flow.
 
             Raises:
-                ConfigurationError: If a parameter names a secret.
+                ConfigurationError: If a parameter holds a secret.
             """
             given = dict(zip(inspect.signature(self.fn).parameters, args, strict=False)) | kwargs
             for name, value in given.items():
-                if name != "data" and (secret := find_secret(value)):  # rows may say what they like
+                if name != "data" and (secret := find_secret(value)):  # rows may hold anything
                     raise ConfigurationError(f"`{name}`: {plaintext_secret_message(secret)}")
             return super().__call__(*args, **kwargs)
 
     def with_options(self, *args: Any, **kwargs: Any) -> "DatasetFlow[P]":
-        """A copy with other settings, as Prefect's."""
-        changed = super().with_options(*args, **kwargs)
-        changed.__class__ = type(self)  # Prefect's is a plain one
-        return changed  # type: ignore[return-value]
+        """Return a copy with other options of Prefect's `@flow`."""
+        copied = super().with_options(*args, **kwargs)
+        copied.__class__ = type(self)  # Prefect makes a plain `Flow`
+        return cast(DatasetFlow[P], copied)
 
 
 def flow(function: Callable[P, Distiset], output: Path | EllipsisType | None = ..., **options: Any) -> DatasetFlow[P]:
-    """Return a function that makes a dataset as a flow: a run's final state tells of its rows, nothing is pickled.
+    """Return a function that makes a dataset as a flow whose final state reports its rows.
 
-    `**settings: Unpack[RunSettingsArgs]` in the signature becomes a parameter for each run setting.
+    `**settings: Unpack[RunSettingsArgs]` in the signature becomes a parameter for each run setting. The dataset is not
+    persisted as Prefect's result: it is in its folder.
 
     Args:
         function: Returns the dataset.

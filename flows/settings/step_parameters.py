@@ -1,8 +1,8 @@
-"""A pipeline's runtime parameters: one typed group per step, made from the steps' own fields."""
+"""Runtime parameters of a pipeline: a typed group per step, generated from the step's own fields."""
 
 from collections.abc import Iterable, Mapping
 from copy import copy
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 from prefect.blocks.core import Block
 from pydantic import (
@@ -28,17 +28,17 @@ from llms.options import CommonOptions
 from tasks import Step, Task
 
 FLOW_LEVEL_FIELDS = ("name", "llm", "num_generations", "use_cache")
-"""What a shipped flow has a parameter of its own for."""
+"""Fields of steps that shipped flows have as parameters of their own."""
 
 
 class StepParameters:
-    """Shows a flow's `parameters` in Prefect's UI as a typed group per step.
+    """JSON schema of a flow's `parameters`: a typed group per step in Prefect's form.
 
-    A group has what every step of its kind has. It is open: a step's other fields, and what only one model takes, can
-    be given in JSON, and are checked with all the rest when the steps are there. Secrets are refused before that.
+    A group shows the fields that all steps of its kind have. Other fields of the step or of its model may be given as
+    JSON; they are validated when the steps exist. Secrets are rejected by the schema.
 
     Args:
-        **steps: The classes of the steps, by name.
+        **steps: The class of each step, by the step's name.
     """
 
     def __init__(self, **steps: type[Step]) -> None:
@@ -58,10 +58,11 @@ class StepParameters:
 
 
 def parameters_model(steps: Iterable[Step]) -> type[StrictModel]:
-    """The model of all the steps' parameters: `{step: {field: value, "llm": {…, "generation_kwargs": {…}}}}`.
+    """Return a pydantic model of the parameters: `{step: {field: value, "llm": {…, "generation_kwargs": {…}}}}`.
 
-    Every field of a step but its name is a runtime parameter, and every field of its model but the secrets. Defaults
-    are the values the step has now. Instead of its model's fields another model may be given: see `llms.any_llm.model`.
+    Every field of a step except its name is a parameter, and every field of its model except secrets. Defaults are
+    the current values of the step. Instead of the model's fields another model may be given, in any form that
+    `llms.any_llm.resolve_model` takes.
     """
     groups: dict[str, Any] = {}
     for number, step in enumerate(steps):
@@ -71,34 +72,38 @@ def parameters_model(steps: Iterable[Step]) -> type[StrictModel]:
 
 
 def with_parameters(step: Step, given: Mapping[str, Any]) -> Step:
-    """A copy of the step with these parameters instead of its own."""
+    """Return a copy of the step with these values for some of its fields."""
     values = {name: getattr(step, name) for name in type(step).model_fields} | dict(given)
     for name, llm in _models_of(step).items():
-        if isinstance(changed := given.get(name), Mapping):
-            values[name] = _with_llm_parameters(llm, changed)
+        if isinstance(llm_parameters := given.get(name), Mapping):
+            values[name] = _with_llm_parameters(llm, llm_parameters)
     return type(step)(**values)
 
 
-def validate_parameters(of: type[StrictModel], parameters: Any) -> dict[str, dict[str, Any]]:
-    """Only what was given, coerced to its type; another model as itself, with the secrets it has.
+def validate_parameters(model: type[StrictModel], parameters: Any) -> dict[str, dict[str, Any]]:
+    """Return the given parameters, coerced to their types; another model as an instance, secrets included.
+
+    Args:
+        model: The result of `parameters_model`.
+        parameters: By step and field; fields that are not set are left out of the result.
 
     Raises:
         ConfigurationError: If a name is unknown or a value does not fit.
     """
     try:
-        groups = of.model_validate(parameters or {})
+        groups = model.model_validate(parameters or {})
     except ValidationError as error:
         raise ConfigurationError(format_validation_error(error)) from None
     given = groups.model_dump(by_alias=True, exclude_unset=True)
     for number in groups.model_fields_set:
         group = getattr(groups, number)
-        models = {name: held for name in group.model_fields_set if _contains_model(held := getattr(group, name))}
-        given[f"{type(groups).model_fields[number].alias}"] |= models  # a dump is not a model any more
+        llms = {name: value for name in group.model_fields_set if _contains_llm(value := getattr(group, name))}
+        given[f"{type(groups).model_fields[number].alias}"] |= llms  # `model_dump` has made dictionaries of them
     return given
 
 
 def to_json(given: Any) -> Any:
-    """The parameters as JSON that could be given again: a model as its class and fields, without the secrets."""
+    """Return parameters as JSON that can be given again: a model as its class and fields, without secrets."""
     match given:
         case LLM():
             fields = given.model_dump(mode="json", exclude_defaults=True, exclude=secret_fields(type(given)))
@@ -111,23 +116,23 @@ def to_json(given: Any) -> Any:
             return given
 
 
-def _contains_model(value: Any) -> bool:
-    """Whether it is a model, or a list or dictionary with one in it."""
-    within = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return isinstance(value, LLM) or any(map(_contains_model, within))
+def _contains_llm(value: Any) -> bool:
+    """Tell whether a value is a model, or a list or dictionary with one in it."""
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return isinstance(value, LLM) or any(map(_contains_llm, items))
 
 
 class _Parameters(StrictModel):
-    """What all steps' parameters have in common."""
+    """Base of the model of all steps' parameters."""
 
     @model_validator(mode="before")
     @classmethod
-    def _filled_in(cls, values: Any) -> Any:
+    def _drop_unset(cls, values: Any) -> Any:
         return _drop_unset_options(values)
 
 
 def _drop_unset_options(parameters: Any) -> Any:
-    """The parameters without the options that are `None`: a form says so of what nobody filled in."""
+    """Remove generation options that are `None`, which is how a form sends what nobody filled in."""
     match parameters:
         case {"generation_kwargs": Mapping() as options, **others}:
             return {**others, "generation_kwargs": {name: each for name, each in options.items() if each is not None}}
@@ -141,69 +146,70 @@ def _step_model(step: Step) -> type[StrictModel]:
     fields = _fields(step, exclude={"name"})
     for name, llm in _models_of(step).items():
         options = _options_model(llm)
-        of_llm = _fields(llm, exclude=secret_fields(type(llm)))
-        of_llm["generation_kwargs"] = (options, Field(default_factory=options, title="Generation kwargs"))
-        group = create_model(type(llm).__name__, __base__=StrictModel, **of_llm)
-        either: Any = Annotated[SerializeAsAny[group], WrapValidator(_own_or_other_model), _OwnOrOtherModel()]
+        llm_fields = _fields(llm, exclude=secret_fields(type(llm)))
+        llm_fields["generation_kwargs"] = (options, Field(default_factory=options, title="Generation kwargs"))
+        group = create_model(type(llm).__name__, __base__=StrictModel, **llm_fields)
+        annotation: Any = Annotated[SerializeAsAny[group], WrapValidator(_own_or_other_llm), _OwnOrOtherModel()]
         title = type(step).model_fields[name].title or ("Model" if name == "llm" else name)
-        fields[name] = (either, Field(default_factory=group, title=title))
+        fields[name] = (annotation, Field(default_factory=group, title=title))
     return create_model(step.name, __base__=StrictModel, **fields)
 
 
-def _own_or_other_model(value: Any, own: ValidatorFunctionWrapHandler) -> Any:
-    """A model's parameters, or the model that is named instead."""
+def _own_or_other_llm(value: Any, validate_own: ValidatorFunctionWrapHandler) -> Any:
+    """Return the parameters of the step's model, or the model that is given instead of it."""
     match value:
         case Block() | str() | {"block_type_slug": _} | {"$ref": _}:
             return resolve_model(value)
         case _:
-            return own(value)
+            return validate_own(value)
 
 
 class _OwnOrOtherModel(ModelPicker):
-    """Shows a model's parameters in Prefect's UI, and in further tabs the models to take instead."""
+    """JSON schema of a model's parameters, with further tabs in Prefect's form for the models to use instead."""
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         own = handler.resolve_ref_schema(handler(core)) | {"title": "As it is"}
         others = super().__get_pydantic_json_schema__(core, handler)
-        another = {"anyOf": [{"required": ["block_type_slug"]}, {"required": ["$ref"]}]}
+        is_other = {"anyOf": [{"required": ["block_type_slug"]}, {"required": ["$ref"]}]}
         return {
             "anyOf": [own, *others["anyOf"]],
-            "if": {"type": "object", "not": another},  # so that Prefect names a misspelt field, not only the model
+            "if": {"type": "object", "not": is_other},  # so that Prefect names a misspelt field, not only the model
             "then": {"propertyNames": {"enum": sorted(own["properties"])}},
         }
 
 
 def get_llm(step: Step) -> LLM | None:
-    """The model a step asks, if it does."""
+    """Return the step's model, or `None` if it has none."""
     llm = getattr(step, "llm", None)
     return llm if isinstance(llm, LLM) else None
 
 
 def _models_of(step: Step) -> dict[str, LLM]:
-    """The models a step asks, by the field they stand in."""
-    held = {name: getattr(step, name) for name in type(step).model_fields}
-    return {name: llm for name, llm in held.items() if isinstance(llm, LLM)}
+    """Return the step's models by the name of their field."""
+    values = {name: getattr(step, name) for name in type(step).model_fields}
+    return {name: llm for name, llm in values.items() if isinstance(llm, LLM)}
 
 
-def _fields(of: BaseModel, exclude: set[str]) -> dict[str, Any]:
-    """An object's fields, each optional, with what it holds as the default."""
+def _fields(instance: BaseModel, exclude: set[str]) -> dict[str, Any]:
+    """Return definitions of an instance's fields for `create_model`, with its current values as defaults."""
     fields: dict[str, Any] = {}
-    for name, field in type(of).model_fields.items():
-        if name not in exclude and not field.exclude:  # rows are no parameter
+    for name, field in type(instance).model_fields.items():
+        if name not in exclude and not field.exclude:  # rows are excluded: they are no parameter
             optional = copy(field)
-            optional.default, optional.default_factory = getattr(of, name), None
+            optional.default, optional.default_factory = getattr(instance, name), None
             fields[name] = (field.annotation, optional)
     return fields
 
 
 def _options_model(llm: LLM) -> type[StrictModel]:
-    """A model's options, none of them required, with what it has as the default."""
+    """Return a pydantic model of a model's options, all optional, with its current values as defaults."""
     fields: dict[str, Any] = {}
     for name, field in llm.Options.model_fields.items():
         optional = copy(field)
         optional.default = llm.generation_kwargs.get(name, None if field.is_required() else field.default)
         optional.serialization_alias = None
-        fields[name] = (Optional[field.annotation], optional)  # noqa: UP045
+        annotation: Any = field.annotation
+        fields[name] = (annotation | None, optional)
     base = type("Options", (StrictModel,), {"model_config": llm.Options.model_config})
     return create_model(f"{type(llm).__name__}.Options", __base__=base, **fields)
 
