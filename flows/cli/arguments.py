@@ -1,4 +1,4 @@
-"""Options of the command line, made of a flow's parameters."""
+"""Options of the command line, generated from a flow's parameters."""
 
 import argparse
 import json
@@ -7,65 +7,67 @@ from typing import Any
 
 from prefect import Flow
 
-OUTPUT_OPTION = "how it is shown"
-"""What the choice between `--quiet` and `--json` is called among the parameters of a flow, which have no such name."""
+OUTPUT_OPTION = "output mode"
+"""Name of the parsed `--quiet` or `--json`; its space keeps it apart from the flow's parameters."""
 
-
-DEFAULT_DRY_RUN = "3"
-"""Rows of a dry run that does not say how many."""
+DEFAULT_DRY_RUN_ROWS = "3"
+"""Rows of a `--dry-run` without a number."""
 
 
 def build_parser(flow: "Flow[..., Any]") -> argparse.ArgumentParser:
-    """A parser with an option for every parameter of the flow."""
+    """Return a parser with an option for every parameter of the flow."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {flow.fn.__module__.replace('__main__', f'flows.{flow.fn.__name__}')}",
         description=(flow.description or "").split("Args:")[0].strip(),
-        argument_default=argparse.SUPPRESS,  # what is not given is the flow's to fill in
+        argument_default=argparse.SUPPRESS,  # the flow has the defaults
     )
-    known = flow.parameters.definitions.items()
-    blocks = {f"#/definitions/{name}" for name, schema in known if "block_type_slug" in schema}
+    definitions = flow.parameters.definitions.items()
+    blocks = {f"#/definitions/{name}" for name, schema in definitions if "block_type_slug" in schema}
     for name, schema in flow.parameters.properties.items():
-        about = " ".join(str(schema.get("description", "")).split()).replace("%", "%%")
+        option = f"--{name.replace('_', '-')}"
+        help_text = " ".join(str(schema.get("description", "")).split()).replace("%", "%%")
         if isinstance(default := schema.get("default"), str | int | float) and default is not False and default != "":
-            about += f" (default: {default})"
+            help_text += f" (default: {default})"
         if name == "parameters":
-            option = parser.add_argument(
-                "--param", action="append", metavar="STEP.NAME=VALUE", help=f"{about} Repeatable."
+            action = parser.add_argument(
+                "--param", action="append", metavar="STEP.NAME=VALUE", help=f"{help_text} Repeatable."
             )
-            option.dest = name
+            action.dest = name
         elif schema.get("type") == "boolean" and schema.get("default") is True:
             # `use_cache`: `--no-cache` turns it off
             switch = f"--no-{name.removeprefix('use_').replace('_', '-')}"
-            parser.add_argument(switch, dest=name, action="store_false", help=f"Off: {about}")
+            parser.add_argument(switch, dest=name, action="store_false", help=f"Off: {help_text}")
         elif schema.get("type") == "boolean":
-            parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=about)
+            parser.add_argument(option, action="store_true", help=help_text)
+        elif name == "dry_run":
+            parser.add_argument(option, metavar=name.upper(), help=help_text, nargs="?", const=DEFAULT_DRY_RUN_ROWS)
         else:
-            several = schema.get("type") == "array"  # of which each is given by an option of its own
-            kinds = schema.get("items", {}) if several else schema
-            is_model = any(each.get("$ref") in blocks for each in kinds.get("anyOf", []))
-            words: dict[str, Any] = {"nargs": "+"} if is_model else {}  # `--llm OpenAILLM model=gpt-5`
-            words |= {"action": "append"} if several and is_model else {}
-            about += " Repeatable." if several and is_model else ""
-            words = {"nargs": "?", "const": DEFAULT_DRY_RUN} if name == "dry_run" else words
-            parser.add_argument(f"--{name.replace('_', '-')}", metavar=name.upper(), help=about, **words)
-    shown = parser.add_mutually_exclusive_group()
-    for kind, about in (
+            is_list = schema.get("type") == "array"  # each item is given by an option of its own
+            item = schema.get("items", {}) if is_list else schema
+            is_model = any(each.get("$ref") in blocks for each in item.get("anyOf", []))
+            options: dict[str, Any] = {"nargs": "+"} if is_model else {}  # `--llm OpenAILLM model=gpt-5`
+            if is_list and is_model:
+                options["action"] = "append"
+                help_text += " Repeatable."
+            parser.add_argument(option, metavar=name.upper(), help=help_text, **options)
+    modes = parser.add_mutually_exclusive_group()
+    for mode, help_text in (
         ("quiet", "Show the result and errors only."),
         ("json", "Show all of it in lines of JSON."),
     ):
-        shown.add_argument(f"--{kind}", dest=OUTPUT_OPTION, action="store_const", const=kind, help=about)
+        modes.add_argument(f"--{mode}", dest=OUTPUT_OPTION, action="store_const", const=mode, help=help_text)
     return parser
 
 
 def parse_arguments(parser: argparse.ArgumentParser, arguments: list[str] | None) -> dict[str, Any]:
-    """The parameters named on the command line, as strings for the flow to coerce."""
-    given = vars(parser.parse_args(arguments))
-    for name, value in given.items():
+    """Return the parameters on the command line, as strings for the flow to coerce."""
+    parameters = vars(parser.parse_args(arguments))
+    for name, value in parameters.items():
         if name == "parameters":
-            given[name] = _parse_assignments(parser, value)
+            parameters[name] = _parse_assignments(parser, value)
         elif isinstance(value, list):
-            given[name] = list(map(_join_words, value)) if isinstance(value[0], list) else _join_words(value)
-    return given
+            parameters[name] = list(map(_join_words, value)) if isinstance(value[0], list) else _join_words(value)
+    return parameters
 
 
 def _join_words(words: list[str]) -> str:
@@ -73,7 +75,7 @@ def _join_words(words: list[str]) -> str:
 
 
 def _parse_assignments(parser: argparse.ArgumentParser, assignments: list[str]) -> dict[str, Any]:
-    """`["a.b=1"]` as `{"a": {"b": "1"}}`; lists and dictionaries are written in JSON."""
+    """Return `["a.b=1"]` as `{"a": {"b": "1"}}`; values that are lists or dictionaries are JSON."""
     nested: dict[str, Any] = {}
     for assignment in assignments:
         path, equals, value = assignment.partition("=")
@@ -90,7 +92,7 @@ def _parse_assignments(parser: argparse.ArgumentParser, assignments: list[str]) 
 
 
 def _parse_json(text: str) -> Any:
-    """A list or dictionary; a text that only looks like one, `{{ question }}` or `[INST] …`, stays one."""
+    """Return a list or dictionary; text that is no JSON, such as `{{ question }}` or `[INST] …`, as it is."""
     try:
         return json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Output of the command line: a finished dataset, a dry run."""
+"""Output of the command line: a finished dataset or a dry run."""
 
 from rich.console import Console
 from rich.text import Text
@@ -11,19 +11,18 @@ MAX_VALUE_CHARS = 400
 
 
 def print_dataset(dataset: Distiset, brief: bool = False) -> None:
-    """Print what was made, what it took, a row of each leaf and where the files are; the first and last when brief."""
+    """Print rows and failures, usage by model, rows of each dataset, and the files; the first and last if `brief`."""
     out, summary = Console(soft_wrap=True, highlight=False), dataset.summary
     rate = summary.rows / summary.seconds if summary.seconds else 0
-    made = f"[bold]{summary.rows:,} rows[/] in {summary.seconds:,.1f} s ({rate:,.0f} rows/s)"
-    out.print(f"{made}, {_failures(summary.failures)}")
+    rows = f"[bold]{summary.rows:,} rows[/] in {summary.seconds:,.1f} s ({rate:,.0f} rows/s)"
+    out.print(f"{rows}, {_format_failures(summary.failures)}")
     for step in () if brief else summary.steps.values():
-        for model, spent in step.models.items():
-            known = (
-                f"{pluralize(spent.requests, 'request')}, {spent.input_tokens:,} tokens in, {spent.output_tokens:,} out"
-            )
-            cached = f", {spent.cached:,} from the store" if spent.cached else ""
-            cost = f", {money(spent.cost, decimals=4)}" if spent.cost else ""
-            out.print(f"{model}: {known}{cached}{cost}")
+        for model, usage in step.models.items():
+            requests = pluralize(usage.requests, "request")
+            tokens = f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"
+            cached = f", {usage.cached:,} from the store" if usage.cached else ""
+            cost = f", {money(usage.cost, decimals=4)}" if usage.cost else ""
+            out.print(f"{model}: {requests}, {tokens}{cached}{cost}")
     for leaf in () if brief else dataset:
         for row in dataset.head(leaf):
             out.print()
@@ -39,18 +38,18 @@ def print_dataset(dataset: Distiset, brief: bool = False) -> None:
 
 
 def print_preview(dataset: Distiset, estimate: Estimate) -> None:
-    """Print what was asked for each row of a dry run, what came, a row of each leaf, and the estimate."""
+    """Print the requests and answers of each row of a dry run, a row of each dataset, and the estimate."""
     out = Console(soft_wrap=True, highlight=False)
     for row in dataset.preview:
         out.print(Text(f"{row.markdown()}\n"))
     for leaf in dataset:
-        for made in dataset.head(leaf, 1):
+        for result in dataset.head(leaf, 1):
             out.print(Text(f"## a row of {leaf}\n"))
-            for column in (each for each in made if not each.endswith("_metadata")):
-                out.print(Text.assemble((f"{column}: ", "cyan"), truncate(str(made[column]), MAX_VALUE_CHARS)))
+            for column in (each for each in result if not each.endswith("_metadata")):
+                out.print(Text.assemble((f"{column}: ", "cyan"), truncate(str(result[column]), MAX_VALUE_CHARS)))
             out.print()
     out.print(Text(estimate.markdown()))
 
 
-def _failures(count: int) -> str:
+def _format_failures(count: int) -> str:
     return f"[red]{pluralize(count, 'failure')}[/]" if count else "no failures"

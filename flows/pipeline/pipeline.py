@@ -1,4 +1,4 @@
-"""Steps connected with `>>`: a Prefect flow whose parameters are theirs."""
+"""A pipeline: steps connected with `>>`, run as a Prefect flow whose parameters are their fields."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,8 +30,8 @@ class Pipeline:
     """Steps connected with `>>` inside a `with`; `run` makes the dataset.
 
     Args:
-        name: What the flow is called; after its steps when empty.
-        description: What it is for, shown in Prefect's UI.
+        name: Name of the flow; made of the steps' names by default.
+        description: Description of the flow in Prefect's UI.
 
     Example:
         ```python
@@ -51,10 +51,10 @@ class Pipeline:
     def __init__(self, name: str | None = None, description: str | None = None) -> None:
         self._name = name
         self.description = description
-        self._wiring = dag.DagBuilder[Step]()
+        self._dag = dag.DagBuilder[Step]()
 
     def __enter__(self) -> "Pipeline":
-        self._outer = dag.current.set(self._wiring)
+        self._outer = dag.current.set(self._dag)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,33 +63,33 @@ class Pipeline:
 
     @property
     def name(self) -> str:
-        """The name given, or one made of the steps'."""
+        """Name of the flow."""
         return self._name or "-".join(["pipeline", *(step.name for step in self.steps)])
 
     @property
     def steps(self) -> list[Step]:
-        """The steps, in the order they were made."""
-        return self._wiring.steps
+        """Steps, in the order they were created."""
+        return self._dag.steps
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "Pipeline":
-        """The pipeline in a file. Nothing in it is run: steps and models are found among those that are imported.
+        """Read a pipeline from a file. No code runs: classes are looked up among the imported ones.
 
         Raises:
-            ConfigurationError: Naming the file, the step, and what to write instead.
+            ConfigurationError: If it cannot be read; the message names the file, the step, and what to write instead.
         """
         read = document.read(path)
         pipeline = cls(read.name, read.description)
-        pipeline._wiring = read.build()
+        pipeline._dag = read.build()
         return pipeline
 
     def to_yaml(self) -> str:
-        """The pipeline as text: steps, what differs from their defaults, edges. It holds no secrets.
+        """Return the pipeline as YAML: steps with their non-default fields, and edges; no secrets.
 
         Raises:
-            ConfigurationError: If something cannot be written down, such as a function.
+            ConfigurationError: If something cannot be serialized, such as a function.
         """
-        return document.write(self._name, self.description, self._wiring)
+        return document.write(self._name, self.description, self._dag)
 
     def save(self, path: str | Path) -> None:
         """Write `to_yaml()` to a file, for `from_yaml` and `python -m flows.run p.yaml`."""
@@ -101,13 +101,13 @@ class Pipeline:
         Path(path).write_text(text, encoding="utf-8")
 
     def draw(self, path: str | Path | None = None) -> str:
-        """The pipeline as a Mermaid diagram; with a `path`, also an image: `p.svg`, or the diagram itself, `p.mmd`."""
-        return diagram.draw(Graph(self.steps, *self._named_edges()), path)
+        """Return a Mermaid diagram; with a `path`, also write it, as an image (`p.svg`) or as text (`p.mmd`)."""
+        return diagram.draw(Graph(self.steps, *self._edges_and_routes()), path)
 
     @property
     def flow(self) -> "Flow[..., Distiset]":
-        """The pipeline as a Prefect flow, to serve or deploy: its form shows every step's parameters."""
-        return self._flow(None, parameters_model(self.steps))
+        """Prefect flow to serve or deploy; its form shows every step's parameters."""
+        return self._make_flow(None, parameters_model(self.steps))
 
     def run(
         self,
@@ -117,11 +117,11 @@ class Pipeline:
         result_storage: ResultStorage | None = None,
         **settings: Unpack[RunSettingsArgs],
     ) -> Distiset:
-        """Make the dataset: as a flow run of its own, or inside a `@flow` as part of that flow's run.
+        """Make the dataset in a flow run of its own; inside a `@flow`, as part of that flow's run.
 
         Args:
             parameters: Runtime parameters by step, `{"text_generation": {"llm": {"generation_kwargs": {…}}}}`.
-            dataset: Rows for the steps that have no step before them: a file, a folder, rows, a table, a Hub id.
+            dataset: Rows for the first steps, those without a predecessor: a file, a folder, rows, a table, a Hub id.
             task_runner: Where batches run, such as a `DaskTaskRunner`; in threads of this process by default.
             result_storage: Where results of steps are kept for other runs: a saved block, or a `Path`; by default as
                 Prefect's settings say.
@@ -139,21 +139,21 @@ class Pipeline:
         pipeline = self if dataset is None else self._with_dataset(dataset)
         model = parameters_model(pipeline.steps)
         given = validate_parameters(model, parameters)
-        graph = pipeline._graph(given)
+        graph = pipeline._build_graph(given)
         options = {"task_runner": task_runner, "result_storage": result_storage}
         options = {name: value for name, value in options.items() if value is not None}
         if FlowRunContext.get():
             if options:
                 name = next(iter(options))
                 raise ConfigurationError(f"inside a `@flow` its own `{name}` is used: say it there, `@flow({name}=…)`.")
-            return pipeline._execute(graph, given, run_settings)
+            return pipeline._run_in_flow(graph, given, run_settings)
         server.boot()
         graph.check()
         with server.available():
-            return pipeline._flow(graph, model, **options)(parameters=given, **run_settings.model_dump())
+            return pipeline._make_flow(graph, model, **options)(parameters=given, **run_settings.model_dump())
 
     def dry_run(self, parameters: Mapping[str, Any] | None = None, batch_size: int = 1) -> Distiset:
-        """Run the first rows of every source only, to see whether it works, and what all of them would take.
+        """Run the first rows of every source, to see whether it works and to estimate what all rows would take.
 
         Example:
             ```python
@@ -164,14 +164,16 @@ class Pipeline:
 
         Args:
             parameters: Runtime parameters by step.
-            batch_size: Rows to take from each source. What they ask is not asked again when all are run.
+            batch_size: Rows to take from each source. Their answers are stored, and not requested again later.
         """
         return self.run(parameters, dry_run=batch_size)
 
-    def _flow(self, graph: Graph | None, model: type[StrictModel], **options: Any) -> "Flow[..., Distiset]":
+    def _make_flow(self, graph: Graph | None, model: type[StrictModel], **options: Any) -> "Flow[..., Distiset]":
+        """Return a flow with these options of Prefect's, whose `parameters` are a `model`."""
+
         def run(parameters: Any, **settings: Unpack[RunSettingsArgs]) -> Distiset:
             given = validate_parameters(model, parameters)
-            return self._execute(graph or self._graph(given), given, _check_settings(settings))
+            return self._run_in_flow(graph or self._build_graph(given), given, _check_settings(settings))
 
         run.__annotations__["parameters"] = model
         run.__defaults__ = (model(),)
@@ -183,49 +185,49 @@ class Pipeline:
         """
         return flow(run, None, name=self.name, **options)
 
-    def _execute(self, graph: Graph, parameters: Mapping[str, Any], settings: RunSettings) -> Distiset:
-        """Make the dataset in the current flow run, once it is approved."""
+    def _run_in_flow(self, graph: Graph, parameters: Mapping[str, Any], settings: RunSettings) -> Distiset:
+        """Make the dataset in the current flow run, after approval if the settings ask for one."""
         recorded = to_json(parameters)
 
         def estimate() -> Estimate:
             sample = settings.model_copy(update={"dry_run": approval.SAMPLE_ROWS})
-            return cast(Estimate, Run(self.name, self._graph(parameters), recorded, sample).execute().estimate)
+            return cast(Estimate, Run(self.name, self._build_graph(parameters), recorded, sample).execute().estimate)
 
         if settings.approve and not settings.dry_run:
             budget = approval.wait_for_approval(estimate, settings.max_cost, settings.max_tokens_total)
             settings = settings.model_copy(update=budget)
         return Run(self.name, graph, recorded, settings).execute()
 
-    def _graph(self, given: Mapping[str, Any]) -> Graph:
-        """The steps with these parameters, and the edges between them."""
+    def _build_graph(self, parameters: Mapping[str, Any]) -> Graph:
+        """Return a graph of copies of the steps with these parameters."""
         outer = dag.current.set(None)  # copies of steps are no steps of the pipeline
         try:
-            steps = [with_parameters(step, given.get(step.name, {})) for step in self.steps]
+            steps = [with_parameters(step, parameters.get(step.name, {})) for step in self.steps]
         except ValidationError as error:
             raise ConfigurationError(format_validation_error(error)) from None
         finally:
             dag.current.reset(outer)
-        return Graph(steps, *self._named_edges())
+        return Graph(steps, *self._edges_and_routes())
 
-    def _named_edges(self) -> tuple[list[tuple[str, str]], dict[tuple[str, str], dag.Route]]:
-        edges = [(source.name, target.name) for source, target in self._wiring.edges]
-        return edges, dict(self._wiring.routes)
+    def _edges_and_routes(self) -> tuple[list[tuple[str, str]], dict[tuple[str, str], dag.Route]]:
+        edges = [(source.name, target.name) for source, target in self._dag.edges]
+        return edges, dict(self._dag.routes)
 
     def _with_dataset(self, dataset: Source) -> "Pipeline":
-        """The same pipeline with a loader before every step that has none before it."""
-        fed = Pipeline(self._name, self.description)
-        targets = [target for _, target in self._wiring.edges]
-        heads = [step for step in self.steps if not any(step is each for each in targets)]
-        if sources := [step.name for step in heads if isinstance(step, GeneratorStep)]:
+        """Return a copy of the pipeline with a loader before every step without a predecessor."""
+        pipeline = Pipeline(self._name, self.description)
+        targets = [target for _, target in self._dag.edges]
+        first = [step for step in self.steps if not any(step is each for each in targets)]
+        if sources := [step.name for step in first if isinstance(step, GeneratorStep)]:
             raise ConfigurationError(f"`dataset=` brings rows, and so does `{sources[0]}`: leave one of them out.")
         outer = dag.current.set(None)
         loader = load_data(dataset)
         dag.current.reset(outer)
         for step in [loader, *self.steps]:
-            fed._wiring.add(step)
-        fed._wiring.edges = [*((loader, head) for head in heads), *self._wiring.edges]
-        fed._wiring.routes = self._wiring.routes
-        return fed
+            pipeline._dag.add(step)
+        pipeline._dag.edges = [*((loader, step) for step in first), *self._dag.edges]
+        pipeline._dag.routes = self._dag.routes
+        return pipeline
 
 
 def _check_settings(settings: RunSettingsArgs) -> RunSettings:

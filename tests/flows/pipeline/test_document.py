@@ -73,7 +73,7 @@ def rows(count=5):
 def one(made: Step) -> str:
     """The text of a pipeline of one step."""
     pipeline = Pipeline()
-    pipeline._wiring.add(made)
+    pipeline._dag.add(made)
     return pipeline.to_yaml()
 
 
@@ -133,8 +133,8 @@ class TestText:
         sample = "- data >> sample_n_steps(2, seed=-7) >> [a, b, c]"
         assert lines == [sample, "- a >> g", "- b >> g", "- c >> g", "- data >> [k, f]"]
         loaded = again(pipeline, tmp_path)
-        assert loaded._wiring.routes["data", "b"].by == Sample(2, -7)
-        assert loaded._wiring.routes["data", "b"].targets == ("a", "b", "c")
+        assert loaded._dag.routes["data", "b"].by == Sample(2, -7)
+        assert loaded._dag.routes["data", "b"].targets == ("a", "b", "c")
 
     def test_edges_may_be_written_in_one_line(self, tmp_path):
         head, _, _ = CAPITALS.partition("edges:")
@@ -427,9 +427,9 @@ def test_whatever_the_pipeline_it_comes_back(seed, tmp_path):
         assert type(before) is type(after)
         for name in type(before).model_fields:
             assert getattr(before, name) == getattr(after, name), (before.name, name)
-    edges = [[(a.name, b.name) for a, b in each._wiring.edges] for each in (pipeline, loaded)]
+    edges = [[(a.name, b.name) for a, b in each._dag.edges] for each in (pipeline, loaded)]
     assert edges[0] == edges[1]
-    routes = [dict(p._wiring.routes) for p in (pipeline, loaded)]
+    routes = [dict(p._dag.routes) for p in (pipeline, loaded)]
     assert routes[0] == routes[1]
     assert pipeline.draw() == loaded.draw()
 
