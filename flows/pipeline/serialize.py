@@ -1,4 +1,4 @@
-"""Steps and models as plain data: their class, what differs from its defaults, and no secrets."""
+"""Steps and models as plain data: their class and non-default fields, without secrets."""
 
 import inspect
 import re
@@ -15,39 +15,41 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from flows.errors import ConfigurationError
 from llms import LLM
 from llms.any_llm import model_classes, resolve_model, secret_fields
+from llms.config.redaction import MIN_SECRET_LENGTH
 from tasks import Filter, LoadDataFromDicts, Step
 
 MAX_INLINE_ROWS = 1_000
-"""Rows of `LoadDataFromDicts` that are written down, at most: more belong into a file of their own."""
+"""Rows of `LoadDataFromDicts` that are serialized, at most; more belong in a file of their own."""
 
 SECRET_NAME = re.compile(
     r"(^|[_-])(api[_-]?key|authorization|password|secret|credentials?)$"
     r"|(^|[_-])(access|api|auth|bearer|hf|hub)[_-]?token$|^token$",
     re.IGNORECASE,
 )
-"""Names of what is a secret, though its type does not say so."""
+"""Names of fields that hold a secret, whatever their type."""
 
 URL_CREDENTIALS = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
-"""An address with a password in it."""
+"""A URL with a password in it."""
+
 
 _OMIT = object()
 
 
 class Serializer:
-    """Makes plain data of steps and models.
+    """Converts steps and models to plain data.
 
     Attributes:
-        secrets: What was left out, to make sure that it stands nowhere else.
+        secrets: The values that were left out, so that a caller can search the result for them.
     """
 
     def __init__(self) -> None:
         self.secrets: list[str] = []
 
     def serialize_step(self, step: Step) -> dict[str, Any]:
-        """The class and the fields of a step; its name is none of them.
+        """Return the class and the fields of a step, without its name.
 
         Raises:
-            ConfigurationError: Naming the field that cannot be written down, and the cure.
+            ConfigurationError: If a field cannot be serialized; the message names it and says what to do.
         """
         if isinstance(step, LoadDataFromDicts) and len(step.data) > MAX_INLINE_ROWS:
             raise ConfigurationError(
@@ -59,125 +61,123 @@ class Serializer:
             raise _stale_class_error(step.name, type(step))
         return {"class": min(names, key=len), **self._serialize_fields(step, step.name)}
 
-    def _serialize_model(self, llm: LLM, where: str) -> Any:
-        """The name of the saved block a model was loaded from, and what was changed since; its class and fields."""
+    def _serialize_model(self, llm: LLM, path: str) -> Any:
+        """Return a model as its class and fields; one of a saved block, as that block and the fields changed since."""
         name, cls = getattr(llm, "_block_document_name", None), type(llm)
         if name and not getattr(llm, "_is_anonymous", False):
             slug = f"{cls.get_block_type_slug()}/{name}"
             try:
                 saved = resolve_model(slug)
             except ValueError as error:
-                raise ConfigurationError(f"`{where}`: {error}") from None
+                raise ConfigurationError(f"`{path}`: {error}") from None
             for secret in secret_fields(cls):
-                self._serialize(getattr(llm, secret), where)
-            differs = {each for each in cls.model_fields if getattr(llm, each) != getattr(saved, each, None)}
-            changed = self._serialize_fields(llm, where, differs - secret_fields(cls))
-            return {"block": slug, **changed} if changed else slug
+                self._serialize(getattr(llm, secret), path)
+            changed = {name for name in cls.model_fields if getattr(llm, name) != getattr(saved, name, None)}
+            fields = self._serialize_fields(llm, path, changed - secret_fields(cls))
+            return {"block": slug, **fields} if fields else slug
         if model_classes().get(cls.__name__) is not cls:
-            raise _stale_class_error(where, cls)
-        return {"class": cls.__name__, **self._serialize_fields(llm, where)}
+            raise _stale_class_error(path, cls)
+        return {"class": cls.__name__, **self._serialize_fields(llm, path)}
 
-    def _serialize_fields(self, of: BaseModel, where: str, only: Collection[str] | None = None) -> dict[str, Any]:
-        """The fields that differ from their defaults, or `only` those named."""
-        found: dict[str, Any] = {}
-        for name, field in type(of).model_fields.items():
-            value, place = getattr(of, name), f"{where}.{name}"
-            wanted = not _is_default(value, field) if only is None else name in only
-            if not wanted or (isinstance(of, Step) and name == "name"):
+    def _serialize_fields(self, owner: BaseModel, path: str, only: Collection[str] | None = None) -> dict[str, Any]:
+        """Return the non-default fields, or `only` the named ones."""
+        serialized: dict[str, Any] = {}
+        for name, field in type(owner).model_fields.items():
+            value, field_path = getattr(owner, name), f"{path}.{name}"
+            is_selected = not _is_default(value, field) if only is None else name in only
+            if not is_selected or (isinstance(owner, Step) and name == "name"):
                 continue
             if SECRET_NAME.search(name) and isinstance(value, str):
                 raise ConfigurationError(
-                    f"`{place}` is a secret by its name: give it the type `SecretStr`, to leave it out."
+                    f"`{field_path}` is a secret by its name: give it the type `SecretStr`, to leave it out."
                 )
-            if callable(value) and isinstance(of, Filter):
+            if callable(value) and isinstance(owner, Filter):
                 raise ConfigurationError(
-                    f"`{place}` is a function, which no file can hold: let a column decide, `Filter(column=…)`, or "
-                    "make a step of the function with `@step`."
+                    f"`{field_path}` is a function, which no file can hold: let a column decide, `Filter(column=…)`, "
+                    "or make a step of the function with `@step`."
                 )
-            plain = self._serialize(value, place, guarded=not isinstance(of, LoadDataFromDicts))
+            plain = self._serialize(value, field_path, scan_secrets=not isinstance(owner, LoadDataFromDicts))
             if plain is not _OMIT:
-                found[name] = plain
+                serialized[name] = plain
             elif field.is_required():
                 raise ConfigurationError(
-                    f"`{place}` is a secret, and has to be given: let the class read it from a variable."
+                    f"`{field_path}` is a secret, and has to be given: let the class read it from a variable."
                 )
-        return found
+        return serialized
 
-    def _serialize(self, value: Any, where: str, guarded: bool = True) -> Any:
-        """A value as YAML has it. One that is `guarded` is searched for secrets; the rows of a dataset are not."""
+    def _serialize(self, value: Any, path: str, scan_secrets: bool = True) -> Any:
+        """Return a value as YAML has it; `scan_secrets` is off for rows of a dataset, which may hold anything."""
         match value:
             case None | bool() | bytes() | date():
                 return value
             case Secret() | SecretStr() | SecretBytes():
-                hidden = value.get_secret_value()
-                self.secrets += [hidden] if isinstance(hidden, str) and len(hidden) >= 8 else []
+                secret = value.get_secret_value()
+                self.secrets += [secret] if isinstance(secret, str) and len(secret) >= MIN_SECRET_LENGTH else []
                 return _OMIT
             case Enum():
-                return self._serialize(value.value, where, guarded)
+                return self._serialize(value.value, path, scan_secrets)
             case LLM():
-                return self._serialize_model(value, where)
+                return self._serialize_model(value, path)
             case BaseModel():
-                return self._serialize_fields(value, where)
+                return self._serialize_fields(value, path)
             case str() | PurePath():
-                if guarded and URL_CREDENTIALS.search(str(value)):
-                    raise ConfigurationError(f"`{where}` holds a password: leave it out of the address.")
+                if scan_secrets and URL_CREDENTIALS.search(str(value)):
+                    raise ConfigurationError(f"`{path}` holds a password: leave it out of the address.")
                 return str(value)
             case int():
                 return int(value)
             case float():
                 return float(value)
             case Mapping():
-                return self._serialize_mapping(value, where, guarded)
+                return self._serialize_mapping(value, path, scan_secrets)
             case list() | tuple():
-                return self._serialize_list(value, where, guarded)
+                return self._serialize_list(value, path, scan_secrets)
             case set() | frozenset():
-                return self._serialize_list(sorted(value, key=repr), where, guarded)
+                return self._serialize_list(sorted(value, key=repr), path, scan_secrets)
         if callable(value):
-            raise ConfigurationError(
-                f"`{where}` is a function, which no file can hold: make a step of it with `@step`."
-            )
+            raise ConfigurationError(f"`{path}` is a function, which no file can hold: make a step of it with `@step`.")
         try:
             return to_jsonable_python(value)
         except PydanticSerializationError:
             raise ConfigurationError(
-                f"`{where}` is a `{type(value).__name__}`, which no file can hold: use plain data."
+                f"`{path}` is a `{type(value).__name__}`, which no file can hold: use plain data."
             ) from None
 
-    def _serialize_mapping(self, value: Mapping[Any, Any], where: str, guarded: bool) -> Any:
+    def _serialize_mapping(self, value: Mapping[Any, Any], path: str, scan_secrets: bool) -> Any:
         plain: dict[Any, Any] = {}
-        for key, each in value.items():
+        for key, item in value.items():
             if not isinstance(key, str | int | float | None):
-                raise ConfigurationError(f"`{where}` has a key `{key}`, which no file can hold: use texts.")
-            columns = where.endswith("_mappings")  # of rows, which may be called as they like
-            if guarded and not columns and SECRET_NAME.search(str(key)) and isinstance(each, str):
+                raise ConfigurationError(f"`{path}` has a key `{key}`, which no file can hold: use texts.")
+            is_column = path.endswith("_mappings")  # columns may have any name
+            if scan_secrets and not is_column and SECRET_NAME.search(str(key)) and isinstance(item, str):
                 raise ConfigurationError(
-                    f"`{where}` holds a secret by its name, `{key}`: use the field or the variable that is meant for "
+                    f"`{path}` holds a secret by its name, `{key}`: use the field or the variable that is meant for "
                     "it, or save the model as a block."
                 )
-            plain[key] = self._serialize(each, f"{where}.{key}", guarded)
-        kept = {key: each for key, each in plain.items() if each is not _OMIT}
+            plain[key] = self._serialize(item, f"{path}.{key}", scan_secrets)
+        kept = {key: item for key, item in plain.items() if item is not _OMIT}
         return kept if kept or not plain else _OMIT
 
-    def _serialize_list(self, value: Collection[Any], where: str, guarded: bool) -> Any:
-        plain = [self._serialize(each, f"{where}[{at}]", guarded) for at, each in enumerate(value)]
+    def _serialize_list(self, value: Collection[Any], path: str, scan_secrets: bool) -> Any:
+        plain = [self._serialize(item, f"{path}[{at}]", scan_secrets) for at, item in enumerate(value)]
         return _OMIT if _OMIT in plain else plain
 
 
 def step_classes() -> dict[str, type[Step]]:
-    """The steps there are, the user's own included: by name where one class bears it, and by module and name."""
-    found: dict[str, type[Step]] = {}
+    """Return all imported step classes, the user's own included, by full name, and by name where that is unique."""
+    classes: dict[str, type[Step]] = {}
 
-    def look(cls: type[Step]) -> None:
+    def collect(cls: type[Step]) -> None:
         for each in cls.__subclasses__():
             if not inspect.isabstract(each):
-                found[f"{each.__module__}.{each.__qualname__}"] = each  # of one made anew, the last
-            look(each)
+                classes[f"{each.__module__}.{each.__qualname__}"] = each  # a redefined class replaces the earlier one
+            collect(each)
 
-    look(Step)
-    bearers: dict[str, list[str]] = {}
-    for full, cls in found.items():
-        bearers.setdefault(cls.__name__, []).append(full)
-    return found | {name: found[full[0]] for name, full in bearers.items() if len(full) == 1}
+    collect(Step)
+    full_names: dict[str, list[str]] = {}
+    for full_name, cls in classes.items():
+        full_names.setdefault(cls.__name__, []).append(full_name)
+    return classes | {name: classes[names[0]] for name, names in full_names.items() if len(names) == 1}
 
 
 def _is_default(value: Any, field: FieldInfo) -> bool:
@@ -186,7 +186,7 @@ def _is_default(value: Any, field: FieldInfo) -> bool:
     return bool(value == field.get_default(call_default_factory=True))
 
 
-def _stale_class_error(where: str, cls: type) -> ConfigurationError:
+def _stale_class_error(path: str, cls: type) -> ConfigurationError:
     return ConfigurationError(
-        f"`{where}` is of a class `{cls.__name__}` that was defined anew since: make the step again."
+        f"`{path}` is of a class `{cls.__name__}` that was defined anew since: make the step again."
     )

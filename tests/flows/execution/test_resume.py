@@ -478,7 +478,7 @@ class TestIdentity:
             return step_identity(Filter(where=lambda row: len(row["text"]) > limit), ["data"], [])
 
         assert filtered(1) == filtered(1) != filtered(2)
-        way = [[Route(route(lambda row, to=to: to).by, ("a", "b"))] for to in "aab"]
+        way = [[Route(route(lambda row, to=to: to).selector, ("a", "b"))] for to in "aab"]
         first, same, other = (step_identity(Filter(column="x"), ["data"], each) for each in way)
         assert first == same != other
 

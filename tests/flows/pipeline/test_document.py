@@ -133,7 +133,7 @@ class TestText:
         sample = "- data >> sample_n_steps(2, seed=-7) >> [a, b, c]"
         assert lines == [sample, "- a >> g", "- b >> g", "- c >> g", "- data >> [k, f]"]
         loaded = again(pipeline, tmp_path)
-        assert loaded._dag.routes["data", "b"].by == Sample(2, -7)
+        assert loaded._dag.routes["data", "b"].selector == Sample(2, -7)
         assert loaded._dag.routes["data", "b"].targets == ("a", "b", "c")
 
     def test_edges_may_be_written_in_one_line(self, tmp_path):

@@ -93,7 +93,7 @@ def test_batches_run_in_the_processes_of_a_cluster(name, wire, tmp_path):
 
 def test_step_tasks_pickle_small_and_equal():
     llm = OpenAILLM(model="m", base_url="http://localhost:1", api_key="key")
-    ways = {"data": Route(route(lambda row: "text").by, ("text", "other"))}
+    ways = {"data": Route(route(lambda row: "text").selector, ("text", "other"))}
     step_task = StepTask(TextGeneration(name="text", llm=llm), ["data"], False, ways, StopEvent())
     step_task.stop.set()
     sent = cloudpickle.dumps(step_task.step.task(step_task, **step_task.task_options))
