@@ -1,4 +1,4 @@
-"""A pipeline as a picture: a Mermaid diagram, and an SVG image made without a browser or a network."""
+"""Diagrams of a pipeline: Mermaid text, and an SVG image rendered without a browser or a network."""
 
 import re
 import unicodedata
@@ -15,10 +15,10 @@ from tasks import GeneratorStep, Step
 from tasks.routing import Sample
 
 MARGIN_PX, LINE_HEIGHT_PX, PADDING_PX, CHAR_WIDTH_PX = 16.0, 18.0, 12.0, 7.4
-"""Pixels around the picture, from line to line, inside boxes, and the width of a letter."""
+"""Margin of the image, height of a text line, padding of boxes, and width of a character."""
 
 MAX_LABEL_CHARS = 48
-"""Letters of a line in a box or on an edge; a longer one is cut."""
+"""Characters of a text line in a box or on an edge; longer ones are truncated."""
 
 SVG_HEAD = """<style>
   text { font: 13px ui-sans-serif, system-ui, "Helvetica Neue", Arial, sans-serif; text-anchor: middle; fill: #1f2328 }
@@ -48,10 +48,10 @@ SVG_HEAD = """<style>
 
 
 def draw(graph: Graph, path: str | Path | None = None) -> str:
-    """The Mermaid diagram of a pipeline, written to `path` as it is (`.mmd`) or as an image (`.svg`).
+    """Return a Mermaid diagram; with a `path`, also write it, as text (`.mmd`) or as an image (`.svg`).
 
     Raises:
-        ConfigurationError: If the file is of another kind, or an image is wanted of steps that go in a circle.
+        ConfigurationError: If the file has another suffix, or an image is requested of a graph with a cycle.
     """
     diagram = render_mermaid(graph)
     if path is not None:
@@ -69,7 +69,7 @@ def draw(graph: Graph, path: str | Path | None = None) -> str:
 
 
 def render_mermaid(graph: Graph) -> str:
-    """The diagram as text, which GitHub, notebooks and many editors show as a picture."""
+    """Return the diagram as Mermaid text, which GitHub, notebooks and many editors render."""
     numbers = {step.name: f"s{number}" for number, step in enumerate(graph.steps)}
     lines = ["flowchart TD"]
     for step in graph.steps:
@@ -86,10 +86,10 @@ def render_mermaid(graph: Graph) -> str:
 
 
 def render_svg(graph: Graph) -> str:
-    """The diagram as an image, light or dark as whoever looks at it has it.
+    """Return the diagram as SVG, which follows the viewer's light or dark theme.
 
     Raises:
-        ConfigurationError: If steps go in a circle.
+        ConfigurationError: If the graph has a cycle.
     """
     labels = {step.name: _box_label(step) for step in graph.order}
     sizes = {
@@ -118,13 +118,13 @@ viewBox="{left - MARGIN_PX:.1f} {-MARGIN_PX:.1f} {width:.1f} {height:.1f}">''',
 
 
 def _box_label(step: Step) -> list[str]:
-    """What stands in a step's box: its name, its class, the models it asks."""
+    """Return the lines of text in a step's box: its name, its class, its models."""
     models = [llm.model_name for name in type(step).model_fields if isinstance(llm := getattr(step, name), LLM)]
     return [truncate(line, MAX_LABEL_CHARS) for line in (step.name, type(step).__name__, *models)]
 
 
 def _edge_label(graph: Graph, a: str, b: str) -> tuple[str, bool]:
-    """What stands on an edge: the columns the step behind it reads, and which rows take it, if not all."""
+    """Return the text on an edge (columns its target reads, or which rows take it), and whether it is conditional."""
     step = graph.by_name[b]
     columns = [step.input_mappings.get(name, name) for name in step.inputs]
     if not (route := graph.routes.get((a, b))):
@@ -138,7 +138,7 @@ def _edge_label(graph: Graph, a: str, b: str) -> tuple[str, bool]:
 
 
 def _escape_mermaid(text: str) -> str:
-    """A text that Mermaid takes as it is."""
+    """Escape text for Mermaid."""
     return re.sub(r"""[^\w\s.,:/+…-]""", lambda found: f"#{ord(found[0])};", text)
 
 
@@ -159,7 +159,7 @@ def _render_box(place: Box, step: Step, label: Sequence[str]) -> str:
 
 
 def _render_line(places: Sequence[Box], some: bool) -> str:
-    """A line from the foot of one box to the head of another, straight down beside those it passes."""
+    """Render a line from the bottom of one box to the top of another, vertical beside the rows it passes."""
     path = f"M{places[0].x:.1f} {places[0].y + places[0].height:.1f}"
     for above, below in zip(places, places[1:], strict=False):
         foot = above.y + above.height
@@ -170,7 +170,7 @@ def _render_line(places: Sequence[Box], some: bool) -> str:
 
 
 def _render_line_label(places: Sequence[Box], label: str, at: float) -> tuple[str, float]:
-    """A label on a line, from its beginning (0) to its end (1): where it has most room. And the middle of it."""
+    """Return a label at a fraction of a line, from its start (0) to its end (1), and the x of the label's center."""
     above, below = places[:2] if at < 0.5 else places[-2:]
     foot = above.y + above.height
     x = above.x + (below.x - above.x) * (3 - 2 * at) * at**2  # the curve of `_line`

@@ -1,20 +1,21 @@
-"""Where the boxes of a diagram stand: a row of boxes for each rank, with few crossings, and lines around boxes."""
+"""Layered graph drawing: a row of boxes per rank, few crossings, lines routed around boxes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 SWEEPS = 12
+"""Passes over the rows, alternately downwards and upwards."""
+
 BOX_GAP_PX, ROW_GAP_PX = 28.0, 64.0
-"""Pixels between the boxes of a row, and between the rows."""
 
 
 @dataclass
 class Box:
-    """A box, or the bend of a line that passes a row on its way.
+    """A box, or a dummy box where a line passes a row.
 
     Attributes:
-        x: Of its middle.
-        y: Of its upper edge.
+        x: Center.
+        y: Upper edge.
     """
 
     width: float
@@ -27,7 +28,7 @@ class Box:
 
 @dataclass
 class Layout:
-    """The boxes by name, the places each line passes from box to box, and the size of it all."""
+    """Boxes by name, the boxes each line passes, and the size of the drawing."""
 
     boxes: dict[str, Box]
     lines: dict[tuple[str, str], list[Box]]
@@ -36,17 +37,17 @@ class Layout:
 
 
 def compute_layout(sizes: Mapping[str, tuple[float, float]], edges: Sequence[tuple[str, str]]) -> Layout:
-    """Put boxes of these sizes below those they follow.
+    """Place boxes below their predecessors.
 
     Args:
-        sizes: Width and height by name, each box after all it follows.
-        edges: Which follows which.
+        sizes: Width and height by name, in topological order.
+        edges: Pairs of source and target.
     """
     boxes = {name: Box(*size) for name, size in sizes.items()}
     ranks = dict.fromkeys(sizes, 0)
     for name in sizes:
         ranks[name] = max((ranks[a] + 1 for a, b in edges if b == name), default=0)
-    for name in sizes:  # a source stands right above what it is for
+    for name in sizes:  # a source is placed right above its targets
         if not any(b == name for _, b in edges):
             ranks[name] = min((ranks[b] - 1 for a, b in edges if a == name), default=0)
     rows: list[list[Box]] = [[] for _ in range(max(ranks.values(), default=-1) + 1)]
@@ -72,19 +73,19 @@ def compute_layout(sizes: Mapping[str, tuple[float, float]], edges: Sequence[tup
 
 
 def _reduce_crossings(rows: list[list[Box]]) -> None:
-    """Order each row after the middles of what its boxes are connected with: down, up, down, and the best of it."""
+    """Sort each row by the barycenters of its neighbours, downwards and upwards in turn; keep the best order."""
     best, fewest = [list(row) for row in rows], _count_crossings(rows)
     for sweep in range(SWEEPS):
         down = sweep % 2 == 0
         before: dict[int, int] = {}
         for row in rows if down else reversed(rows):
 
-            def middle(place: Box, down: bool = down, before: dict[int, int] = before) -> float:
+            def barycenter(place: Box, down: bool = down, before: dict[int, int] = before) -> float:
                 near = place.above if down else place.below
                 return sum(before[id(each)] for each in near) / len(near) if near else before.get(id(place), 0)
 
             before |= {id(place): at for at, place in enumerate(row)}
-            row.sort(key=middle)
+            row.sort(key=barycenter)
             before |= {id(place): at for at, place in enumerate(row)}
         if (crossings := _count_crossings(rows)) < fewest:
             best, fewest = [list(row) for row in rows], crossings
@@ -102,7 +103,7 @@ def _count_crossings(rows: list[list[Box]]) -> int:
 
 
 def _assign_positions(rows: list[list[Box]]) -> None:
-    """Put the rows below one another, and each box as near to the middle of its neighbours as the others allow."""
+    """Stack the rows, and move each box as close to the mean of its neighbours as the others allow."""
     top = 0.0
     for row in rows:
         height = max(place.height for place in row)
@@ -125,12 +126,12 @@ def _assign_positions(rows: list[list[Box]]) -> None:
 
 
 def _resolve_overlaps(row: list[Box], wanted: list[float]) -> None:
-    """Give each box its wish; those that would overlap move together, to the mean of what they wish."""
+    """Move each box to its wanted x; boxes that would overlap move as a group, to the mean of theirs."""
     offsets, x = [], 0.0
     for at, place in enumerate(row):
         x += (row[at - 1].width + place.width) / 2 + BOX_GAP_PX if at else 0.0
         offsets.append(x)
-    groups: list[tuple[float, int]] = []  # the mean wish of neighbours that touch, less their offsets; how many
+    groups: list[tuple[float, int]] = []  # mean wanted x of touching boxes, less their offsets, and their number
     for wish, offset in zip(wanted, offsets, strict=True):
         mean, count = wish - offset, 1
         while groups and groups[-1][0] >= mean:

@@ -1,4 +1,4 @@
-"""A pipeline's steps and edges: checked before anything runs, and put in the order they run in."""
+"""The graph of a pipeline's steps: topological order, streams, forks, and the checks before a run."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,48 +14,48 @@ from tasks.routing import Sample
 
 @dataclass
 class Graph:
-    """Steps, and which of them follow which, by name."""
+    """Steps and the edges between them, by name."""
 
     steps: list[Step]
     edges: list[tuple[str, str]]
     routes: dict[tuple[str, str], Route] = field(default_factory=dict)
-    """Which rows take an edge; all, where there is none."""
+    """Routes of conditional edges."""
     row_counts: dict[str, int | None] = field(default_factory=dict)
-    """Rows each source will bring, where that is known; filled in by `check`."""
+    """Rows of each source, `None` where unknown; set by `check`."""
     checked: bool = False
 
     @cached_property
     def by_name(self) -> dict[str, Step]:
-        """The steps by name."""
+        """Steps by name."""
         return {step.name: step for step in self.steps}
 
     @cached_property
     def successors(self) -> dict[str, list[Step]]:
-        """The steps that follow each, in the order the edges were drawn."""
+        """Successors of each step, in the order of the edges."""
         return {step.name: [self.by_name[b] for a, b in self.edges if a == step.name] for step in self.steps}
 
     @cached_property
     def predecessors(self) -> dict[str, list[Step]]:
-        """The steps that come before each, in the order the edges were drawn."""
+        """Predecessors of each step, in the order of the edges."""
         return {step.name: [self.by_name[a] for a, b in self.edges if b == step.name] for step in self.steps}
 
     @property
     def sources(self) -> list[GeneratorStep]:
-        """The steps rows come from."""
+        """Steps that generate rows."""
         return [step for step in self.steps if isinstance(step, GeneratorStep)]
 
     @property
     def leaves(self) -> dict[str, str]:
-        """The dataset each last step makes: its own name, `default` if it is the only one."""
+        """Name of the dataset of each last step: the step's name, `default` if there is only one."""
         last = [name for name, after in self.successors.items() if not after]
         return {last[0]: "default"} if len(last) == 1 else {name: name for name in last}
 
     @cached_property
     def order(self) -> list[Step]:
-        """The steps, each after all that come before it.
+        """Steps in topological order.
 
         Raises:
-            ConfigurationError: If there is a circle.
+            ConfigurationError: If there is a cycle.
         """
         done: dict[str, Step] = {}
         while len(done) < len(self.steps):
@@ -71,7 +71,7 @@ class Graph:
 
     @cached_property
     def stream_start(self) -> dict[str, frozenset[str]]:
-        """Of each step, where the stream it is in begins: at a source, or at a step that waits for all rows."""
+        """Steps at which the stream of each step starts: sources, or barriers."""
         begins: dict[str, frozenset[str]] = {}
         for step in self.order:
             streams = [begins[each.name] for each in self.predecessors[step.name]]
@@ -81,15 +81,15 @@ class Graph:
         return begins
 
     def stream(self, first: Step) -> list[Step]:
-        """The steps that batches go through from `first` on, in order, `first` itself included."""
+        """Return the steps that batches pass from `first` on, `first` included, in topological order."""
         return [step for step in self.order if first.name in self.stream_start[step.name]]
 
     def is_barrier(self, step: Step) -> bool:
-        """Whether a step needs all rows before it can begin."""
+        """Return whether a step needs all rows before it can start."""
         return self.stream_start[step.name] == {step.name} and not isinstance(step, GeneratorStep)
 
     def fork(self, step: Step) -> Step | None:
-        """The last step that all rows of several branches came through before they parted; `None` if there is none."""
+        """Return the last common predecessor of a step's branches; `None` if there is none."""
         return self._forks[step.name] if isinstance(step, Join) or len(self.predecessors[step.name]) > 1 else None
 
     @cached_property
@@ -104,10 +104,10 @@ class Graph:
         return forks
 
     def check(self) -> None:
-        """Refuse what cannot work: the shape, the mappings, the columns, the data. The second time costs nothing.
+        """Check structure, mappings, columns and data, once.
 
         Raises:
-            ConfigurationError: Naming the step and the cure.
+            ConfigurationError: If something cannot work; the message names the step and says what to do.
         """
         if self.checked:
             return
@@ -154,7 +154,7 @@ class Graph:
                 raise ConfigurationError(f"`{step.name}` has no output column `{name}`: {did_you_mean(name, known)}")
 
     def _check_branches(self, step: Step) -> None:
-        """Refuse branches of which each has a model fill a column that there is one of when they are joined."""
+        """Reject branches in which different models fill the same column of the joined row."""
         if not isinstance(step, CombineOutputs):
             return
         filled: dict[str, Step] = {}
@@ -168,9 +168,9 @@ class Graph:
                     )
 
     def _model_columns(self, branch: Step, fork: Step | None) -> dict[str, Step]:
-        """The columns a model fills in every row of a branch, and the step that asks it.
+        """Return the columns that models fill in every row of a branch, and the step of each.
 
-        None where a row may take another way, or leave: it may come through one of the branches only.
+        There are none where rows may leave the branch or bypass it: a row may then come through one branch only.
         """
         path: list[Step] = []
         step = branch
@@ -193,10 +193,10 @@ class Graph:
         return found
 
     def _check_columns(self) -> dict[str, dict[str, None]]:
-        """Follow the columns from step to step; those that the sources have to bring.
+        """Return the columns that each source has to provide.
 
         Raises:
-            ConfigurationError: If a step reads one that a step before it has dropped.
+            ConfigurationError: If a step reads a column that a predecessor has dropped.
         """
         needed: dict[str, dict[str, None]] = {source.name: {} for source in self.sources}
         after: dict[str, list[_Columns]] = {}
@@ -214,7 +214,7 @@ class Graph:
         return needed
 
     def _source_of(self, step: Step, column: str, columns: "_Columns") -> str | None:
-        """The source that must bring a column for a step that reads it; `None` if it is made on the way."""
+        """Return the source that must provide a column for a step; `None` if another step makes it."""
         if column in columns.made:
             return None
         narrowed = [each for name in columns.narrowed if isinstance(each := self.by_name[name], DropsColumns)]
@@ -236,7 +236,7 @@ class Graph:
             raise ConfigurationError(str(error)) from None
 
     def _check_source(self, source: GeneratorStep, needed: Iterable[str]) -> None:
-        """Check that a source can be read, and has what the steps after it need and none before them makes."""
+        """Check that a source can be read and has the columns its successors need."""
         try:
             own = {renamed: name for name, renamed in source.output_mappings.items()}
             self.row_counts[source.name] = source.check([own.get(name, name) for name in needed])
@@ -244,7 +244,7 @@ class Graph:
             raise ConfigurationError(str(error)) from None
 
     def _cycle(self, outside: dict[str, Step]) -> Sequence[str]:
-        """The names of steps that follow one another in a circle."""
+        """Return the names of the steps of a cycle."""
         path = [next(step.name for step in self.steps if step.name not in outside)]
         while path[-1] not in path[:-1]:
             path.append(next(each.name for each in self.predecessors[path[-1]] if each.name not in outside))
@@ -253,12 +253,12 @@ class Graph:
 
 @dataclass(frozen=True)
 class _Columns:
-    """What is known of the columns rows have after a step.
+    """Columns of the rows after a step, as far as they are known.
 
     Attributes:
-        made: Those that steps make, or pass on by name.
-        sources: One of them brings the columns that no step makes.
-        narrowed: The steps that have dropped some.
+        made: Columns that steps make, or pass on by name.
+        sources: Sources, one of which provides the columns that no step makes.
+        narrowed: Steps that have dropped columns.
     """
 
     made: frozenset[str] = frozenset()
@@ -267,7 +267,7 @@ class _Columns:
 
 
 def _columns_after(step: Step, columns: _Columns) -> _Columns:
-    """What is known after one more step."""
+    """Return the columns after one more step."""
     outputs = [] if isinstance(step, GeneratorStep) else [*step.outputs, *_added_columns(step)]
     made = frozenset(step.output_mappings.get(name, name) for name in outputs)
     if not isinstance(step, DropsColumns):
@@ -277,10 +277,10 @@ def _columns_after(step: Step, columns: _Columns) -> _Columns:
 
 
 def _columns_after_join(branches: Sequence[_Columns]) -> _Columns:
-    """What is known of rows joined from those of several branches: a column may be that of any."""
+    """Return the columns of rows joined from several branches; a column may come from any of them."""
     return _Columns(
-        frozenset().union(*(each.made for each in branches)),
-        frozenset().union(*(each.sources for each in branches)),
+        frozenset().union(*(branch.made for branch in branches)),
+        frozenset().union(*(branch.sources for branch in branches)),
         tuple(name for name in branches[0].narrowed if all(name in each.narrowed for each in branches)),
     )
 

@@ -1,4 +1,4 @@
-"""A run that asks before it spends: it waits, with an estimate, until somebody gives it a budget or says no.
+"""Approval of a run before it spends: it waits, with an estimate, until somebody sets a budget or declines.
 
     pipeline.run(approve=True)
     python -m prefect deployment run text-generation/hosted --param approve=true
@@ -32,17 +32,17 @@ from flows.runtime import server
 from llms.config.strict import format_validation_error
 
 SAMPLE_ROWS = 10
-"""Rows of each source that are made first, to estimate from."""
+"""Rows of each source that the estimate is made from."""
 
 APPROVAL_TIMEOUT_S = 7 * 24 * 3600
-"""Seconds a process waits for an answer; a run that is suspended waits for ever."""
+"""Time a paused process waits for an answer; a suspended run waits for ever."""
 
 POLL_INTERVAL_S = 2
-"""Seconds between two looks whether there is one."""
+"""Interval between two checks for an answer."""
 
 
 class ApprovalDeclined(Abort):
-    """Somebody said no: the flow run is cancelled, and nothing more was paid for."""
+    """The estimate was declined: the flow run is cancelled, and nothing more was paid for."""
 
 
 class Approval(RunInput):
@@ -62,15 +62,15 @@ class Approval(RunInput):
 def wait_for_approval(
     estimate: Callable[[], Estimate], max_cost: float | None, max_tokens_total: int | None
 ) -> dict[str, float | int | None]:
-    """What the flow run may spend, as `max_cost` and `max_tokens_total` of `Pipeline.run`; it waits for the answer.
+    """Wait for an approval of the flow run, and return its budget as `max_cost` and `max_tokens_total`.
 
-    A deployment's run is suspended: its process ends, and when the answer is there a worker begins the flow again from
-    its top. Other runs wait where they are. A run that ended and is retried asks anew.
+    A deployment's run is suspended: its process ends, and after the answer a worker starts the flow again from its
+    beginning. Other runs wait in place. A run that ended and is retried asks again.
 
     Args:
-        estimate: Makes what is shown; not called when there is an answer already.
-        max_cost: Dollars that are proposed; what the estimate says when empty.
-        max_tokens_total: Tokens that are proposed.
+        estimate: Makes the estimate to show; not called when there is an answer already.
+        max_cost: Dollars to propose; derived from the estimate by default.
+        max_tokens_total: Tokens to propose.
 
     Raises:
         ApprovalDeclined: If the answer is no.
@@ -96,7 +96,7 @@ def wait_for_approval(
 
 
 def _read_answer(run: FlowRun, key: str) -> Approval | None:
-    """The answer that there is already: the flow has begun again since it asked."""
+    """Return the answer that exists already, because the flow started again after it asked."""
     read: Any = read_flow_run_input
     for how in ("suspended", "paused"):
         if said := read(keyset_from_base_key(f"{how}-{key}")["response"], run.id, _sync=True):
@@ -105,9 +105,10 @@ def _read_answer(run: FlowRun, key: str) -> Approval | None:
 
 
 def _build_form(estimate: Estimate, max_cost: float | None, max_tokens_total: int | None) -> type[RunInput]:
-    """The form, the estimate above it and a budget filled in: what was asked for, or a quarter more than likely.
+    """Return the form, with the estimate as its description and a proposed budget.
 
-    It asks for dollars where it is known what the models cost, and that is something.
+    The budget is the one in the run's settings, or the upper estimate plus a quarter. It is in dollars if the models'
+    prices are known and not zero, otherwise in tokens.
     """
     most = estimate.most or estimate
     if most.cost:
@@ -126,7 +127,7 @@ def _build_form(estimate: Estimate, max_cost: float | None, max_tokens_total: in
 
 
 def _round_up(amount: float) -> float:
-    """The next number with two digits that count."""
+    """Round up to two significant digits."""
     if not amount:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(amount)) - 1)
@@ -134,7 +135,7 @@ def _round_up(amount: float) -> float:
 
 
 def _ask(run: FlowRun, key: str, form: type[RunInput]) -> Any:
-    """What somebody says to it, here or in the UI."""
+    """Return the answer given at the terminal or in Prefect's UI."""
     wait: Any
     if run.deployment_id and not run.parent_task_run_id:  # of another run's part Prefect suspends nothing
         wait = suspend_flow_run
@@ -151,7 +152,7 @@ def _ask(run: FlowRun, key: str, form: type[RunInput]) -> Any:
 
 
 def _ask_at_terminal(form: type[RunInput]) -> RunInput:
-    """The same form at a terminal."""
+    """Show the form at the terminal."""
     console = Console(stderr=True)
     console.print(Markdown(f"{form._description}"))
     while True:

@@ -1,4 +1,4 @@
-"""What all rows would take, as far as the first ones tell."""
+"""Estimate of a run over all rows, extrapolated from the first ones."""
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
@@ -16,18 +16,17 @@ from llms.local.base import LocalLLM
 from tasks import GlobalStep, Task
 
 ASSUMED_ROWS = 1_000
-"""Rows that figures are for where nobody knows how many there are."""
+"""Rows that an estimate is for where the number of rows is unknown."""
 
 T_QUANTILES = (12.7, 4.3, 3.2, 2.8, 2.6, 2.4, 2.4, 2.3, 2.3, 2.2, 2.2, 2.2, 2.2, 2.1)
-"""Standard errors to either side of what is likely, from two rows on: 19 times in 20 it is within (Student's t). From
-more rows than here on it is 2."""
+"""Quantiles of Student's t for a 95 % interval, from two sampled rows on; 2 for more rows than are listed."""
 
 Amounts = NDArray[np.floating[Any]]
-"""Requests, tokens in, tokens out, dollars, and the seconds that the requests take one after another."""
+"""Requests, input tokens, output tokens, dollars, and the sum of latencies in seconds."""
 
 
 class Figures(BaseModel):
-    """What is asked, and what that takes."""
+    """Requests, tokens, cost and time."""
 
     requests: int = 0
     input_tokens: int = 0
@@ -37,7 +36,7 @@ class Figures(BaseModel):
 
 
 class Estimate(Figures):
-    """What a run over all rows would take."""
+    """Figures of a run over all rows, with their range."""
 
     rows: int = Field(description="Rows of the sources that the figures are for.")
     known: bool = Field(description="Whether the sources hold so many; else the figures are for so many of them.")
@@ -48,7 +47,7 @@ class Estimate(Figures):
     notes: list[str] = Field(default_factory=list, description="What is taken for granted, and what is not known.")
 
     def markdown(self) -> str:
-        """A table by model and in all, with the range, no more exact than the figures are; and the notes."""
+        """Return a table by model and in total, with the range, rounded to two digits; and the notes."""
         exact = self.known and self.rows == self.sampled
         whole = pluralize(self.rows, "row") if self.known else f"every {self.rows:,} rows"
         lines = [f"Estimate for {whole}, from the first {self.sampled:,}:", ""]
@@ -64,7 +63,7 @@ class Estimate(Figures):
 
 
 def estimate(graph: Graph, rows: Mapping[Key, RowTrace], limit: int | None) -> Estimate:
-    """What a run would take, from what some rows of its sources did.
+    """Estimate a run from the traces of some rows of its sources.
 
     Args:
         graph: The steps, checked: it knows how many rows the sources hold.
@@ -117,7 +116,7 @@ class _Estimator:
         )
 
     def _count_rows(self, limit: int | None) -> tuple[dict[int, int], bool]:
-        """The rows that each source would bring, by its place among them, and whether that is known."""
+        """Return the rows of each source, by its index, and whether they are known."""
         counts = [self.graph.row_counts.get(source.name) for source in self.graph.sources]
         most = [limit if count is None else min(count, limit or count) for count in counts]
         if None not in most:
@@ -127,7 +126,7 @@ class _Estimator:
         return {at: round(share * count) for at, count in self.sampled.items()}, False
 
     def _usage_per_row(self, task: Task) -> dict[Key, Amounts]:
-        """What each row took in a step; a request of which that is not known counts as the mean of the others."""
+        """Return the usage of each row in a step; a request of unknown usage counts as the mean of the others."""
         first: dict[str, RequestTrace] = {}
         for each in (each for row in self.rows.values() for each in row.asked if each.step == task.name):
             first.setdefault(f"{each.prompt}", each)  # the same again is taken from the store
@@ -141,7 +140,7 @@ class _Estimator:
         return took
 
     def _extrapolate(self, tasks: Iterable[Task]) -> tuple[Amounts, Amounts]:
-        """What all rows would take in these steps, and the square of how far off that may be."""
+        """Return the expected usage of all rows in these steps, and its squared margin of error."""
         tasks = list(tasks)
         likely, spread = np.zeros(5), np.zeros(5)
         for at, count in self.sampled.items():
@@ -159,7 +158,7 @@ class _Estimator:
         return likely, spread
 
     def _duration(self, tasks: list[Task], told: bool = False) -> tuple[float | None, float | None]:
-        """How long these steps take: with as many requests at once as may be, and with no more than there were here."""
+        """Return the duration of these steps at the allowed concurrency, and at that of the sampled rows."""
         totals = {task.name: self._extrapolate([task])[0] for task in tasks}
         if sum(total[0] for total in totals.values()) and not sum(total[4] for total in totals.values()):
             return None, None
@@ -199,7 +198,7 @@ class _Estimator:
         )
 
     def _is_priced(self, name: str, tasks: list[Task]) -> bool:
-        """Whether it is known what a model's requests cost; if not, there is a note."""
+        """Return whether the cost of a model's requests is known; add a note if not."""
         names = {task.name for task in tasks}
         asked = [each for row in self.rows.values() for each in row.asked if each.step in names]
         known = [each for each in asked if each.input_tokens is not None]
@@ -215,12 +214,12 @@ class _Estimator:
 
 
 def _rate_limit_scope(llm: LLM) -> Hashable:
-    """What shares a limit."""
+    """Return a key that is equal for models that share a rate limit."""
     return llm.rate_limit_scope() if isinstance(llm, AsyncLLM) else llm.model_name
 
 
 def _throughput_limits(llm: AsyncLLM, total: Amounts) -> tuple[int, float]:
-    """Requests that may be in flight, and the least seconds that rates allow."""
+    """Return the allowed concurrency, and the minimum duration in seconds that rate limits allow."""
     known = llm.limiter_stats()
     by_requests = [total[0] / rate for rate in (llm.requests_per_minute, known["learned_rpm"]) if rate]
     by_tokens = [(total[1] + total[2]) / llm.tokens_per_minute] if llm.tokens_per_minute else []

@@ -1,4 +1,4 @@
-"""What the steps of a preview asked for each row, and what came."""
+"""Requests and answers of a dry run, by row of the sources."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,22 +12,22 @@ from tasks import GeneratorStep, Step, Task
 from tasks.typing import BatchResult, Failure, Row
 
 Key = tuple[int, ...] | None
-"""The place of a row's source among the sources, and its number there; `None` when it is not known which row it is."""
+"""Index of a row's source and of the row in it; `None` if it is unknown which row it is."""
 
 
 class RequestTrace(BaseModel):
-    """A request.
+    """A request and its answers.
 
     Attributes:
-        step: The step that asked.
-        model: The model that was asked.
-        prompt: What was really sent.
-        answers: What came, as the model gave it.
-        error: Why the answer, or one of them, is of no use.
-        input_tokens: What it took, now or when it was first asked; `None` when that is not known, as of a failure.
-        output_tokens: The same.
-        cost: Dollars, the same.
-        seconds: How long it took; `None` when that is not known.
+        step: The step that made it.
+        model: The model it was sent to.
+        prompt: The messages as sent.
+        answers: The raw answers.
+        error: Why an answer was rejected, if one was.
+        input_tokens: Input tokens, of the first request if the answer is stored; `None` if unknown, as of a failure.
+        output_tokens: Output tokens, likewise.
+        cost: Dollars, likewise.
+        seconds: Latency; `None` if unknown.
     """
 
     step: str
@@ -41,7 +41,7 @@ class RequestTrace(BaseModel):
     seconds: float | None = None
 
     def markdown(self) -> str:
-        """The prompt and the answers, in full."""
+        """Return the prompt and the answers in full."""
         sent = [f"{message['role']}:\n\n{_blockquote(message['content'])}" for message in self.prompt]
         came = [f"answer:\n\n{_blockquote(answer or '(none)')}" for answer in self.answers]
         failed = [f"**failed**: {self.error}"] if self.error else []
@@ -49,12 +49,12 @@ class RequestTrace(BaseModel):
 
 
 class RowTrace(BaseModel):
-    """A row of a source, and what became of it.
+    """A row of a source with its requests and failures.
 
     Attributes:
         origin: Where it was loaded from.
-        asked: What was asked for it, in order.
-        failures: Why it left the stream, or something that was made of it, with nothing asked.
+        asked: Its requests, in order.
+        failures: Failures of it, or of rows made from it, without a request.
     """
 
     origin: str
@@ -62,16 +62,16 @@ class RowTrace(BaseModel):
     failures: list[str] = Field(default_factory=list)
 
     def markdown(self) -> str:
-        """Every prompt, every answer and every failure."""
+        """Return every prompt, answer and failure."""
         failed = [f"**failed**: {failure}" for failure in self.failures]
         return "\n\n".join([f"## {self.origin}", *(each.markdown() for each in self.asked), *failed])
 
 
 class TraceRecorder:
-    """Writes down what is asked in a run of few rows.
+    """Records the requests of a run of few rows.
 
     Args:
-        graph: The steps; those that ask are made to keep what they send and what comes.
+        graph: The steps; its tasks are set to keep raw inputs and outputs.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -81,7 +81,7 @@ class TraceRecorder:
                 step.add_raw_input = step.add_raw_output = True
 
     def record(self, step: Step, outcome: BatchResult) -> None:
-        """Take in what a step made of a batch."""
+        """Record the result of a batch."""
         if isinstance(step, GeneratorStep):
             self.rows |= {_row_key(row): RowTrace(origin=f"{row.origin}") for row in outcome.rows}
         elif isinstance(step, Task):
@@ -96,7 +96,7 @@ class TraceRecorder:
         return self.rows.setdefault(_row_key(row), RowTrace(origin="rows of which it is not known where they are from"))
 
     def _record_requests(self, step: Task, rows: Iterable[Row]) -> Iterator[tuple[Row, RequestTrace]]:
-        """The requests behind the rows a step made, of which there is one per generation, or one for all of them."""
+        """Yield the requests behind the rows a step made: one per row, or one for several generations."""
         asked: RequestTrace | None = None
         for row in rows:
             for told in _metadata(step, row):
@@ -107,7 +107,7 @@ class TraceRecorder:
                 asked.answers.append(told["raw_output"])
 
     def _record_failure(self, step: Task, failure: Failure, answered: list[tuple[Row, RequestTrace]]) -> None:
-        """A request failed, or a generation that others came with; or nothing was asked."""
+        """Record a failed request, a failed generation among others, or a failure without a request."""
         row = failure.row
         if not failure.attempts:
             self._row(row).failures.append(f"`{step.name}`: {failure.message}")
@@ -123,12 +123,12 @@ class TraceRecorder:
 
 
 def sent_prompt(step: Task, row: Row) -> list[dict[str, str]] | None:
-    """What a step sent for a row it made, if that was kept."""
+    """Return the messages a step sent for a row, if they were kept."""
     return next((told["raw_input"] for told in _metadata(step, row) if "raw_input" in told), None)
 
 
 def _metadata(step: Task, row: Row) -> list[Mapping[str, Any]]:
-    """What a step says of each generation in a row it made; nothing, if it brings a `process` of its own."""
+    """Return the metadata of each generation in a row; none if the step overrides `process`."""
     if type(step).process is not Task.process:
         return []
     column = f"{step.name}_metadata"
@@ -137,7 +137,7 @@ def _metadata(step: Task, row: Row) -> list[Mapping[str, Any]]:
 
 
 def _to_request(step: Task, told: Mapping[str, Any]) -> RequestTrace:
-    """A request, out of the metadata of its first generation that is there."""
+    """Return the request behind a generation's metadata."""
     asked = RequestTrace(step=step.name, model=step.llm.model_name, prompt=told["raw_input"], seconds=told["seconds"])
     if told["input_tokens"] is not None:
         usage = Usage(**{name: told[name] for name in Usage.__slots__})
@@ -147,7 +147,7 @@ def _to_request(step: Task, told: Mapping[str, Any]) -> RequestTrace:
 
 
 def _rendered_prompt(step: Task, row: Row) -> list[dict[str, str]]:
-    """What a request was that failed, of which no metadata tells."""
+    """Return the messages of a failed request, which has no metadata."""
     given = step.format_input(step.apply_input_mappings(row))
     chat, _ = split_input(given)
     texts = [content if isinstance(content := message["content"], str) else json.dumps(content) for message in chat]
