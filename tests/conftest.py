@@ -86,8 +86,11 @@ def prefect_server(results_folder: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
-    """A Prefect server with all its services."""
+def server(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A Prefect server with all its services.
+
+    The one of all tests comes first: begun while this one's address is set, it would lose its own with it.
+    """
     with PrefectServer(tmp_path_factory.mktemp("prefect")) as server:
         yield server
 

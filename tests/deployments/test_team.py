@@ -147,7 +147,7 @@ class Team:
 
 
 @pytest.fixture(scope="module")
-def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+def team(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     base = tmp_path_factory.mktemp("team")
     wire = Wire()
     threading.Thread(target=wire.serve_forever, args=(0.02,), daemon=True).start()

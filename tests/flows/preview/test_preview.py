@@ -91,7 +91,7 @@ def previewed(texts, count, *steps, limit=None, source=None):
         before = source() if source else LoadDataFromDicts(data=[{"instruction": text} for text in texts])
         for make in steps:
             before >> (before := make())
-    graph = pipeline._graph({})
+    graph = pipeline._build_graph({})
     graph.check()
     recorder = TraceRecorder(graph)
     first, *others = graph.order

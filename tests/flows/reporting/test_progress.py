@@ -53,7 +53,7 @@ def pipeline() -> Iterator[tuple[Pipeline, Any, Any]]:
 
 def counted(made: Pipeline, limit: int | None = None) -> tuple[ProgressTracker, Any]:
     """The counts of a pipeline that nobody runs, and what tells them that a step has finished a batch."""
-    graph = made._graph({})
+    graph = made._build_graph({})
     graph.check()
     counts = ProgressTracker(graph, limit, Summary())
 

@@ -32,7 +32,8 @@ from tests.support.files import replace_in_file
 from tests.support.shipped_flows import SHIPPED_FLOWS
 from tests.support.waiting import wait_until
 
-MODELS = [cls for cls in model_classes().values() if cls.__module__.startswith("llms.")]
+SHIPPED_MODELS = (cls for cls in model_classes().values() if cls.__module__.startswith("llms."))
+MODELS = sorted(SHIPPED_MODELS, key=lambda cls: cls.__module__)
 NAMED = [
     "openai-llm/forms",
     "OpenAILLM model=m timeout=30",

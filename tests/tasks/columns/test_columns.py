@@ -151,7 +151,7 @@ class TestChecked:
         with Pipeline() as pipeline:
             sources = [LoadDataFromDicts(name=f"data_{at}", data=rows) for at, rows in enumerate(data)]
             connect(*sources)
-        graph = pipeline._graph({})
+        graph = pipeline._build_graph({})
         graph.check()
         return graph
 
