@@ -292,6 +292,7 @@ def facts(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> dic
     return json.loads(Path(home, "facts.json").read_text())
 
 
+@pytest.mark.slow
 def test_users_keep_what_they_have(facts: dict[str, str]) -> None:
     if os.environ.get("UPDATE_SNAPSHOTS"):
         shutil.rmtree(SNAPSHOTS, ignore_errors=True)

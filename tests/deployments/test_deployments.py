@@ -220,6 +220,7 @@ def changed(lines: list[str]) -> list[str]:
     return [line for line in lines if not line.startswith("unchanged")]
 
 
+@pytest.mark.slow
 class TestApply:
     def test_the_first_run_makes_all_and_the_second_changes_nothing(self, server, first):
         made = [line.split() for line in first]

@@ -900,6 +900,7 @@ class ThirteenthLLM(OpenAILLM):
 """All there is to write, besides the name in `llms/__init__.py`."""
 
 
+@pytest.mark.slow
 def test_a_thirteenth_provider_is_one_file_and_its_tests_are_there(tmp_path, record_property):
     shutil.copytree(ROOT / "llms", tmp_path / "llms")
     shutil.copytree(ROOT / "tests", tmp_path / "tests")

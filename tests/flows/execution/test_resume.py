@@ -450,6 +450,7 @@ class TestIdentity:
 
         return identity
 
+    @pytest.mark.slow
     def test_user_code_a_step_reaches_counts(self, looked_up):
         same = looked_up()
         assert looked_up("other 1", "other 2") == same  # which it does not reach

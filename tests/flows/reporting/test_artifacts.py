@@ -326,6 +326,7 @@ with tags("distilflow"):
 """
 
 
+@pytest.mark.slow
 class TestAssets:
     @pytest.fixture(autouse=True)
     def prefect(self, server: PrefectServer) -> Iterator[None]:
@@ -420,6 +421,7 @@ class TestAssets:
         assert len(keys) == len(names) and all(Asset(key=each) for each in keys)
 
 
+@pytest.mark.slow
 class TestAutomations:
     @pytest.mark.parametrize("path", sorted((SHIPPED / "automations").glob("*.yaml")), ids=lambda path: path.stem)
     def test_automations_cover_every_final_event(self, path):

@@ -184,6 +184,7 @@ def test_a_run_that_lost_too_many_rows_is_finished_by_the_same_command(provider:
     assert provider.asked() == Counter(row["instruction"] for row in rows if row["instruction"] not in answered)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 def test_no_credit_stops_at_once_with_the_cure_and_what_was_paid_is_kept(provider: Provider, tmp_path: Path) -> None:
     provider.reset(quota=50, latency=0.05)

@@ -495,6 +495,7 @@ def test_the_file_of_a_newer_version_is_left_alone(file: Path) -> None:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_lists_and_deletes(file: Path) -> None:
     day = 86400
     put(
