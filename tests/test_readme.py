@@ -192,7 +192,7 @@ def test_first_command_prints_what_is_shown(tmp_path, prefect_server):
         env=os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     [shown] = [block.code for block in blocks("", README)]

@@ -141,7 +141,7 @@ def refuse(prefect: PrefectServer) -> None:
         command = [sys.executable, "-m", "prefect", "deployment", "run", "text-generation/hosted", *words]
         shells.append(subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
     called = [sys.executable, "-c", CALLED, json.dumps(keys)]
-    told = subprocess.run(called, env=own | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=100, text=True)
+    told = subprocess.run(called, env=own | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=300, text=True)
     assert ["api_key" in line for line in told.stdout.splitlines()] == [True] * len(keys)
     (prefect.home.parent / "called.log").write_text(told.stdout + told.stderr)
     assert all(shell.wait(100) != 0 for shell in shells)

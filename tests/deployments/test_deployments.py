@@ -210,7 +210,7 @@ def shell(server: PrefectServer, *words: str) -> str:
         env=os.environ | {"PREFECT_API_URL": server.url},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -405,7 +405,7 @@ class TestWorker:
                 env=os.environ | {"PREFECT_API_URL": server.url},
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=300,
             )
         assert done.returncode == 0 and "Completed" in done.stdout, done.stdout + done.stderr
         assert pq.read_table(tmp_path / "outputs/hosted/text_generation/default").num_rows == 5

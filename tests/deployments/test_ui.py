@@ -26,7 +26,7 @@ from tests.support.prefect_server import PrefectServer
 from tests.support.waiting import PROCESS_LOGS, skip_or_fail, wait_until
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 180
+PATIENCE = 300
 pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.slow,

@@ -75,7 +75,7 @@ def shell(tmp_path, prefect_server):
             env=os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value(), "COLUMNS": "100"} | environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
 
     return run
@@ -187,7 +187,7 @@ class TestTextGeneration:
         killed.kill()
         killed.wait()
         time.sleep(0.5)
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert 600 <= len(wire.requests) <= 600 + 20  # what was on the wire is asked again, nothing else
         made = pq.read_table(tmp_path / "out" / "default").to_pylist()
@@ -219,7 +219,7 @@ class TestTextGeneration:
             input=json.dumps([arguments.split() for arguments, _ in MISTAKES]),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         assert not (folder / "outputs").exists()
         return dict(zip(MISTAKES, map(json.loads, done.stdout.splitlines()), strict=True))
@@ -253,7 +253,7 @@ class TestTextGeneration:
             env=environment | {"PREFECT_HOME": str(tmp_path / "prefect")},
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         assert "Madrid" in done.stdout

@@ -498,7 +498,7 @@ class TestShell:
                 env=os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value(), "COLUMNS": "100", "PYTHONPATH": root},
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=300,
             )
 
         return run

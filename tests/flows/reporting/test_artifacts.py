@@ -446,7 +446,7 @@ class TestAutomations:
                 env=os.environ | {"PREFECT_API_URL": server.url, "PYTHONPATH": str(ROOT)},
                 capture_output=True,
                 text=True,
-                timeout=200,
+                timeout=300,
             )
             assert done.returncode == 0, done.stderr
 

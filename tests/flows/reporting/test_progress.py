@@ -214,7 +214,7 @@ def shell(tmp_path, prefect_server):
             env=os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value(), "OPENAI_API_KEY": "k"},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             **options,
         )
 
