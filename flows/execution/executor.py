@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from itertools import islice
@@ -45,6 +45,7 @@ MAX_BATCH_ROWS = 1_000
 class _Batch:
     """A batch in flight: each step's result of it, the rows in each, and the steps that are not done."""
 
+    number: int
     results: dict[str, BatchResult | PrefectFuture[BatchResult]]
     row_counts: dict[str, int]
     pending: set[str]
@@ -76,7 +77,7 @@ class Executor:
         self._in_flight: deque[_Batch] = deque()
         self._tasks: dict[str, prefect.Task[..., BatchResult]] = {}
         self._accumulated: dict[str, BatchResult] = {}
-        self._usage_of_failed: list[tuple[Step, BatchResult]] = []  # for answers that came before their batch failed
+        self._uncommitted_usage: dict[tuple[str, int], tuple[Step, Mapping[str, ModelUsage]]] = {}
 
     def run(self, limit: int | None = None) -> None:
         """Stream the rows of every source, `limit` of each at most, through all the steps after it.
@@ -103,8 +104,8 @@ class Executor:
             if is_consequence:
                 for batch in self._in_flight:  # their task runs are ending, and one of them may have the cause
                     self._wait_notified(batch, batch.pending & batch.results.keys())
-            for step, result in self._usage_of_failed:
-                self._on_commit(step, result)
+            for step, usage in [*self._uncommitted_usage.values()]:  # batches that failed, and whole ones behind them
+                self._on_commit(step, BatchResult(model_usage={**usage}))
             if is_consequence and self._first_error:
                 raise self._first_error from None
             raise
@@ -121,18 +122,19 @@ class Executor:
             for step in path:
                 future = batch.results[step.name]
                 result = future if isinstance(future, BatchResult) else future.result()
+                self._wait_notified(batch, {step.name})  # a result can be known before its callback has run
                 committed.append(result)
                 if step.name in accumulated:
                     self._accumulate(step, result)
+                self._uncommitted_usage.pop((step.name, batch.number), None)
                 self._on_commit(step, result)
-            self._wait_notified(batch, batch.pending)  # a result can be known before its callback has run
             in_flight.popleft()
             for result in committed:  # no step needs them now, but Prefect's own objects refer to them for a while
                 result.rows, result.failures = [], []
 
         for number, result in enumerate(head_results):
             row_counts = {step.name: len(result.rows) for step in path}  # an estimate until a step is done
-            batch = _Batch({head.name: result}, row_counts, {step.name for step in path[1:]})
+            batch = _Batch(number, {head.name: result}, row_counts, {step.name for step in path[1:]})
             while in_flight:
                 self._wakeup.clear()
                 if self._first_error:
@@ -149,7 +151,7 @@ class Executor:
                     break
             in_flight.append(batch)
             for step in path[1:]:
-                self._submit(step, number, batch)
+                self._submit(step, batch)
         while in_flight:
             commit_oldest()
 
@@ -176,9 +178,11 @@ class Executor:
 
     def _run_global_step(self, step: Step, later: list[Step]) -> Iterator[BatchResult]:
         """Run a step on all its rows at once, and yield the result in batches; free rows no `later` step needs."""
-        batch = _Batch(dict(self._accumulated), {}, {step.name})
-        total = self._submit(step, 0, batch).result()
-        del batch
+        batch = _Batch(0, dict(self._accumulated), {}, {step.name})
+        future = self._submit(step, batch)
+        self._wait_notified(batch, {step.name})
+        total = future.result()
+        del batch, future
         needed = self._global_inputs(later)
         self._accumulated = {name: result for name, result in self._accumulated.items() if name in needed}
         first, *others = split_into_batches(iter(total.rows)) if total.rows else [[]]
@@ -223,7 +227,7 @@ class Executor:
             self._tasks[key] = step.task(step_task, **step_task.task_options)
         return self._tasks[key], [*upstream, *forks]
 
-    def _submit(self, step: Step, number: int, batch: _Batch) -> PrefectFuture[BatchResult]:
+    def _submit(self, step: Step, batch: _Batch) -> PrefectFuture[BatchResult]:
         task, inputs = self._task_for(step, batch.results)
 
         def on_done(done: PrefectFuture[BatchResult]) -> None:
@@ -231,17 +235,18 @@ class Executor:
                 result = done.result(raise_on_failure=False)
                 if isinstance(result, BatchResult):
                     batch.row_counts[step.name] = len(result.rows)
+                    self._uncommitted_usage[step.name, batch.number] = step, result.model_usage
                     self._on_done(step, result)
                 elif not isinstance(result, CancelledError | RunStopping | PrefectException):  # those have a cause
                     self._first_error = self._first_error or result
                 if isinstance(result, LLMError) and isinstance(step, Task):
                     usage = sum(map(ModelUsage.of, result.paid_outputs), ModelUsage())
-                    self._usage_of_failed.append((step, BatchResult(model_usage={step.llm.model_name: usage})))
+                    self._uncommitted_usage[step.name, batch.number] = step, {step.llm.model_name: usage}
             finally:
                 batch.pending.discard(step.name)
                 self._wakeup.set()
 
-        batch.results[step.name] = future = task.submit(*[batch.results[name] for name in inputs], number=number)
+        batch.results[step.name] = future = task.submit(*[batch.results[name] for name in inputs], number=batch.number)
         future.add_done_callback(on_done)
         return future
 

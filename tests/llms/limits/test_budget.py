@@ -13,6 +13,7 @@ from llms.clients import event_loop
 from llms.limits.budget import MAX_UNMEASURED_IN_FLIGHT, Budget
 from llms.typing import ChatType, GenerateOutput, Usage
 from tasks import LoadDataFromDicts, TextGeneration
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 PRICE = {"input": 1_000_000, "output": 0}  # of the wire: nine tokens of input a request, so nine dollars
@@ -42,6 +43,22 @@ def test_a_run_stops_at_its_limit_and_goes_on_with_more(wire, tmp_path, limit, m
     dataset = run(wire, folder=tmp_path / "out")
     assert dataset.summary.rows == 60 and len(wire.requests) == 60
     assert len({request.body["messages"][0]["content"] for request in wire.requests}) == 60
+
+
+def test_whole_batches_behind_the_one_that_broke_are_paid_for_too(wire, tmp_path):
+    class Overtaken(TextGeneration):
+        def format_input(self, row):
+            if row["instruction"] == "question 0":
+                wait_until(lambda: len(wire.requests) == 10)
+            return super().format_input(row)
+
+    with Pipeline(name="budget") as pipeline:
+        data = LoadDataFromDicts(data=[{"instruction": f"question {each}"} for each in range(11)], batch_size=1)
+        data >> Overtaken(llm=OpenAILLM(model="m", base_url=wire.url, api_key="k"))
+    with pytest.raises(BudgetExceeded):
+        pipeline.run(output=tmp_path / "out", max_tokens_total=130)
+    told = json.loads((tmp_path / "out.partial" / "run.json").read_text())["summary"]
+    assert (told["input_tokens"], told["output_tokens"], told["rows"]) == (90, 40, 0)
 
 
 def test_what_is_in_flight_is_finished(wire, tmp_path):

@@ -104,6 +104,7 @@ def process(script: str, *arguments: object) -> "subprocess.Popen[str]":
         [sys.executable, "-c", PREAMBLE + script, *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value() or ""},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -145,6 +146,8 @@ def test_two_processes_share_slots(wire: Any) -> None:
 import aiohttp
 shared_limit.LEASE_KEEP_S = 1.0
 url, who, requests = arguments
+print("imported", flush=True)
+input()
 async def main():
     async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
         async def one():
@@ -154,9 +157,13 @@ async def main():
             group.create_task(one())
 event_loop.run(main())
 """
-    first = process(script, name, wire.url, "first", 250)
-    wait_until(lambda: len(wire.requests) > 10)
-    second = process(script, name, wire.url, "second", 50)
+    first, second = process(script, name, wire.url, "first", 250), process(script, name, wire.url, "second", 50)
+    for each in (first, second):
+        assert each.stdout and each.stdout.readline() == "imported\n"
+    for each, requests in ((first, 0), (second, 10)):
+        wait_until(lambda requests=requests: len(wire.requests) >= requests)
+        assert each.stdin and each.stdin.write("\n")
+        each.stdin.flush()
     assert [first.wait(), second.wait()] == [0, 0]
     who = [request.body["who"] for request in wire.requests]
     assert Counter(who) == {"first": 250, "second": 50}
