@@ -14,13 +14,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import suppress
 from difflib import unified_diff
 from importlib import import_module
 from inspect import isabstract
-from io import StringIO
 from pathlib import Path
-from runpy import run_module
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -42,6 +40,7 @@ from flows.run import flow_of
 from llms import AsyncLLM, LlamaServerLLM, OpenAILLM, Rejected
 from llms.store import key_of
 from llms.typing import ChatType, GenerateOutput, Usage
+from tests.support.modules import run_main
 
 ROOT = Path(__file__).parents[1]
 SNAPSHOTS = ROOT / "tests" / "snapshots"
@@ -177,32 +176,18 @@ def shape(value: Any) -> Any:
     return type(value).__name__
 
 
-def shell(*words: str) -> str:
-    """Standard output of `python -m …`, with a status of 0."""
-    out, before = StringIO(), sys.argv
-    sys.argv = list(words)
-    try:
-        with redirect_stdout(out), redirect_stderr(StringIO()):
-            run_module(words[0], run_name="__main__", alter_sys=True)
-    except SystemExit as status:
-        assert not status.code, words
-    finally:
-        sys.argv = before
-    return out.getvalue()
-
-
 def of_flows() -> Iterator[tuple[str, str]]:
     for module in pkgutil.iter_modules(flows.__path__):
         found = getattr(import_module(f"flows.{module.name}"), module.name, None)
         if isinstance(found, Flow):
             yield f"flows/{module.name}.json", text(found.parameters.model_dump(mode="json"))
-            yield f"help/flows.{module.name}.txt", shell(f"flows.{module.name}", "--help")
+            yield f"help/flows.{module.name}.txt", run_main(f"flows.{module.name}", "--help")
     pipeline("described").save("p.yaml")
     yield "flows/p.yaml.json", text(flow_of(Path("p.yaml")).parameters.model_dump(mode="json"))
     yield "flows/described.json", text(pipeline("described").flow.parameters.model_dump(mode="json"))
-    yield "help/flows.run p.yaml.txt", shell("flows.run", "p.yaml", "--help")
+    yield "help/flows.run p.yaml.txt", run_main("flows.run", "p.yaml", "--help")
     for entry in ENTRIES:
-        yield f"help/{entry}.txt", shell(*entry.split(), "--help")
+        yield f"help/{entry}.txt", run_main(*entry.split(), "--help")
 
 
 def of_blocks() -> Iterator[tuple[str, str]]:
@@ -254,7 +239,7 @@ def of_runs() -> Iterator[tuple[str, str]]:
     yield "errors.parquet.txt", f"{pq.read_schema('lossy/errors.parquet').to_string(show_schema_metadata=False)}\n"
     yield "events.json", text(shape(events))
     yield "states.json", text([name for name, _ in completed + failed])
-    lines = list(map(json.loads, shell("flows.text_generation", "--limit", "3", "--json").splitlines()))
+    lines = list(map(json.loads, run_main("flows.text_generation", "--limit", "3", "--json").splitlines()))
     last = {line["event"]: line for line in lines}
     yield "json-lines.json", text(shape(last))
 

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.providers
     python -m tests.benchmarks.providers OpenAILLM GroqLLM --requests 5000
 
-The server is in a process of its own, answers at once, in each dialect, and counts what is in flight. Ours is all that
-stands behind `generate`: admission, retries, the store. The SDK is its default client and a semaphore, nothing more;
-both are asked the same chats, each once before it is measured.
+The server is in a process of its own, answers at once in the format of each API, and counts what is in flight. Ours is
+all that stands behind `generate`: admission, retries, the store. The SDK is its default client and a semaphore, nothing
+more; both are asked the same chats, each once before it is measured.
 """
 
 import argparse
@@ -176,7 +176,7 @@ def ours(way: Way, url: str, count: int) -> float:
 
 
 class Server:
-    """Answers at once in every dialect, in a process of its own."""
+    """Answers at once in the format of every API, in a process of its own."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -203,7 +203,7 @@ def running() -> Iterator[Server]:
 
 async def serve() -> None:
     """Serve until whoever started it ends; the port is the first line that is printed."""
-    replies = {way.dialect.path: json.dumps(way.dialect.reply(ANSWER)).encode() for way in ways(*remote())}
+    replies = {way.profile.path: json.dumps(way.profile.reply(ANSWER)).encode() for way in ways(*remote())}
     ends = sorted(replies, key=len, reverse=True)
     in_flight = peak = 0
 
@@ -249,7 +249,7 @@ def main() -> None:
     print("| | ms of CPU a request | its SDK as it comes | in flight |\n| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home, running() as server:
         os.environ["DISTILFLOW_HOME"] = home
-        for way in (way for cls in classes for way in ways(cls)[:1] if installed(way.dialect)):
+        for way in (way for cls in classes for way in ways(cls)[:1] if installed(way.profile)):
             sdk = SDKS.get(way.cls.__name__, openai)
             here, there = measured(way, sdk, server, given.requests)
             name = (sdk.__doc__ or "").partition(",")[0]

@@ -26,7 +26,7 @@ from tests.support.prefect_server import PrefectServer
 from tests.support.waiting import PROCESS_LOGS, skip_or_fail, wait_until
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300
+RUN_TIMEOUT_S = 300
 pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.slow,
@@ -67,7 +67,9 @@ class Team:
 
     def run(self, *words: str) -> None:
         """A command in a shell of its own, which succeeds."""
-        done = subprocess.run(self.command(*words), **self.place(), capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(
+            self.command(*words), **self.place(), capture_output=True, text=True, timeout=RUN_TIMEOUT_S
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
     def command(self, *words: str) -> list[str]:
@@ -98,7 +100,7 @@ class Team:
     def finished(self, run: dict[str, Any]) -> dict[str, Any]:
         """A run, once a worker has completed it."""
         ended = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-        wait_until(lambda: self.ask(f"flow_runs/{run['id']}")["state_type"] in ended, PATIENCE)
+        wait_until(lambda: self.ask(f"flow_runs/{run['id']}")["state_type"] in ended, RUN_TIMEOUT_S)
         run = self.ask(f"flow_runs/{run['id']}")
         assert run["state_type"] == "COMPLETED", f"{run['state']['message']}\n{self.log.read_text()[-4000:]}"
         return run
@@ -155,7 +157,7 @@ def test_from_a_form_in_a_browser(team: Team, page: browser.Page, wire: Any, scr
     page.write("Seed", "7")
     page.submit("Save")
     with temporary_settings({PREFECT_API_URL: team.server.url}):
-        wait_until(lambda: OpenAILLM.load("prod").generation_kwargs == {"temperature": 0.5, "seed": 7}, PATIENCE)
+        wait_until(lambda: OpenAILLM.load("prod").generation_kwargs == {"temperature": 0.5, "seed": 7}, RUN_TIMEOUT_S)
         saved = OpenAILLM.load("prod")
     assert saved.api_key and saved.api_key.get_secret_value() == "key-of-the-form", "its mask is not saved over it"
 
@@ -196,7 +198,7 @@ def test_by_a_schedule_in_a_file(team: Team, wire: Any, tmp_path: Path) -> None:
     replace_in_file(folder / "text_generation.yaml", 'cron: "0 3 * * *", timezone: UTC, active: false', soon)
     with temporary_settings({PREFECT_API_URL: team.server.url}):
         assert main(["--from", str(folder), "text_generation"]) == 0
-        wait_until(lambda: any(run["auto_scheduled"] for run in team.runs("text-generation/hosted")), PATIENCE)
+        wait_until(lambda: any(run["auto_scheduled"] for run in team.runs("text-generation/hosted")), RUN_TIMEOUT_S)
         [scheduled] = [run for run in team.runs("text-generation/hosted") if run["auto_scheduled"]]
         run = team.finished(scheduled)
         assert main(["text_generation"]) == 0

@@ -1,12 +1,7 @@
 """Cohere over its own SDK: what is sent, what comes back, what goes wrong, how many at once."""
 
-import asyncio
 import json
 import pickle
-import socket
-import subprocess
-import sys
-import threading
 from inspect import signature
 from typing import Any
 
@@ -265,12 +260,6 @@ def test_a_schema_the_api_does_not_take_is_said_only(schema, command):
     assert body["response_format"] == {"type": "json_object"} and json.dumps(schema) in body["messages"][0]["content"]
 
 
-def test_a_wrong_answer_is_asked_for_again(command):
-    command.script(command.Reply(message('{"name": "Ada", "age": -1}')), command.Reply(message(ADA)))
-    (output,) = model(command, **held_to(SCHEMA)).generate([CHAT])
-    assert output == [ADA] and output.usage == Usage(18, 8) and output.attempts == 2
-
-
 def test_a_regular_expression_is_refused(command):
     with pytest.raises(Fatal, match="regular expression"):
         model(command, structured_output={"format": "regex", "schema": "a+"}).load()
@@ -342,14 +331,6 @@ def test_what_it_cost(command):
     assert dollars and dollars > 1
 
 
-def test_what_is_left_of_the_limits_is_known_either_way(command):
-    command.answer = lambda request: command.Reply(message("Madrid."), headers=LIMITS | {"x-other": "1"})
-    output = ask(command)
-    assert output.headers == LIMITS and output.seconds > 0
-    command.answer = lambda request: command.Reply({"message": "no"}, status=429, headers=LIMITS)
-    assert failure(command).headers == LIMITS
-
-
 # ----------------------------------------------------------------------------------------------------- what goes wrong
 
 
@@ -381,96 +362,6 @@ def test_a_refused_request(status, text, ours, command):
     assert (error.status, error.request_id) == (status, "req_1")
     assert error.retry_after == (None if ours is Fatal and status == 429 else 7)
     assert text in str(error) and "/v2/chat" in str(error)
-
-
-@pytest.mark.parametrize("body", ["{", "", "null", "[]", "{}", '"busy"', '{"message": "overloaded"}'])
-def test_an_answer_that_is_none(body, command):
-    command.answer = lambda request: command.Reply(body)
-    error = failure(command)
-    assert type(error) is Transient and error.status == 200 and "/v2/chat" in str(error)
-
-
-def test_an_error_that_is_no_json(command):
-    command.answer = lambda request: command.Reply("<html>Bad gateway</html>", status=502)
-    error = failure(command)
-    assert type(error) is Transient and "Bad gateway" in str(error)
-
-
-def test_a_server_that_takes_too_long(command):
-    command.answer = lambda request: command.Reply(message("late"), delay=0.5)
-    error = failure(command, timeout=0.05)
-    assert type(error) is Transient and "within 0.05 s" in str(error)
-
-
-def test_a_server_that_hangs_up(command):
-    command.answer = lambda request: command.Reply(drop=True)
-    assert type(failure(command)) is Transient
-
-
-def test_a_server_that_is_not_there(command):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # bound but not listening: refused, and nobody else gets the port
-        error = failure(command, base_url=f"http://127.0.0.1:{unused.getsockname()[1]}")
-    assert type(error) is Transient
-
-
-def test_a_connection_that_went_away_in_between(command):
-    llm = model(command, max_concurrency=4)
-    assert llm.generate([CHAT] * 8) == [["Madrid."]] * 8
-    for connection in list(command.connections):
-        connection.shutdown(socket.SHUT_RDWR)
-    assert llm.generate([CHAT] * 8) == [["Madrid."]] * 8
-
-
-# --------------------------------------------------------------------------------------------------------- many at once
-
-
-def numbered(count: int) -> list[ChatType]:
-    return [[{"role": "user", "content": f"{number}"}] for number in range(count)]
-
-
-def test_three_hundred_requests_are_in_flight_at_once_and_stay_in_order(command):
-    everybody = threading.Barrier(300)
-
-    def answer(request: Any) -> Any:
-        everybody.wait(timeout=60)
-        return command.Reply(message(request.body["messages"][0]["content"]))
-
-    command.answer = answer
-    outputs = model(command, timeout=90).generate(numbered(300))
-    assert outputs == [[f"{number}"] for number in range(300)] and command.peak == 300
-
-
-def test_one_client_for_every_loop_and_model(command):
-    async def both() -> list[GenerateOutput]:
-        return await asyncio.gather(*(model(command).agenerate(CHAT) for _ in range(5)))
-
-    assert asyncio.run(both()) == asyncio.run(both()) == [["Madrid."]] * 5
-    assert len(command.connections) <= 5
-    assert len({id(event_loop.run(_client(model(command, timeout=seconds)))) for seconds in (1, 2)}) == 1
-
-
-async def _client(llm: CohereLLM) -> Any:
-    return llm._client()
-
-
-SCRIPT = """
-import sys
-from llms.cohere import CohereLLM
-
-llm = CohereLLM(model="m", base_url=sys.argv[1], api_key="key")
-print(*llm.generate([[{"role": "user", "content": "Capital of Spain?"}]] * 5)[4])
-"""
-
-
-def test_a_script_ends_without_a_word_about_what_it_left_open(command):
-    done = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", "-c", SCRIPT, command.url.removesuffix("/v1")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (done.stdout, done.stderr, done.returncode) == ("Madrid.\n", "", 0)
 
 
 # ------------------------------------------------------------------------------ a server that nobody here wrote: llmock

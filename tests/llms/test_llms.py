@@ -42,7 +42,7 @@ from llms import (
 from llms.any_llm import model_classes, resolve_model
 from llms.clients import event_loop
 from llms.typing import ChatType, GenerateOutput, HiddenState, Usage
-from tests.support.api_profiles import dialect_of, installed, sample, some, ways
+from tests.support.api_profiles import installed, profile_of, sample, some, ways
 
 for module in pkgutil.iter_modules(llms.__path__, "llms."):
     import_module(module.name)
@@ -205,14 +205,14 @@ def test_says_that_it_has_no_hidden_states_or_gives_them(cls):
 
 def key_env(cls: type[RemoteLLM]) -> str:
     """The variable of a class's key."""
-    return dialect_of(cls).key_env or cls._api_key_env
+    return profile_of(cls).key_env or cls._api_key_env
 
 
 def keyless(cls: type[RemoteLLM], **fields: Any) -> Any:
     """A model that has everything but a key."""
     way = ways(cls)[0]
-    if not installed(way.dialect):
-        pytest.skip(f"`{way}` needs `{way.dialect.package}`")
+    if not installed(way.profile):
+        pytest.skip(f"`{way}` needs `{way.profile.package}`")
     return cls(**way.fields("http://localhost") | {"api_key": None} | fields)
 
 
@@ -228,7 +228,7 @@ def test_the_key_shows_nowhere(cls, wire):
     assert "sk-secret" not in str(misspelt.value)
 
 
-@each([cls for cls in WITH_KEY if dialect_of(cls).needs_key])
+@each([cls for cls in WITH_KEY if profile_of(cls).needs_key])
 def test_without_a_key_says_which_variable_would_hold_it(cls, monkeypatch, tmp_path):
     monkeypatch.setenv("NO_GCE_CHECK", "true")  # nor does Google's login look for a key elsewhere
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
@@ -238,7 +238,7 @@ def test_without_a_key_says_which_variable_would_hold_it(cls, monkeypatch, tmp_p
             ask()
 
 
-@each([cls for cls in WITH_KEY if dialect_of(cls).needs_key])
+@each([cls for cls in WITH_KEY if profile_of(cls).needs_key])
 def test_the_key_is_read_from_the_environment_and_not_kept(cls, monkeypatch):
     monkeypatch.setenv(key_env(cls), "sk-secret")
     llm = keyless(cls)

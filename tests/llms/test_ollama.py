@@ -1,15 +1,12 @@
 """Ollama: what its SDK sends for us over a real socket, what comes back, and what goes wrong."""
 
-import asyncio
 import json
-import threading
 import time
 from typing import Any
 
 import pytest
 
 from llms import Fatal, Rejected, Throttled, Transient
-from llms.clients import event_loop
 from llms.engine import request
 from llms.errors import LLMError
 from llms.ollama import OllamaLLM
@@ -272,42 +269,6 @@ def test_a_server_that_is_not_running(wire, monkeypatch):
     monkeypatch.setattr(OllamaLLM, "_default_base_url", f"http://127.0.0.1:{wire.server_port}")
     with pytest.raises(Fatal, match="No Ollama server at .*: start it with `ollama serve`"):
         OllamaLLM(model="qwen3").generate([CHAT])
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [{"drop": True}, {"delay": 0.6}, {"body": '{"message":'}, {"body": "[]"}, {"body": "{}"}, {"body": "null"}]
-    + [{"body": "{}", "headers": {"Content-Length": "999", "Connection": "close"}}],
-    ids=str,
-)
-def test_bad_weather(answer, wire):
-    wire.answer = lambda request: wire.Reply(**answer)
-    error = failure(wire, timeout=0.3)
-    assert type(error) is Transient and ("`timeout`" in str(error) or wire.url.removesuffix("/v1") in str(error))
-
-
-def test_300_are_really_in_flight_and_stay_in_order(wire):
-    everybody = threading.Barrier(300)
-
-    def answer(request: Any) -> Any:
-        everybody.wait(timeout=60)
-        return wire.Reply(reply(request.body["messages"][0]["content"]))
-
-    wire.answer = answer
-    chats: list[ChatType] = [[{"role": "user", "content": f"{number}"}] for number in range(300)]
-    outputs = ollama(wire, timeout=90).generate(chats)
-    assert [output[0] for output in outputs] == [f"{number}" for number in range(300)] and wire.peak == 300
-
-
-def test_two_loops_a_thread_and_every_time_out_share_one_client(wire):
-    llm = ollama(wire, timeout=21)
-    answers = [asyncio.run(llm.agenerate(CHAT)), asyncio.run(ollama(wire).agenerate(CHAT)), *llm.generate([CHAT])]
-    thread = threading.Thread(target=lambda: answers.extend(llm.generate([CHAT])))
-    thread.start()
-    thread.join()
-    assert answers == [["Madrid."]] * 4
-    ours = [key for key in event_loop._loop_thread().clients if key[0] == "ollama" and llm._resolve_base_url() in key]
-    assert len(ours) == 1
 
 
 def test_ready_is_cheap(wire):

@@ -35,7 +35,7 @@ from llms.structured.openai_strict import strict_schema
 from llms.structured.output import with_schema_prompt
 from llms.together import TogetherLLM
 from llms.typing import ChatType, Usage
-from tests.support.api_profiles import dialect_of
+from tests.support.api_profiles import profile_of
 
 KEY = "sk-secret"
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
@@ -492,7 +492,7 @@ def members(kind: Any) -> set[str]:
 @pytest.mark.parametrize("cls", USAGES, ids=lambda cls: cls.__name__)
 def test_usage_is_in_the_tests_what_it_is_in_the_types_of_the_sdk(cls):
     """And so in the table of providers in `llms/README.md`."""
-    said = {name for part in dialect_of(cls).details.values() for name in part}
+    said = {name for part in profile_of(cls).details.values() for name in part}
     assert said == members(USAGES[cls]) & {"cached_tokens", "cache_write_tokens", "reasoning_tokens"}
 
 

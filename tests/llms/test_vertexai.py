@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 from typing import Any
 
 import aiohttp
@@ -377,18 +376,6 @@ def test_errors_are_told_apart(status, body, kind, wire, monkeypatch):
     assert len(wire.requests) == 1
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [{"drop": True}, {"delay": 0.6}, {"body": '{"candidates":'}, {"body": "[]"}, {"body": "{}"}, {"body": ""}]
-    + [{"body": {"candidates": []}}, {"body": "{}", "headers": {"Content-Length": "999", "Connection": "close"}}],
-    ids=str,
-)
-def test_bad_weather(answer, wire):
-    wire.answer = lambda request: wire.Reply(**answer)
-    assert type(failure(wire, timeout=0.3)) is Transient
-    assert len(wire.requests) <= 2  # aiohttp sends anew what met a connection that was closed
-
-
 def test_a_server_that_is_not_there(wire, monkeypatch):
     slept: list[float] = []
     nap = asyncio.sleep
@@ -404,34 +391,6 @@ def test_a_server_that_is_not_there(wire, monkeypatch):
 
 
 # -------------------------------------------------------------------------------------------------- how many, and where
-
-
-def test_300_are_really_in_flight_and_stay_in_order(wire):
-    everybody = threading.Barrier(300)
-
-    def answer(request: Any) -> Any:
-        everybody.wait(timeout=60)
-        return wire.Reply(reply(candidate(request.body["contents"][0]["parts"][0]["text"])))
-
-    wire.answer = answer
-    chats: list[ChatType] = [[{"role": "user", "content": f"{number}"}] for number in range(300)]
-    outputs = gemini(wire, timeout=90).generate(chats)
-    assert [output[0] for output in outputs] == [f"{number}" for number in range(300)] and wire.peak == 300
-
-
-def test_two_loops_a_thread_and_every_time_out_share_one_client(wire):
-    llm = gemini(wire, timeout=21)
-    answers = [asyncio.run(llm.agenerate(CHAT)), asyncio.run(gemini(wire).agenerate(CHAT)), *llm.generate([CHAT])]
-    thread = threading.Thread(target=lambda: answers.extend(llm.generate([CHAT])))
-    thread.start()
-    thread.join()
-    assert answers == [["Madrid."]] * 4
-    ours = [
-        key
-        for key in event_loop._loop_thread().clients
-        if key[0] == "vertexai" and llm._resolve_base_url() in key and KEY in key
-    ]
-    assert len(ours) == 1
 
 
 def test_a_new_token_keeps_the_connections(wire):

@@ -26,7 +26,7 @@ KEY = "sk-secret-of-the-test"
 """A key that no output may hold."""
 
 
-class Dialect:
+class ApiProfile:
     """OpenAI's chat completions, and everything else that speaks like them."""
 
     name = ""
@@ -65,6 +65,8 @@ class Dialect:
     """The header with the provider's name of a request, where its SDK shows it."""
     says_when = True
     """Whether `Retry-After` can be seen."""
+    limits: dict[str, str] = {"x-ratelimit-limit-requests": "50", "x-ratelimit-remaining-requests": "49"}
+    """Headers about rate limits, where its SDK shows them."""
     thinks = True
     """Whether there is a place for what the model thought."""
     turns = True
@@ -184,14 +186,14 @@ class Dialect:
         return body.get("response_format") == {"type": "json_object"}
 
 
-class _Totals(Dialect):
+class _Totals(ApiProfile):
     """As OpenAI, but it says no more than how many tokens there were."""
 
     usage = Usage(9, 4)
     details = {}
 
 
-class _Groq(Dialect):
+class _Groq(ApiProfile):
     """Groq does not say what it wrote to a cache."""
 
     usage = Usage(9, 4, 5, 2)
@@ -201,21 +203,21 @@ class _Groq(Dialect):
     }
 
 
-class _VLLM(Dialect):
+class _VLLM(ApiProfile):
     """A server of vLLM says what its cache held, if it is told to, and no more."""
 
     usage = Usage(9, 4, 5)
     details = {"prompt_tokens_details": {"cached_tokens": 5}}
 
 
-class _Llama(Dialect):
+class _Llama(ApiProfile):
     """llama.cpp's server in this process, for which the wire stands in; its grammars begin with what they are of."""
 
     def fields(self, url: str) -> dict[str, Any]:
         return {"model_path": f"{url.rpartition(':')[2]}.gguf"}  # the limits of a model are another's in another test
 
 
-class _Anthropic(Dialect):
+class _Anthropic(ApiProfile):
     """Anthropic's messages: a list of blocks, and input that is counted without what a cache held."""
 
     package = "anthropic"
@@ -228,7 +230,9 @@ class _Anthropic(Dialect):
         "model_context_window_exceeded": "length",
         "refusal": "refusal",
         "tool_use": "tool_calls",
+        "pause_turn": "tool_calls",
         "something new": None,
+        None: None,
     }
     codes = {
         "context": "invalid_request_error",
@@ -303,7 +307,7 @@ class _Anthropic(Dialect):
         return False
 
 
-class _Cohere(Dialect):
+class _Cohere(ApiProfile):
     """Cohere's second chat: parts, numbers that are floats, and more tokens than are billed."""
 
     package = "cohere"
@@ -316,6 +320,7 @@ class _Cohere(Dialect):
         "TOOL_CALL": "tool_calls",
         "ERROR": "error",
         "TIMEOUT": "error",
+        "OF_NEXT_YEAR": None,
     }
     codes = {}
 
@@ -368,7 +373,7 @@ class _Cohere(Dialect):
         return {name: value for name, value in body.items() if name not in ("model", "messages", "stream")}
 
 
-class _Ollama(Dialect):
+class _Ollama(ApiProfile):
     """Ollama's chat: most options in a box of their own, and nothing in the headers."""
 
     package = "ollama"
@@ -376,6 +381,7 @@ class _Ollama(Dialect):
     usage = Usage(9, 4)
     ended = {"stop": "stop", "length": "length", "something new": None, None: None}
     codes = {}
+    limits = {}
     schema_at = "format"
     needs_key = False
 
@@ -434,7 +440,7 @@ class _Ollama(Dialect):
         return body.get("format") == "json"
 
 
-class _Gemini(Dialect):
+class _Gemini(ApiProfile):
     """Gemini's generateContent: candidates, parts, and thoughts that are counted apart."""
 
     package = "google.genai"
@@ -451,6 +457,7 @@ class _Gemini(Dialect):
         "MALFORMED_FUNCTION_CALL": "error",
     }
     codes = {"key": "API_KEY_INVALID"}
+    limits = {}
     schema_at = "generationConfig"
     samples = {
         "reasoning_effort": "low",
@@ -555,7 +562,7 @@ class _GeminiToken(_Gemini):
         return {"base_url": url, "credentials": KEY, "project": "p", "location": "l"}
 
 
-class _Deployment(Dialect):
+class _Deployment(ApiProfile):
     """Azure's older form: the model is part of the address, together with a version."""
 
     name = "deployment"
@@ -645,12 +652,14 @@ def _tokenizer() -> Path:
     return folder
 
 
-class _LiteLLM(Dialect):
+class _LiteLLM(ApiProfile):
     """LiteLLM, told by the name of the model to speak like OpenAI."""
 
     package = "litellm"
-    ended = Dialect.ended | {"something new": "stop", None: "stop"}  # its own reading
-    codes = {name: code for name, code in Dialect.codes.items() if name not in ("key", "model")}  # it keeps no others
+    ended = ApiProfile.ended | {"something new": "stop", None: "stop"}  # its own reading
+    codes = {
+        name: code for name, code in ApiProfile.codes.items() if name not in ("key", "model")
+    }  # it keeps no others
     lacks = ("thinking",)
     patterns = "`hosted_vllm/…`"
     key_env = "OPENAI_API_KEY"
@@ -660,16 +669,16 @@ class _LiteLLM(Dialect):
         return super().fields(url) | self.needed
 
 
-class _File(Dialect):
+class _File(ApiProfile):
     """A model in a file, which is named or fetched."""
 
     needed = {"model_path": "m"}
 
 
-DIALECTS: dict[str, tuple[type[Dialect], ...]] = {
+API_PROFILES: dict[str, tuple[type[ApiProfile], ...]] = {
     "AnthropicLLM": (_Anthropic,),
     "AnyscaleLLM": (_VLLM,),
-    "AzureOpenAILLM": (Dialect, _Deployment),
+    "AzureOpenAILLM": (ApiProfile, _Deployment),
     "CohereLLM": (_Cohere,),
     "GroqLLM": (_Groq,),
     "InferenceEndpointsLLM": (_Endpoint, _TextGeneration),
@@ -688,38 +697,38 @@ class Way(NamedTuple):
     """One of the ways in which a class of models speaks to its API."""
 
     cls: type[Any]
-    dialect: Dialect
+    profile: ApiProfile
 
     def __str__(self) -> str:
-        return "-".join(filter(None, (self.cls.__name__, self.dialect.name)))
+        return "-".join(filter(None, (self.cls.__name__, self.profile.name)))
 
     def fields(self, url: str) -> dict[str, Any]:
         """The fields of a model that talks to `url` in this way."""
         required = {name: "m" for name, field in self.cls.model_fields.items() if field.is_required()}
-        return required | self.dialect.fields(url)
+        return required | self.profile.fields(url)
 
 
 def ways(*classes: type[LLM]) -> list[Way]:
     """All ways of these classes; whoever speaks like OpenAI has that one."""
-    return [Way(cls, dialect()) for cls in classes for dialect in DIALECTS.get(cls.__name__, (Dialect,))]
+    return [Way(cls, profile()) for cls in classes for profile in API_PROFILES.get(cls.__name__, (ApiProfile,))]
 
 
-def dialect_of(cls: type[LLM]) -> Dialect:
+def profile_of(cls: type[LLM]) -> ApiProfile:
     """How a class speaks, in the first of its ways."""
-    return ways(cls)[0].dialect
+    return ways(cls)[0].profile
 
 
 def some(cls: type[LLM], **fields: Any) -> Any:
     """A model of that class, with something in every field that must have one."""
     required = {name: "m" for name, field in cls.model_fields.items() if field.is_required()}
-    needed = {} if fields.keys() & {"base_url"} else dialect_of(cls).needed
+    needed = {} if fields.keys() & {"base_url"} else profile_of(cls).needed
     return cls(**required | needed | fields)
 
 
-def installed(dialect: Dialect) -> bool:
+def installed(profile: ApiProfile) -> bool:
     """Whether there is all that is needed to speak it."""
     try:
-        return dialect.package is None or find_spec(dialect.package) is not None
+        return profile.package is None or find_spec(profile.package) is not None
     except ModuleNotFoundError:
         return False
 

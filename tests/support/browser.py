@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 90
+PAGE_TIMEOUT_S = 90
 
 
 def missing() -> str | None:
@@ -67,7 +67,7 @@ class Page:
 
         def left(chrome: Any) -> bool:
             nonlocal pressed
-            if chrome.current_url == form and time.monotonic() > pressed + PATIENCE / 4:
+            if chrome.current_url == form and time.monotonic() > pressed + PAGE_TIMEOUT_S / 4:
                 chrome.find_element("xpath", _button(button)).click()
                 pressed = time.monotonic()
             return chrome.current_url != form
@@ -106,7 +106,7 @@ class Page:
         from selenium.webdriver.support.ui import WebDriverWait
 
         try:
-            WebDriverWait(self.chrome, PATIENCE, ignored_exceptions=[WebDriverException]).until(done)
+            WebDriverWait(self.chrome, PAGE_TIMEOUT_S, ignored_exceptions=[WebDriverException]).until(done)
         except TimeoutException as error:
             shown = self.chrome.find_element("tag name", "body").text[-500:]
             logged = [each["message"] for each in self.chrome.get_log("browser")[-5:]]

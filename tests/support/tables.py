@@ -34,29 +34,29 @@ def providers() -> str:
     rows: dict[tuple[str, ...], str] = {}
     for way in ways(*remote()):
         name = f"`{way.cls.__name__}`"
-        rows.setdefault((name, *_capabilities(way)), f"{name}, {way.dialect.name}" if way.dialect.name else name)
+        rows.setdefault((name, *_capabilities(way)), f"{name}, {way.profile.name}" if way.profile.name else name)
     heads = ("", "key", "chat", "n", "seed", "logprobs", "images", "JSON schema", "regex", "reasoning", "usage")
     return _table(heads, ((name, *cells) for (_, *cells), name in rows.items()))
 
 
 def _capabilities(way: Way) -> tuple[str, ...]:
-    cls, dialect = way
-    options = dialect.options_of(cls).model_fields
+    cls, profile = way
+    options = profile.options_of(cls).model_fields
     knobs = [name for name in ("reasoning_effort", "thinking", "think", "reasoning") if name in options]
     key = cls.api_key_env()
     return (
         f"`{key}`" if key else "",
-        "messages" if dialect.turns else "one text",
+        "messages" if profile.turns else "one text",
         {None: "one request", 1: "a request each"}.get(
             cls.max_generations_per_request, f"{cls.max_generations_per_request} a request"
         ),
         f"`{options['seed'].serialization_alias or 'seed'}`" if "seed" in options else "",
         "yes" if options.keys() & {"logprobs", "top_n_tokens"} else "",
-        "yes" if dialect.images else "",
-        ", ".join(f"`{mode}`" for mode in dialect.modes(cls)),
-        dialect.patterns or ("yes" if cls._supports_regex else ""),
-        ", ".join(["apart"] * dialect.thinks + [f"`{name}`" for name in knobs]),
-        ", ".join(kind for name, kind in USAGE.items() if getattr(dialect.usage, name)),
+        "yes" if profile.images else "",
+        ", ".join(f"`{mode}`" for mode in profile.modes(cls)),
+        profile.patterns or ("yes" if cls._supports_regex else ""),
+        ", ".join(["apart"] * profile.thinks + [f"`{name}`" for name in knobs]),
+        ", ".join(kind for name, kind in USAGE.items() if getattr(profile.usage, name)),
     )
 
 
@@ -64,8 +64,8 @@ def parameters() -> str:
     """Return every runtime parameter and the models that have it."""
     options = {}
     for way in ways(*shipped()):
-        suffix = "" if way.dialect.turns else f" ({way.dialect.name})"
-        options[f"`{way.cls.__name__}`{suffix}"] = way.dialect.options_of(way.cls).model_fields
+        suffix = "" if way.profile.turns else f" ({way.profile.name})"
+        options[f"`{way.cls.__name__}`{suffix}"] = way.profile.options_of(way.cls).model_fields
     names = {name: [model for model in options if name in options[model]] for each in options.values() for name in each}
     rows = []
     for name, having in sorted(names.items(), key=lambda item: (-len(item[1]), item[0])):

@@ -426,38 +426,57 @@ class TestIdentity:
         "latest": "def latest(): return 'latest 1'",
     }
 
+    IN_PROCESSES = """
+        import os
+        import runpy
+        import sys
+
+        import flows.results  # once, for seconds: each script is run in a process that has nothing else
+
+        for home in sys.argv[1:]:
+            sys.stdout.flush()
+            if not (child := os.fork()):
+                sys.path.insert(0, home)
+                runpy.run_path(f"{home}/script.py", run_name="__main__")
+                sys.stdout.flush()
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+    """
+
     @pytest.fixture
-    def looked_up(self, tmp_path, monkeypatch):
-        """A function that makes an edit, and gives back the identity of the step in a new process."""
+    def looked_up(self, tmp_path):
+        """A function that makes edits, and gives back the identity of the step in a new process after each."""
         script = textwrap.dedent(self.LOOKED_UP) + textwrap.dedent("""
             from flows.results import step_identity
 
             print(step_identity(Short(), ["data"], []))
         """)
 
-        def identity(before="", after=""):
-            home = tmp_path / f"{before}-{after}"
-            (home / "pkg").mkdir(parents=True)
-            for name, text in {
-                **{f"pkg/{name}": text for name, text in self.PACKAGE.items()},
-                "script": script,
-            }.items():
-                (home / f"{name}.py").write_text(text.replace(before, after) if before else text)
+        def identities(*edits):
+            homes = [tmp_path / f"{number}" for number, _ in enumerate(edits)]
+            for home, (before, after) in zip(homes, edits, strict=True):
+                (home / "pkg").mkdir(parents=True)
+                for name, text in {
+                    **{f"pkg/{name}": text for name, text in self.PACKAGE.items()},
+                    "script": script,
+                }.items():
+                    (home / f"{name}.py").write_text(text.replace(before, after) if before else text)
             env = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[3]}", "PYTHONDONTWRITEBYTECODE": "1"}
-            done = subprocess.run([sys.executable, str(home / "script.py")], env=env, capture_output=True, text=True)
-            assert not done.returncode and len(done.stdout.strip()) == 32, done.stdout + done.stderr
-            return done.stdout
+            command = [sys.executable, "-c", textwrap.dedent(self.IN_PROCESSES), *map(str, homes)]
+            done = subprocess.run(command, env=env, capture_output=True, text=True)
+            found = done.stdout.split()
+            assert not done.returncode and list(map(len, found)) == [32] * len(edits), done.stdout + done.stderr
+            return found
 
-        return identity
+        return identities
 
-    @pytest.mark.slow
     def test_user_code_a_step_reaches_counts(self, looked_up):
-        same = looked_up()
-        assert looked_up("other 1", "other 2") == same  # which it does not reach
         reached = ["remembered", "asked", "said", "tone", "kind", "private", "deep", "late", "later", "latest"]
-        found = {name: looked_up(f"{name} 1", f"{name} 2") for name in reached}
-        assert [name for name in reached if found[name] == same] == []
-        assert len(set(found.values())) == len(reached)
+        edits = [(f"{name} 1", f"{name} 2") for name in ("other", *reached)]
+        same, unreached, *found = looked_up(("", ""), *edits)
+        assert unreached == same
+        assert [name for name, identity in zip(reached, found, strict=True) if identity == same] == []
+        assert len(set(found)) == len(reached)
 
     def test_the_state_of_objects_counts(self):
         class Tone:
