@@ -181,6 +181,7 @@ def check_install(words):
     assert all((ROOT / word).is_file() for word in words if word.endswith(".txt"))
 
 
+@pytest.mark.slow
 def test_first_command_prints_what_is_shown(tmp_path, prefect_server):
     from prefect.settings import PREFECT_API_URL
 

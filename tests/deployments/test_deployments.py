@@ -123,6 +123,7 @@ def filled(kind: str, **given: Any) -> Any:
     return made
 
 
+@pytest.mark.slow
 def test_docker_s_worker_understands_our_template(api):
     job = filled("docker", gpus=2)
     assert job.volumes == ["distilflow:/data"] and job.image == "distilflow-gpu:latest"

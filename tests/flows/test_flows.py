@@ -116,6 +116,7 @@ class TestEveryFlow:
                 assert f"(default: {schema['default']})" in said
 
 
+@pytest.mark.slow
 class TestTextGeneration:
     def test_answers_a_file_and_shows_what_it_made(self, shell, tmp_path):
         data = tmp_path / "questions.jsonl"
@@ -148,7 +149,6 @@ class TestTextGeneration:
         done = shell("text_generation", "--data", "data.csv", "--template", "What's the capital of {{ country }}?")
         assert "The capital of Spain is Madrid." in done.stdout, done.stderr
 
-    @pytest.mark.slow
     def test_the_same_command_again_asks_nothing_anew(self, shell, wire, tmp_path):
         model = ["--llm", "OpenAILLM", "model=gpt-5", f"base_url={wire.url}"]
         for asked, arguments in ((5, ["--limit", 5]), (5, ["--limit", 5]), (8, ["--limit", 8])):
@@ -160,7 +160,6 @@ class TestTextGeneration:
         shell("text_generation", *model, "--limit", 8, "--system-prompt", "Be brief.", OPENAI_API_KEY="k")
         assert len(wire.requests) == 24
 
-    @pytest.mark.slow
     def test_killed_at_any_moment_it_loses_nothing_that_was_paid(self, wire, tmp_path):
         wire.answer = lambda request: wire.Reply(
             wire.completion(f"answer to {request.body['messages'][0]['content']}"), delay=random.random() / 5
@@ -245,7 +244,6 @@ class TestTextGeneration:
             assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
             assert wire.requests[-1].body["messages"][-1]["content"] == prompt
 
-    @pytest.mark.slow
     def test_without_a_server_it_starts_one_of_its_own(self, tmp_path):
         environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
         done = subprocess.run(
@@ -259,7 +257,6 @@ class TestTextGeneration:
         assert done.returncode == 0, done.stderr
         assert "Madrid" in done.stdout
 
-    @pytest.mark.slow
     def test_interrupting_it_ends_it_soon_and_says_so(self, shell, wire, tmp_path):
         wire.answer = lambda request: wire.Reply(delay=200)
         process = subprocess.Popen(
@@ -310,6 +307,7 @@ def test_three_models_answer_and_the_best_and_the_worst_are_a_pair(wire, tmp_pat
         assert "sk-secret" not in client.read_flow_run(run["id"]).model_dump_json()
 
 
+@pytest.mark.slow
 def test_further_models_from_the_shell(shell, wire, tmp_path):
     model = [f"base_url={wire.url}", "model=m"]
     more = ["--more-llms", "OpenAILLM", *model, "--more-llms", "OpenAILLM", f"base_url={wire.url}", "model=n"]

@@ -725,6 +725,7 @@ for module, name, fields in json.load(sys.stdin):
 """
 
 
+@pytest.mark.slow
 def test_a_script_ends_without_a_word_about_what_it_left_open(monkeypatch):
     with contextlib.ExitStack() as stack:
         asked = [Provider(way, stack.enter_context(serving()), monkeypatch) for way in TRANSPORTS if way in REMOTE]
@@ -898,6 +899,7 @@ def lives() -> Iterator[Callable[[Provider], dict[str, str]]]:
     yield lambda provider: {life: texts[str(provider.way)] for life, texts in said.items()}
 
 
+@pytest.mark.slow
 @only(REMOTE)
 def test_in_a_forked_child_and_afterwards_in_its_parent(provider, lives):
     texts = lives(provider)
@@ -913,6 +915,7 @@ def test_a_missing_package_is_named_for_a_class_of_ones_own_too(monkeypatch):
         Mine(model="m", base_url="http://here", azure_identity=True).load()
 
 
+@pytest.mark.slow
 @only(REMOTE)
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(provider, lives):
     said = lives(provider)["no SDK"]

@@ -27,7 +27,7 @@ DEFAULT_MAX_NEW_TOKENS = 1024
 EXIT_TIMEOUT_S = 5.0
 """How long freeing an engine waits for a thread that still calls it."""
 
-SHUTDOWN_TIMEOUT_S = 15.0
+SHUTDOWN_TIMEOUT_S = 30.0
 """How long vLLM's processes have to end before they are killed."""
 
 

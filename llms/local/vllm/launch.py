@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from llms.config.extras import import_optional
 from llms.errors import Fatal
-from llms.local.vllm.engine import HiddenStateEngine, TextEngine, VllmEngine, error_message
+from llms.local.vllm.engine import SHUTDOWN_TIMEOUT_S, HiddenStateEngine, TextEngine, VllmEngine, error_message
 from llms.local.vllm.guide import LOGITS_PROCESSOR
 
 INSTALL_COMMAND = (
@@ -25,6 +25,7 @@ ENVIRONMENT_DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # version 2 has another interface of logits processors
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a forked process would inherit the locks of our threads
+    "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": f"{SHUTDOWN_TIMEOUT_S - 5:.0f}",  # it logs a warning when they take longer
 }
 """Environment variables of vLLM, where they are not set."""
 

@@ -167,6 +167,7 @@ def test_a_row_that_cannot_be_sent_anywhere_fails_once():
     assert "`route` named `nowhere`: there are `a`, `b`" in dataset.errors["message"][0]
 
 
+@pytest.mark.slow
 def test_samples_are_the_same_every_time():
     def run(seed):
         with Pipeline(name="sample") as pipeline:
@@ -181,6 +182,7 @@ def test_samples_are_the_same_every_time():
     assert all(150 < drawn[name] < 250 for name in "abc")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(7, 50, 64), (1000, 3, 1), (None, 7, None)])
 def test_batches_of_whatever_size(sizes):
     with Pipeline(name="sizes") as pipeline:

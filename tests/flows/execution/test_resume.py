@@ -526,6 +526,7 @@ class TestIdentity:
 
         assert step_identity(Held(thing=object()), [], []) is None and step_identity(Held(thing=[1]), [], [])
 
+    @pytest.mark.slow
     def test_identity_is_equal_in_another_process(self, tmp_path):
         script = tmp_path / "script.py"
         script.write_text(

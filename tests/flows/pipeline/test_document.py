@@ -482,6 +482,7 @@ edges:
 
 
 @pytest.mark.usefixtures("prefect_server")
+@pytest.mark.slow
 class TestShell:
     @pytest.fixture
     def shell(self, tmp_path):

@@ -520,6 +520,7 @@ class TestMotion:
         assert pipeline.run().summary.rows == 1_000
         assert max(ahead) <= 100 + 2 * 10
 
+    @pytest.mark.slow
     def test_a_step_works_while_the_one_before_it_does(self):
         late, begun = threading.Event(), threading.Event()
 

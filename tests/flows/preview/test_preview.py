@@ -279,6 +279,7 @@ class TestRun:
         with pytest.raises(ConfigurationError, match="`dry_run` is 0: it takes one row at least"):
             self.pipeline(wire).dry_run(batch_size=0)
 
+    @pytest.mark.slow
     def test_from_the_shell(self, wire, tmp_path):
         command = [sys.executable, "-m", "flows.text_generation", "--dry-run", "--system-prompt", "Be brief."]
         done = subprocess.run(

@@ -285,6 +285,7 @@ class TestStates:
             state.result()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_reported(wire, tmp_path, prefect_server):
     wire.answer = lambda request: wire.Reply(delay=60)
     process = subprocess.Popen(

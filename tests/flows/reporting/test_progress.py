@@ -226,6 +226,7 @@ def shell(tmp_path, prefect_server):
     return run
 
 
+@pytest.mark.slow
 class TestShell:
     def test_json_lines_are_no_parameter_of_the_flow(self, shell, tmp_path):
         done = shell("text_generation", "--limit", 3, "--json")

@@ -341,6 +341,7 @@ class TestSaved:
             assert refused.status_code == 409 and f"'{name}'" in refused.text, given
         rest("DELETE", f"deployments/{there['id']}")
 
+    @pytest.mark.slow
     def test_a_pipeline_that_is_served_takes_a_saved_model_over_rest(
         self, rest: Callable[..., httpx.Response], wire: Any, tmp_path: Path
     ) -> None:

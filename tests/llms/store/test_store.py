@@ -295,6 +295,7 @@ print(key_of({name}(), [], {{}}, 0), key_of(OpenAILLM(model="m"), [], {{}}, 0))
 """
 
 
+@pytest.mark.slow
 def test_a_class_of_the_users_own_is_known_by_what_it_does(tmp_path: Path) -> None:
     def keys_in(file: str, seed: str, name: str = "M", text: str = "a", comment: str = "", more: str = "") -> list[str]:
         (tmp_path / file).write_text(KEY_OF_A_SCRIPT.format(name=name, text=text, comment=comment, more=more))
@@ -330,6 +331,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_write_at_once() -> None:
     processes = [started(WRITES, name, "25") for name in ("a", "b", "c")]
     keys = [line for process in processes for line in process.communicate()[0].split()]
@@ -337,6 +339,7 @@ def test_processes_that_start_together_write_at_once() -> None:
     assert len(keys) == 1500 and store.get(keys).keys() == set(keys)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 def test_processes_that_make_the_file_at_the_same_moment(tmp_path: Path) -> None:
     code = """
@@ -361,6 +364,7 @@ for each in range(40):
     assert started(code, str(tmp_path)).wait(timeout=60) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_that_was_acknowledged_is_lost_to_kill_9(seed: int) -> None:
     process = started(WRITES, "a", "1000000")
@@ -376,6 +380,7 @@ def test_nothing_that_was_acknowledged_is_lost_to_kill_9(seed: int) -> None:
     put(b=StoredAnswer("goes on"))
 
 
+@pytest.mark.slow
 def test_what_waits_is_written_when_the_program_ends() -> None:
     code = """
 import asyncio
@@ -526,6 +531,7 @@ def test_the_command_lists_and_deletes(file: Path) -> None:
     put(new=StoredAnswer("goes on"))
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_wrong(file: Path) -> None:
     assert command().stdout.strip() == f"{file}: no answers yet"
     assert not file.exists()
