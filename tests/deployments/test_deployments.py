@@ -131,6 +131,7 @@ def test_docker_s_worker_understands_our_template(api):
     assert job.container_create_kwargs["shm_size"] == "2g"
 
 
+@pytest.mark.slow
 def test_kubernetes_worker_understands_our_template(api):
     """A run may write to its volumes, though it is not root; SQLite is on none that other machines share."""
     job = filled("kubernetes", gpus=2)

@@ -792,6 +792,7 @@ print(ask("parent again"))
 """
 
 
+@pytest.mark.slow
 def test_in_a_forked_child_and_afterwards_in_its_parent(wire):
     wire.answer = lambda request: wire.Reply(echo(request))
     done = subprocess.run([sys.executable, "-c", FORKS, wire.url], capture_output=True, text=True, timeout=60)

@@ -674,6 +674,7 @@ def test_the_key_is_in_no_log_and_no_file(provider, caplog):
 # ------------------------------------------------------------------------------------------- from wherever it is called
 
 
+@pytest.mark.slow
 @only(TRANSPORTS)
 def test_five_hundred_requests_are_in_flight_at_once_and_stay_in_order(provider):
     everybody = threading.Barrier(500)
@@ -814,6 +815,7 @@ print({(*output, output.attempts) for output in outputs})
 """
 
 
+@pytest.mark.slow
 def test_more_requests_are_in_flight_than_files_may_be_open(wire):
     everybody = threading.Barrier(300)
 

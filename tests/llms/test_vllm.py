@@ -455,6 +455,7 @@ def test_weights_that_were_trained_again_are_asked_again(field, name, tmp_path, 
     assert store.key_of(template, CHAT, {}, 0) != first
 
 
+@pytest.mark.slow
 def test_nothing_of_it_is_imported_with_a_block():
     code = "import sys; from llms.vllm import vLLM; vLLM(model='m'); print({'vllm', 'torch'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -353,6 +353,7 @@ class TestPushToHub:
             made(count=2).push_to_hub("me/my/numbers", token="hf_of_the_test")
         assert not near.files
 
+    @pytest.mark.slow
     def test_address_and_token_come_from_the_environment(self, hub, tmp_path):
         made(tmp_path / "out", count=2)
         code = "from flows import Distiset; print(Distiset.load('out').push_to_hub('me/numbers'))"

@@ -149,6 +149,7 @@ class TestRun:
         assert simple(["b"]).run(output=tmp_path / "out").summary.rows == 1
         assert failed and [path.name for path in tmp_path.iterdir()] == ["out"]
 
+    @pytest.mark.slow
     def test_a_killed_run_lets_its_place_go(self, tmp_path):
         script = "import os, sys; from pathlib import Path; from flows.dataset.output_folder import OutputFolder\n"
         script += "folder = OutputFolder(Path(sys.argv[1]), ['default']); print('has it', flush=True); sys.stdin.read()"
@@ -161,6 +162,7 @@ class TestRun:
         assert simple(["a"]).run(output=tmp_path / "out").summary.rows == 1
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("moved", [0, 1, 2])
     def test_a_dataset_is_not_lost_to_a_kill_while_it_is_put_in_place(self, tmp_path, monkeypatch, moved):
         simple(["old"]).run(output=tmp_path / "out")
@@ -197,6 +199,7 @@ class TestRun:
         del result
         assert not folder.exists() and rows["instruction"] == ["a"]
 
+    @pytest.mark.slow
     def test_order_is_kept_whatever_the_latency(self):
         texts = [f"row {number}" for number in range(300)]
         result = simple(texts, llm=Parrot(slow=0.2)).run()
@@ -495,6 +498,7 @@ class TestPrefect:
 
 
 class TestMotion:
+    @pytest.mark.slow
     def test_rows_in_flight_are_bounded(self, monkeypatch):
         monkeypatch.setattr(executor, "MAX_ROWS_IN_FLIGHT", 100)
         brought, done, ahead, lock = count(), [0], [], threading.Lock()

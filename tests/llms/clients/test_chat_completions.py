@@ -479,6 +479,7 @@ def test_one_call_can_be_made_by_hand(wire):
 # --------------------------------------------------------------------------------------------------------- many at once
 
 
+@pytest.mark.slow
 def test_five_hundred_requests_are_in_flight_at_once(wire):
     everybody = threading.Barrier(500)
 
@@ -550,6 +551,7 @@ print(*llm.generate([chat] * 5, temperature=0, max_new_tokens=40)[4])
 """
 
 
+@pytest.mark.slow
 def test_a_script_ends_without_a_word_about_what_it_left_open(openai_server):
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error::ResourceWarning", "-W", "ignore::DeprecationWarning"]

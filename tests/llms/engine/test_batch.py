@@ -138,6 +138,7 @@ def test_refusals_and_bad_weather_together_lose_no_row(provider: Provider) -> No
 # --- rows that fail ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 def test_a_poisoned_row_costs_one_row_and_is_asked_again_by_the_same_command(
     provider: Provider, tmp_path: Path
@@ -208,6 +209,7 @@ def test_no_credit_stops_at_once_with_the_cure_and_what_was_paid_is_kept(provide
 # --- what is asked again ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize(
     ("change", "more"),

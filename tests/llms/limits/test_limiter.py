@@ -334,6 +334,7 @@ def test_a_small_server_of_ones_own_is_found_from_a_low_start():
     simulate(main())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every, cpu", [(None, 0.0), (0.012, 0.001)])
 @pytest.mark.parametrize("slots, seconds", [(64, 0.5), (64, 3.0), (150, 0.5), (24, 1.0)])
 def test_the_figures_of_a_server_that_queues(slots, seconds, every, cpu):
@@ -363,6 +364,7 @@ def test_a_server_that_grows_is_given_more():
     simulate(main())
 
 
+@pytest.mark.slow
 def test_a_server_that_was_slow_for_a_moment_is_used_in_full_again():
     async def main():
         quick, slow = 0.01, 12.0  # so slow that the limit falls to less than what asks alone
@@ -376,6 +378,7 @@ def test_a_server_that_was_slow_for_a_moment_is_used_in_full_again():
     simulate(main())
 
 
+@pytest.mark.slow
 def test_answers_that_become_longer_are_no_queue():
     async def main():
         provider, limiter = Provider(lambda: 0.5 if now() < 8 else 3.0), Limiter(500)
@@ -387,6 +390,7 @@ def test_answers_that_become_longer_are_no_queue():
     simulate(main())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every, cpu, most", [(None, 0.0, 1.035), (0.012, 0.0, 1.01), (None, 0.002, 1.02)])
 def test_a_server_that_does_neither_is_used_in_full(every, cpu, most):
     async def seconds(limiter):
@@ -405,6 +409,7 @@ def test_a_server_that_does_neither_is_used_in_full(every, cpu, most):
     assert ratio < most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start, every", [(None, None), (None, 0.012), (64, None)])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_long_tail_is_not_taken_for_a_queue(seed, every, start):

@@ -279,6 +279,7 @@ def test_a_cancelled_waiter_leaves_its_turn_to_the_next(per_second: float) -> No
     event_loop.run(main())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_it_works_in_a_forked_process() -> None:

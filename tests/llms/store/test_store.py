@@ -396,6 +396,7 @@ asyncio.run(leaves())
     assert store.get(["a"])["a"].text == "paid"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 def test_a_forked_child_and_its_parent_both_go_on() -> None:
     code = """
@@ -487,6 +488,7 @@ def test_a_program_that_keeps_the_file_to_itself(file: Path, monkeypatch: pytest
     assert store.get(["a"])
 
 
+@pytest.mark.slow
 def test_the_file_of_a_newer_version_is_left_alone(file: Path) -> None:
     put(a=StoredAnswer("a"))
     store.close()

@@ -412,6 +412,7 @@ def test_process_tells_of_a_missing_file_too() -> None:
 # ----------------------------------------------------------------------------------------------------- memory and speed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["q.jsonl", "q.json", "lines.json", "q.csv", "q.parquet", "q.jsonl.gz"])
 def test_a_large_file_is_streamed(name: str) -> None:
     row = {"id": 7, "instruction": "How much is it? " * 62}
