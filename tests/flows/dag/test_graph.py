@@ -245,6 +245,7 @@ class Copies(Step):
         yield [{"n": row["n"], "copy": each} for row in inputs for each in "xy"]
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_say_what_they_were_made_of_are_told_apart():
     with Pipeline(name="fresh") as pipeline:
         (
@@ -264,6 +265,7 @@ class Plain(GlobalStep):
         yield [{"n": row["n"]} for row in sorted(inputs, key=lambda row: -row["n"])]
 
 
+@pytest.mark.slow
 def test_what_a_row_was_made_of_is_never_guessed_where_all_are_at_hand():
     with Pipeline(name="guess") as pipeline:
         data = numbers(30)

@@ -116,6 +116,7 @@ def made(dataset):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 class TestSecondRun:
     def test_no_requests_and_equal_rows_and_counts(self, wire, forget):
@@ -470,6 +471,7 @@ class TestIdentity:
 
         return identities
 
+    @pytest.mark.slow
     def test_user_code_a_step_reaches_counts(self, looked_up):
         reached = ["remembered", "asked", "said", "tone", "kind", "private", "deep", "late", "later", "latest"]
         edits = [(f"{name} 1", f"{name} 2") for name in ("other", *reached)]

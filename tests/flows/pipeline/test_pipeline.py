@@ -205,6 +205,7 @@ class TestRun:
         result = simple(texts, llm=Parrot(slow=0.2)).run()
         assert result["default"]["train"]["instruction"] == texts
 
+    @pytest.mark.slow
     def test_the_same_pipeline_runs_again_unchanged(self):
         pipeline = simple(["a"])
         warm = {"text_generation": {"llm": {"generation_kwargs": {"temperature": 0.5}}}}

@@ -21,7 +21,7 @@ from llms import BudgetExceeded, OpenAILLM, Price
 from tasks import LoadDataFromDicts, TextGeneration
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 ROWS = 60
 PRICE = {"input": 1_000_000, "output": 0}  # of the wire: nine tokens of input a request, so nine dollars
 

@@ -257,6 +257,7 @@ class TestRun:
             data >> answer >> check >> KeepColumns(columns=["instruction", "generation"])
         return pipeline
 
+    @pytest.mark.slow
     def test_what_it_asks_is_shown_priced_and_never_paid_again(self, wire, tmp_path):
         kept = Pipeline.run(self.pipeline(wire), output=tmp_path / "out", limit=1)
         dataset = self.pipeline(wire).run(output=tmp_path / "out", dry_run=4)

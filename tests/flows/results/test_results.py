@@ -15,7 +15,7 @@ from flows import Pipeline
 from flows.results.__main__ import main
 from tasks import LoadDataFromDicts, Step, step
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 DAY = 86_400
 SIZES = {"doubled": 3, "counted": 3}
 """The steps of the pipeline, and how many results each leaves."""

@@ -173,6 +173,7 @@ def test_a_poisoned_row_costs_one_row_and_is_asked_again_by_the_same_command(
     assert provider.asked() == {"some poison": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 def test_a_run_that_lost_too_many_rows_is_finished_by_the_same_command(provider: Provider, tmp_path: Path) -> None:
     provider.reset(poison="poison")

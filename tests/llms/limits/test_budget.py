@@ -27,6 +27,7 @@ def run(wire, rows=60, llm=None, folder=None, **limits):
     return pipeline.run(output=folder, **limits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "most"), [({"max_cost": 180}, 20), ({"max_tokens_total": 130}, 10)])
 def test_a_run_stops_at_its_limit_and_goes_on_with_more(wire, tmp_path, limit, most):
     with pytest.raises(
