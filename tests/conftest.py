@@ -34,6 +34,7 @@ import pytest  # noqa: E402
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings  # noqa: E402
 
 from llms.clients import event_loop  # noqa: E402
+from llms.limits import limiter  # noqa: E402
 from tests.support.openai_server import OpenAIServer, running  # noqa: E402
 from tests.support.prefect_server import PrefectServer, harness  # noqa: E402
 from tests.support.wire import Wire, listening  # noqa: E402
@@ -70,8 +71,9 @@ def results_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def empty_store(results_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No answer of one test is another's, and no result."""
+def empty_caches(results_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer of one test is another's, no result, and no limit: the ports of their servers come again."""
+    limiter._limiters.clear()
     shutil.rmtree(results_folder, ignore_errors=True)
     home = results_folder.with_name(f"home-{next(_numbers)}")
     monkeypatch.setenv("DISTILFLOW_HOME", str(home))
