@@ -99,8 +99,8 @@ def _read_answer(run: FlowRun, key: str) -> Approval | None:
     """Return the answer that exists already, because the flow started again after it asked."""
     read: Any = read_flow_run_input
     for how in ("suspended", "paused"):
-        if said := read(keyset_from_base_key(f"{how}-{key}")["response"], run.id, _sync=True):
-            return Approval(**said)
+        if answer := read(keyset_from_base_key(f"{how}-{key}")["response"], run.id, _sync=True):
+            return Approval(**answer)
     return None
 
 
@@ -160,8 +160,8 @@ def _ask_at_terminal(form: type[RunInput]) -> RunInput:
         for name, field in form.model_fields.items() if given["decision"] == "run" else ():
             if name != "decision":
                 most = "any" if field.default is None else f"{field.default:.10g}"
-                said = Prompt.ask(f"{field.title} it may spend, or `any` number", console=console, default=most)
-                given[name] = None if said == "any" else said
+                answer = Prompt.ask(f"{field.title} it may spend, or `any` number", console=console, default=most)
+                given[name] = None if answer == "any" else answer
         try:
             return form(**given)
         except ValidationError as error:

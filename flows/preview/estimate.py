@@ -88,7 +88,7 @@ class _Estimator:
         off = np.sqrt(spread)
         spent = sum((amounts for took in self.usage.values() for amounts in took.values()), np.zeros(5))
         least, most = np.maximum(likely - off, spent), likely + off
-        quick, slow = self._duration(self.tasks, told=True)
+        quick, slow = self._duration(self.tasks, add_note=True)
         models: dict[str, list[Task]] = {}
         for task in self.tasks:
             models.setdefault(task.llm.model_name, []).append(task)
@@ -134,8 +134,8 @@ class _Estimator:
         usual = np.mean(known, axis=0) if known else np.array([1.0, 0, 0, 0, 0])
         took: dict[Key, Amounts] = {}
         for key, row in self.rows.items():
-            asked = [each for each in row.asked if each.step == task.name and first[f"{each.prompt}"] is each]
-            parts = [usual if each.input_tokens is None else _to_amounts(each) for each in asked]
+            requests = [each for each in row.asked if each.step == task.name and first[f"{each.prompt}"] is each]
+            parts = [usual if each.input_tokens is None else _to_amounts(each) for each in requests]
             took[key] = sum(parts, np.zeros(5))
         return took
 
@@ -157,7 +157,7 @@ class _Estimator:
             likely += share * self.usage[task.name].get(None, np.zeros(5))
         return likely, spread
 
-    def _duration(self, tasks: list[Task], told: bool = False) -> tuple[float | None, float | None]:
+    def _duration(self, tasks: list[Task], add_note: bool = False) -> tuple[float | None, float | None]:
         """Return the duration of these steps at the allowed concurrency, and at that of the sampled rows."""
         totals = {task.name: self._extrapolate([task])[0] for task in tasks}
         if sum(total[0] for total in totals.values()) and not sum(total[4] for total in totals.values()):
@@ -189,7 +189,7 @@ class _Estimator:
             else:  # the slowest of each step is what these rows took
                 fast = careful = total[4] / here[4] * sum(self._max_latency(task) for task in its)
             quick, slow = max(quick, max(least, fast) - alone), max(slow, max(least, careful) - alone)
-            self.notes += [note] if told else []
+            self.notes += [note] if add_note else []
         return quick + longest, slow + longest
 
     def _max_latency(self, task: Task) -> float:
@@ -200,9 +200,9 @@ class _Estimator:
     def _is_priced(self, name: str, tasks: list[Task]) -> bool:
         """Return whether the cost of a model's requests is known; add a note if not."""
         names = {task.name for task in tasks}
-        asked = [each for row in self.rows.values() for each in row.asked if each.step in names]
-        known = [each for each in asked if each.input_tokens is not None]
-        if asked and not known:
+        requests = [each for row in self.rows.values() for each in row.asked if each.step in names]
+        known = [each for each in requests if each.input_tokens is not None]
+        if requests and not known:
             self.notes.append(f"`{name}` has answered nothing: its tokens are not known.")
             return False
         if known and not any(each.input_tokens or each.output_tokens for each in known):
@@ -226,8 +226,8 @@ def _throughput_limits(llm: AsyncLLM, total: Amounts) -> tuple[int, float]:
     return known["limit"], 60 * max([*by_requests, *by_tokens], default=0.0)
 
 
-def _to_amounts(asked: RequestTrace) -> Amounts:
-    known = (1, asked.input_tokens, asked.output_tokens, asked.cost, asked.seconds)
+def _to_amounts(request: RequestTrace) -> Amounts:
+    known = (1, request.input_tokens, request.output_tokens, request.cost, request.seconds)
     return np.array([each or 0.0 for each in known], dtype=float)
 
 
