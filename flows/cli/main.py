@@ -1,8 +1,10 @@
 """Command line of a flow: its parameters are the options, its docstring is the help."""
 
 import logging
+import os
 import signal
 import sys
+import threading
 from types import FrameType
 
 from prefect import Flow
@@ -23,6 +25,9 @@ from llms.config.strict import format_validation_error
 
 USER_ERRORS = (ApprovalDeclined, ConfigurationError, RunFailed, Fatal, ParameterTypeError, ValidationError)
 """Errors that the user can fix, printed as a message without a traceback."""
+
+REPEAT_INTERRUPT_S = 0.1
+"""How long after Python dropped a Ctrl-C it is sent again."""
 
 
 def main(flow: "Flow[..., Distiset]", arguments: list[str] | None = None) -> None:
@@ -75,14 +80,25 @@ def _exit_status(error: BaseException) -> int:
 
 
 def _record_interrupts() -> list[int]:
-    """Return a list to which each Ctrl-C appends its signal, before it raises `KeyboardInterrupt` as usual."""
+    """Return a list to which each Ctrl-C appends its signal, before it raises `KeyboardInterrupt` as usual.
+
+    Python drops what is raised while an object is freed: a Ctrl-C at such a moment is sent once more.
+    """
     received: list[int] = []
+    report = sys.unraisablehook
 
     def record(number: int, frame: FrameType | None) -> None:
         received.append(number)
         signal.default_int_handler(number, frame)
 
+    def repeat(dropped: "sys.UnraisableHookArgs") -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            threading.Timer(REPEAT_INTERRUPT_S, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            report(dropped)
+
     signal.signal(signal.SIGINT, record)
+    sys.unraisablehook = repeat
     return received
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from prefect.settings import PREFECT_API_URL
 
+from flows.cli.main import _record_interrupts
 from flows.preference_dataset import preference_dataset
 from flows.text_generation import text_generation
 from llms import LlamaServerLLM, OpenAILLM
@@ -273,6 +274,23 @@ class TestTextGeneration:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=100)  # the requests in flight would take 200 s
         assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said, said
+
+
+def test_an_interrupt_that_python_drops_comes_again(monkeypatch):
+    class Freed:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        received = _record_interrupts()
+        Freed()
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(60)
+        assert len(received) == 2
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def test_three_models_answer_and_the_best_and_the_worst_are_a_pair(wire, tmp_path):

@@ -536,17 +536,17 @@ BROKEN = {
 }
 
 
-@only(TRANSPORTS)
-@pytest.mark.parametrize("broken", [*BROKEN, "an error"])
+@some([(way, broken) for way in TRANSPORTS for broken in (*BROKEN, *["an error"] * way.profile.reads_errors)], "broken")
 def test_an_answer_that_is_none_is_bad_weather(provider, broken, once):
     provider.wire.answer = lambda request: provider.wire.Reply(BROKEN.get(broken, provider.profile.error(529)))
     error = provider.failure()
-    assert type(error) is Transient and error.status in (200, None) and len(provider.wire.requests) == 1
+    assert type(error) is Transient and len(provider.wire.requests) == 1
+    assert error.status in (200, None) or not provider.profile.reads_errors
     assert provider.url in str(error)
     harmless(error)
 
 
-@only(TRANSPORTS)
+@only([way for way in TRANSPORTS if way.profile.reads_errors])
 def test_an_error_that_is_no_json(provider, once):
     page = provider.wire.Reply("<html>Bad gateway</html>", 502, {"Content-Type": "text/html"})
     provider.wire.answer = lambda request: page
@@ -562,7 +562,7 @@ def test_limits_are_known_from_answers_and_from_refusals(provider):
     refusal = provider.wire.Reply(provider.profile.error(429), 429, limits)
     provider.wire.script(reply, refusal)
     output = asyncio.run(provider.llm().agenerate(CHAT))
-    assert output.headers == limits and output.seconds > 0
+    assert output.headers == limits
     with pytest.raises(Throttled) as caught:
         asyncio.run(provider.llm().agenerate(CHAT))
     assert caught.value.headers == limits

@@ -67,6 +67,8 @@ class ApiProfile:
     """Whether `Retry-After` can be seen."""
     limits: dict[str, str] = {"x-ratelimit-limit-requests": "50", "x-ratelimit-remaining-requests": "49"}
     """Headers about rate limits, where its SDK shows them."""
+    reads_errors = True
+    """Whether what is no answer is known with its status and text; LiteLLM has words of its own for it."""
     thinks = True
     """Whether there is a place for what the model thought."""
     turns = True
@@ -664,6 +666,7 @@ class _LiteLLM(ApiProfile):
     patterns = "`hosted_vllm/…`"
     key_env = "OPENAI_API_KEY"
     needed = {"model": "openai/m"}
+    reads_errors = False
 
     def fields(self, url: str) -> dict[str, Any]:
         return super().fields(url) | self.needed
