@@ -29,6 +29,7 @@ from llms.typing import ChatType, Usage
 from llms.vllm import vLLM
 from tests.support.random_weights import WILD, checkpoint
 from tests.support.schemas import GRADE, PATTERNS, SCHEMAS, UNSAYABLE, Coded, Student, User
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(900)  # an engine takes a minute to start
 
@@ -352,7 +353,8 @@ def test_hidden_states_are_those_of_transformers_and_the_engine_ends(llm):
     engine = weakref.ref(reading._hidden_state_engine())
     reading.unload()
     assert engine() is None
-    assert started and not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in started)
+    assert started
+    wait_until(lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in started), 60)
 
 
 # ------------------------------------------------------------------------------------------------- coming and going
