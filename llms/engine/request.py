@@ -160,13 +160,13 @@ async def _send_with_retries(request: Request[AsyncModel], on_output: OnOutput |
                     backoff = failure.retry_after or random.uniform(0.5, 1.0) * min(MAX_BACKOFF_S, 2.0**transient / 4)
                     retry = transient < MAX_ATTEMPTS and total_backoff + backoff <= MAX_TOTAL_BACKOFF_S
                     slot.on_failure(failure.retry_after if retry else None)
+                elif isinstance(failure, Fatal):  # outside `except`, where no SDK's error with a key is its context
+                    raise failure
                 else:
                     retry = False
         except TimeoutError:  # it waited for a slot until its deadline
             failure = Transient(deadline.message + (f" The attempt before: {failure.message}" if attempts else ""))
             break
-        if isinstance(failure, Fatal):  # raised here, outside `except`, where no SDK's error with a key is its context
-            raise failure
     failure.attempts = attempts
     return GenerateOutput.failed(failure, request.num_generations)
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from llms.errors import Fatal
 from llms.limits.concurrency import MIN_IN_FLIGHT_FOR_CUT, ConcurrencyController, LimitChange
 from llms.limits.loop_lag import LoopLagMonitor
 from llms.limits.rates import RateLimits
@@ -73,8 +74,11 @@ class Slot:
             raise
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        self._limiter._release()
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind and issubclass(kind, Fatal):  # not to the next one before the requests beside this one are cancelled
+            asyncio.get_running_loop().call_soon(self._limiter._release)
+        else:
+            self._limiter._release()
 
     def on_success(
         self, seconds: float | None = None, tokens: float | None = None, headers: Mapping[str, str] | None = None

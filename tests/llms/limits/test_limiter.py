@@ -10,6 +10,7 @@ import weakref
 import pytest
 
 from llms.clients.errors import rate_limit_headers
+from llms.errors import Fatal
 from llms.limits.limiter import INITIAL_BACKOFF_S, Limiter, get_limiter
 from llms.limits.rates import LIMIT_HEADERS, parse_limit, parse_remaining
 from tests.support.virtual_time import Provider, lognormal, now, simulate, work
@@ -20,6 +21,26 @@ async def opened(limiter: Limiter) -> Limiter:
     limiter._rates.learned.ready_at = -math.inf
     async with limiter.slot():
         return limiter
+
+
+def test_nobody_goes_after_a_fatal_error_before_all_are_cancelled():
+    async def main():
+        limiter, sent = await opened(Limiter(1)), []
+
+        async def one(number):
+            async with limiter.slot():
+                sent.append(number)
+                await asyncio.sleep(1)
+                raise Fatal("no credit")
+
+        with pytest.raises(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                for number in range(3):
+                    group.create_task(one(number))
+        async with limiter.slot():
+            return sent, limiter.in_flight
+
+    assert simulate(main()) == ([0], 1)
 
 
 def test_first_come_first_served():
@@ -165,7 +186,7 @@ def test_an_episode_is_one_cut_however_many_are_refused():
         assert limiter.limit == 80
         assert (limiter.counts.episodes, limiter.counts.throttled) == (1, 100)
         for slot in slots:
-            await slot.__aexit__()
+            await slot.__aexit__(None)
         async with limiter.slot() as slot:  # sent after it: news
             slot.on_throttled(1.0)
         assert limiter.counts.episodes == 2
