@@ -1,5 +1,6 @@
 """Prefect servers in processes of their own, on copies of one empty database."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -7,18 +8,20 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from unittest.mock import patch
 
 import httpx
 from filelock import FileLock
+from prefect.utilities.asyncutils import run_coro_as_sync
 
 from tests.support.waiting import PROCESS_LOGS, wait_until
 
 ROOT = Path(__file__).parents[2]
+DRAIN_TIMEOUT_S = 20.0
 
 
 def copy_empty_database(file: Path) -> None:
@@ -42,8 +45,23 @@ def harness(folder: Path) -> Iterator[None]:
     from prefect.testing import utilities  # imports the server, for seconds
 
     copy_empty_database(folder / "prefect-test.db")
-    with patch.object(utilities, "mkdtemp", lambda: str(folder)), utilities.prefect_test_harness(120):
+    with (
+        patch.object(utilities, "mkdtemp", lambda: str(folder)),
+        patch.object(utilities, "run_coro_as_sync", _run_for_a_while),
+        utilities.prefect_test_harness(120),
+    ):
         yield
+
+
+def _run_for_a_while(drain: Coroutine[Any, Any, None]) -> None:
+    """Run what sends the last logs and events; now and then one of Prefect's services never ends."""
+
+    async def run() -> None:
+        done, _ = await asyncio.wait([asyncio.ensure_future(drain)], timeout=DRAIN_TIMEOUT_S)
+        for task in done:
+            task.result()
+
+    run_coro_as_sync(run())
 
 
 class PrefectServer:
