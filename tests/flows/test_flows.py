@@ -99,6 +99,7 @@ class TestEveryFlow:
         assert 0 < dataset.summary.rows <= 10 and not dataset.summary.failures
         assert list(tmp_path.glob("outputs/*/default/*.parquet"))
 
+    @pytest.mark.slow
     def test_takes_a_saved_model_by_name(self, flow, tmp_path):
         LlamaServerLLM(n_ctx=512).save("small", overwrite=True)
         dataset = flow(llm="llama-server-llm/small", limit=2, output=tmp_path / "out")

@@ -88,6 +88,7 @@ def states_of(flow_run_id: Any) -> list[tuple[str, str]]:
     return [(each["type"], each["name"]) for each in sorted(found, key=lambda each: each["timestamp"])]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 class TestArtifacts:
     def test_summary_samples_and_failures_of_a_completed_run(self, tmp_path):
@@ -209,6 +210,7 @@ class TestArtifacts:
         assert updates == [1, 3, 5, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 class TestStates:
     def test_a_pipeline_ends_in_one_state_with_its_failures(self):

@@ -238,6 +238,7 @@ def test_options_that_have_no_form_stay_a_dictionary() -> None:
     assert Odd.model_json_schema()["properties"]["generation_kwargs"]["type"] == "object"
 
 
+@pytest.mark.slow
 class TestSaved:
     """Blocks on a real server, also those that an earlier version of a model left."""
 
