@@ -80,23 +80,45 @@ def _loop_thread() -> _LoopThread:
         return _current
 
 
-_scope: ContextVar[set[Future[Any]] | None] = ContextVar("scope", default=None)
+class _Scope:
+    """What runs inside a `cancel_scope`; once that is cancelled, whatever starts later is cancelled at once."""
+
+    def __init__(self) -> None:
+        self.running = set[Future[Any]]()
+        self.is_cancelled = False
+
+    def add(self, future: Future[Any]) -> None:
+        self.running.add(future)
+        future.add_done_callback(self.running.discard)
+        if self.is_cancelled:
+            future.cancel()
+
+    def cancel(self) -> None:
+        self.is_cancelled = True  # first: what is added from now on sees it
+        self.cancel_running()
+
+    def cancel_running(self) -> None:
+        for each in list(self.running):
+            each.cancel()
+
+
+_scope: ContextVar[_Scope | None] = ContextVar("scope", default=None)
 
 
 @contextmanager
 def cancel_scope() -> Iterator[Callable[[], None]]:
-    """Yield a function that cancels everything run inside, in any thread that inherits the context."""
-    token = _scope.set(set[Future[Any]]())
+    """Yield a function that cancels everything run inside, now or later, in any thread that inherits the context."""
+    token = _scope.set(scope := _Scope())
     try:
-        yield cancel_all
+        yield scope.cancel
     finally:
         _scope.reset(token)
 
 
 def cancel_all() -> None:
-    """Cancel everything run inside the caller's `cancel_scope`."""
-    for each in list(_scope.get() or ()):
-        each.cancel()
+    """Cancel everything that runs inside the caller's `cancel_scope` just now."""
+    if scope := _scope.get():
+        scope.cancel_running()
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -109,7 +131,6 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     scope = _scope.get()
     if scope is not None:
         scope.add(future)
-        future.add_done_callback(scope.discard)
     try:
         while not wait([future], WAIT_POLL_S).done:
             pass

@@ -61,10 +61,9 @@ class Slot:
 
     async def __aenter__(self) -> "Slot":
         limiter = self._limiter
-        loop = asyncio.get_running_loop()
-        if limiter._try_admit(self, loop.time()):
+        if limiter._try_admit(self, asyncio.get_running_loop().time()):
             return self
-        self._future = loop.create_future()
+        self._future = asyncio.get_running_loop().create_future()
         limiter._queue.append(self)
         try:
             await self._future
@@ -309,9 +308,6 @@ def get_limiter(
     """Return the limiter of this key and these settings on the running loop, made on first use.
 
     Other settings make another one, which does not count this one's requests.
-
-    Raises:
-        RuntimeError: If no event loop is running.
     """
     running = asyncio.get_running_loop()
     if (limiters := _limiters.get(running)) is None:
