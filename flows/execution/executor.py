@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from itertools import islice
@@ -77,7 +77,7 @@ class Executor:
         self._in_flight: deque[_Batch] = deque()
         self._tasks: dict[str, prefect.Task[..., BatchResult]] = {}
         self._accumulated: dict[str, BatchResult] = {}
-        self._uncommitted_usage: dict[tuple[str, int], tuple[Step, Mapping[str, ModelUsage]]] = {}
+        self._uncommitted_usage: dict[tuple[str, int], tuple[Step, dict[str, ModelUsage]]] = {}  # by step and batch
 
     def run(self, limit: int | None = None) -> None:
         """Stream the rows of every source, `limit` of each at most, through all the steps after it.
@@ -105,7 +105,7 @@ class Executor:
                 for batch in self._in_flight:  # their task runs are ending, and one of them may have the cause
                     self._wait_notified(batch, batch.pending & batch.results.keys())
             for step, usage in [*self._uncommitted_usage.values()]:  # batches that failed, and whole ones behind them
-                self._on_commit(step, BatchResult(model_usage={**usage}))
+                self._on_commit(step, BatchResult(model_usage=usage))
             if is_consequence and self._first_error:
                 raise self._first_error from None
             raise

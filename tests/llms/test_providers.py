@@ -541,7 +541,7 @@ def test_an_answer_that_is_none_is_bad_weather(provider, broken, once):
     provider.wire.answer = lambda request: provider.wire.Reply(BROKEN.get(broken, provider.profile.error(529)))
     error = provider.failure()
     assert type(error) is Transient and len(provider.wire.requests) == 1
-    assert error.status in (200, None) or not provider.profile.reads_errors
+    assert error.status == 200 or not provider.profile.reads_errors
     assert provider.url in str(error)
     harmless(error)
 
@@ -562,7 +562,7 @@ def test_limits_are_known_from_answers_and_from_refusals(provider):
     refusal = provider.wire.Reply(provider.profile.error(429), 429, limits)
     provider.wire.script(reply, refusal)
     output = asyncio.run(provider.llm().agenerate(CHAT))
-    assert output.headers == limits
+    assert output.headers == limits and (output.seconds > 0 or provider.profile.package == "litellm")
     with pytest.raises(Throttled) as caught:
         asyncio.run(provider.llm().agenerate(CHAT))
     assert caught.value.headers == limits

@@ -659,9 +659,7 @@ class _LiteLLM(ApiProfile):
 
     package = "litellm"
     ended = ApiProfile.ended | {"something new": "stop", None: "stop"}  # its own reading
-    codes = {
-        name: code for name, code in ApiProfile.codes.items() if name not in ("key", "model")
-    }  # it keeps no others
+    codes = {name: ApiProfile.codes[name] for name in ("context", "filter", "spent")}  # it keeps no others
     lacks = ("thinking",)
     patterns = "`hosted_vllm/…`"
     key_env = "OPENAI_API_KEY"
