@@ -16,6 +16,7 @@ from flows import results
 from flows.dag.graph import Graph
 from flows.execution.step_task import RunStopping, StepTask, StopEvent
 from llms import BudgetExceeded, LLMError
+from llms.clients import event_loop
 from tasks import GeneratorStep, Step, Task
 from tasks.typing import BatchResult, ModelUsage, Row, RowLineage
 
@@ -120,9 +121,9 @@ class Executor:
             batch = in_flight[0]
             committed: list[BatchResult] = []
             for step in path:
+                self._wait_notified(batch, {step.name})
                 future = batch.results[step.name]
                 result = future if isinstance(future, BatchResult) else future.result()
-                self._wait_notified(batch, {step.name})  # a result can be known before its callback has run
                 committed.append(result)
                 if step.name in accumulated:
                     self._accumulate(step, result)
@@ -144,7 +145,7 @@ class Executor:
                 if not in_flight[0].pending or not self._fits(batch):
                     commit_oldest()
                 elif (unfinished := sum(bool(each.pending) for each in in_flight)) >= MAX_BATCHES_IN_FLIGHT:
-                    self._wakeup.wait()
+                    self._wakeup.wait(event_loop.WAIT_POLL_S)
                 else:
                     if unfinished >= BUSY_BATCHES:
                         self._wakeup.wait(SUBMIT_DELAY_S)
@@ -164,7 +165,7 @@ class Executor:
         while batch.pending & steps:
             self._wakeup.clear()
             if batch.pending & steps:
-                self._wakeup.wait()
+                self._wakeup.wait(event_loop.WAIT_POLL_S)
 
     def _accumulate(self, step: Step, result: BatchResult) -> None:
         total = self._accumulated.setdefault(step.name, BatchResult(digest=""))

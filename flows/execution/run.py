@@ -10,6 +10,7 @@ from typing import Any
 
 from prefect import get_run_logger
 from prefect.context import FlowRunContext
+from prefect.exceptions import ExternalSignal
 
 from flows.dag.graph import Graph
 from flows.dataset import provenance
@@ -123,9 +124,9 @@ class Run:
                 executor.run(self._row_limit)
             except BudgetExceeded:
                 raise
-            except BaseException:
+            except BaseException as error:
                 cancel()  # or requests in flight would be awaited, and their answers dropped
-                raise
+                raise _find_interrupt(error) or error
 
     def _on_commit(self, step: Step, result: BatchResult) -> None:
         """Write a leaf's rows and every step's failures, and update the summary."""
@@ -195,3 +196,10 @@ class Run:
         if state == "completed" and not self._recorder:
             facts["licences"] = provenance.find_licences(self.graph.steps)
         self._folder.close(facts, self.summary)
+
+
+def _find_interrupt(error: BaseException | None) -> BaseException | None:
+    """Return the Ctrl-C or SIGTERM behind an error: Prefect's handling of one can fail."""
+    while error and not isinstance(error, KeyboardInterrupt | ExternalSignal):
+        error = error.__cause__ or error.__context__
+    return error

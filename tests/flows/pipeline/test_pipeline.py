@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,11 +22,13 @@ from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import TaskRunSort
+from prefect.exceptions import TerminationSignal
 
 from flows import ConfigurationError, Distiset, Pipeline, RunFailed
 from flows.dataset.formats import read_batches
 from flows.dataset.writer import ShardWriter
 from flows.execution import executor
+from flows.reporting import terminal
 from llms import AsyncLLM, Fatal, LlamaServerLLM, OpenAILLM, Rejected
 from llms.typing import GenerateOutput, Usage
 from tasks import GeneratorStep, GlobalStep, LoadDataFromDicts, Step, TextGeneration
@@ -185,6 +189,18 @@ class TestRun:
             simple(["boom"]).run(output=folder)
         assert Distiset.load(folder)["default"]["train"]["instruction"] == ["new"]
         assert {path.name for path in tmp_path.iterdir()} == {"out", "out.partial"}
+
+    @pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), TerminationSignal(signal.SIGTERM)])
+    def test_an_interrupt_that_prefect_fails_to_handle_is_one(self, tmp_path, monkeypatch, interrupt):
+        monkeypatch.setattr("prefect.task_engine._create_task_run_locally", Mock(side_effect=interrupt))
+        mode = terminal.OutputMode("json")
+        token = terminal.output_mode.set(mode)
+        try:
+            with pytest.raises(type(interrupt)) as error:  # not Prefect's `Task run is not set`
+                simple(["a"]).run(output=tmp_path / "out")
+        finally:
+            terminal.output_mode.reset(token)
+        assert error.value is interrupt and mode.result["state"] == "interrupted"
 
     def test_a_folder_of_somebody_elses_is_left_alone(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("")
