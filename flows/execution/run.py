@@ -126,7 +126,9 @@ class Run:
                 raise
             except BaseException as error:
                 cancel()  # or requests in flight would be awaited, and their answers dropped
-                raise _find_interrupt(error) or error
+                if interrupt := _find_interrupt(error):
+                    raise interrupt from None
+                raise
 
     def _on_commit(self, step: Step, result: BatchResult) -> None:
         """Write a leaf's rows and every step's failures, and update the summary."""

@@ -195,11 +195,13 @@ class TestRun:
         monkeypatch.setattr("prefect.task_engine._create_task_run_locally", Mock(side_effect=interrupt))
         mode = terminal.OutputMode("json")
         token = terminal.output_mode.set(mode)
+        handler = signal.signal(signal.SIGTERM, lambda *_: None)  # Prefect sends it once more
         try:
             with pytest.raises(type(interrupt)) as error:  # not Prefect's `Task run is not set`
                 simple(["a"]).run(output=tmp_path / "out")
         finally:
             terminal.output_mode.reset(token)
+            signal.signal(signal.SIGTERM, handler)
         assert error.value is interrupt and mode.result["state"] == "interrupted"
 
     def test_a_folder_of_somebody_elses_is_left_alone(self, tmp_path):
