@@ -45,16 +45,28 @@ TEMPORARY_SERVER_ENV = {
 """Services a server for one run needs: it records events in large batches, schedules nothing and has no UI."""
 
 
+def reserve_port() -> tuple[int, socket.socket]:
+    """Return a free port of this machine, and a socket that keeps it so until it is closed.
+
+    A server needs seconds until it listens, in which other sockets may be given a port that only was free.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the server, which asks for this port, gets it
+    holder.bind(("127.0.0.1", 0))
+    port = holder.getsockname()[1]
+    if sys.platform != "linux":  # elsewhere the server would not get it
+        holder.close()
+    return port, holder
+
+
 class _Server:
     """A server process, starting or running."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{probe.getsockname()[1]}/api"
-        port = self.url.rsplit(":", 1)[1].removesuffix("/api")
+        port, self._port_holder = reserve_port()
+        self.url = f"http://127.0.0.1:{port}/api"
         command = [sys.executable, "-m", "uvicorn", "--app-dir", str(prefect.__module_path__.parent), "--factory"]
-        command += ["prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", port]
+        command += ["prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", f"{port}"]
         command += ["--log-level", "error"]
         log, path = tempfile.mkstemp(prefix="prefect-server-", suffix=".log")
         self.log = Path(path)
@@ -84,6 +96,7 @@ class _Server:
 
     def stop(self) -> None:
         """Terminate the process and remove its log."""
+        self._port_holder.close()
         self.process.terminate()
         try:
             self.process.wait(timeout=10)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import resource
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ import psutil
 from prefect import flow
 
 from flows import Distiset, Pipeline
-from flows.runtime.server import TEMPORARY_SERVER_ENV
+from flows.runtime.server import TEMPORARY_SERVER_ENV, reserve_port
 from llms import OpenAILLM
 from tasks import GroupColumns, LoadDataFromFiles, TextGeneration
 from tests.benchmarks import requests
@@ -124,9 +123,7 @@ class Prefect:
     """A Prefect server in a process of its own, that can be killed and started again at the same address."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port, self._port_holder = reserve_port()
         self.url = f"http://127.0.0.1:{self.port}/api"
         os.environ |= {"PREFECT_HOME": f"{folder}", "PREFECT_API_URL": self.url, "PREFECT_LOGGING_LEVEL": "CRITICAL"}
         os.environ |= {"DO_NOT_TRACK": "1"}

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.local.processes import SHUTDOWN_TIMEOUT_S
+from tests.support.ports import reserve_port
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -25,9 +25,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_one_command_brings_all_of_it_up_and_one_ctrl_c_down(tmp_path: Path, wire: Any) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = reserve_port()
     home, log = tmp_path / "prefect", tmp_path / "log"
     own = {"PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "2"}
     with log.open("wb") as output:

@@ -36,6 +36,7 @@ from flows import Pipeline
 from flows.preview.approval import SAMPLE_ROWS
 from llms import OpenAILLM, store
 from tasks import LoadDataFromDicts, TextGeneration
+from tests.support.ports import reserve_port
 from tests.support.prefect_server import PrefectServer
 from tests.support.rates import assert_rate
 from tests.support.waiting import PROCESS_LOGS, skip_or_fail, wait_until
@@ -302,7 +303,7 @@ class Parts:
 def parts() -> Iterator[Parts]:
     if not (POSTGRES and REDIS and find_spec("prefect_redis")):
         skip_or_fail(ON_DEBIAN)
-    ports = [free_port() for _ in range(3)]
+    ports = [reserve_port() for _ in range(3)]
     postgres, redis, server = (f"127.0.0.1:{port}" for port in ports)
     key = base64.urlsafe_b64encode(os.urandom(32)).decode()
     values = {"AUTH": "admin:of-the-test", "ENCRYPTION_KEY": key, "POSTGRES_PASSWORD": "trusted", "postgres": postgres}
@@ -326,12 +327,6 @@ def parts() -> Iterator[Parts]:
 
 
 QUIETLY: dict[str, Any] = {"check": True, "capture_output": True}
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def test_the_parts_of_the_compose_file_work_together(parts: Parts) -> None:

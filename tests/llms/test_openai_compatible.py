@@ -1,6 +1,5 @@
 """Providers whose API has OpenAI's shape: what their own SDKs send and read is what we send and read."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -36,6 +35,7 @@ from llms.structured.output import with_schema_prompt
 from llms.together import TogetherLLM
 from llms.typing import ChatType, Usage
 from tests.support.api_profiles import profile_of
+from tests.support.ports import reserve_port
 
 KEY = "sk-secret"
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
@@ -643,9 +643,7 @@ def test_knows_its_list_price_at_its_own_address_only(cls, name):
 @pytest.fixture(scope="session")
 def llmock() -> Iterator[str]:
     """llmock, which nobody here wrote, refuses a call as each provider does and says how it was dealt with."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = reserve_port()
     program = "from llmock.cli import app; app()"
     server = subprocess.Popen(
         [sys.executable, "-c", program, "serve", "--port", str(port)],

@@ -35,6 +35,7 @@ from llms.engine import request
 from llms.limits import limiter
 from llms.typing import ChatType, GenerateOutput, Usage
 from tests.support.api_profiles import KEY, Way, installed, place_of, remote, sample, ways
+from tests.support.ports import reserve_port
 from tests.support.wire import Wire
 
 ROOT = Path(__file__).parents[2]
@@ -950,9 +951,7 @@ SPOKEN = {
 def llmock() -> Iterator[str]:
     """The address of a server that speaks like many."""
     pytest.importorskip("llmock")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = reserve_port()
     start = f"from llmock.cli import app; app(['serve', '--port', '{port}', '--log-level', 'error'])"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([sys.executable, "-c", start], **quiet) as server:

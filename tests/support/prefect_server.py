@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import httpx
 from filelock import FileLock
 from prefect.utilities.asyncutils import run_coro_as_sync
 
+from tests.support.ports import reserve_port
 from tests.support.waiting import PROCESS_LOGS, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +47,7 @@ def harness(folder: Path) -> Iterator[None]:
     copy_empty_database(folder / "prefect-test.db")
     with (
         patch.object(utilities, "mkdtemp", lambda: str(folder)),
+        patch.object(utilities, "_find_available_port", reserve_port),
         patch.object(utilities, "run_coro_as_sync", _run_for_a_while),
         utilities.prefect_test_harness(120),
     ):
@@ -68,9 +69,7 @@ class PrefectServer:
     """A server of Prefect with all its services, which can be stopped and started."""
 
     def __init__(self, home: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = reserve_port()
         self.url, self.home, self.log = f"http://127.0.0.1:{self.port}/api", home, home / "log"
         self.process: subprocess.Popen[bytes] | None = None
 
