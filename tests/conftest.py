@@ -45,10 +45,10 @@ _numbers = count()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process more than cores, as tests wait for servers, four at most; a few files need none besides this one."""
+    """Two processes more than cores, as tests wait for servers, four at most; a few files need none but this one."""
     places = {Path(each.partition("::")[0]) for each in config.args}
     files = sum(len([*place.rglob("test_*.py")]) if place.is_dir() else 1 for place in places)
-    processes = min(files // 8, (os.cpu_count() or 1) + 1, 4)
+    processes = min(files // 8, (os.cpu_count() or 1) + 2, 4)
     return processes if processes > 1 else 0
 
 

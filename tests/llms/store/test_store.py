@@ -27,6 +27,7 @@ from llms.store import IRRELEVANT, StoredAnswer, StoreError, key_of
 from llms.store import connection as store_file
 from llms.typing import ChatType, GenerateOutput, Logprobs, Usage
 from tests.support.api_profiles import some
+from tests.support.modules import run_command
 
 for module in pkgutil.iter_modules(llms.__path__, "llms."):
     import_module(module.name)
@@ -56,7 +57,7 @@ def started(code: str, *arguments: str) -> "subprocess.Popen[str]":
 
 
 def command(*words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "llms.store", *words], capture_output=True, text=True, cwd=ROOT)
+    return run_command("llms.store", *words)
 
 
 # --- what goes in comes out -------------------------------------------------------------------------------------------
