@@ -48,7 +48,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two processes more than cores, as tests wait for servers, four at most; a few files need none but this one."""
     places = {Path(each.partition("::")[0]) for each in config.args}
     files = sum(len([*place.rglob("test_*.py")]) if place.is_dir() else 1 for place in places)
-    processes = min(files // 8, (os.cpu_count() or 1) + 2, 4)
+    most = int(os.getenv("PYTEST_XDIST_AUTO_NUM_WORKERS") or min((os.cpu_count() or 1) + 2, 4))
+    processes = min(files // 8, most)
     return processes if processes > 1 else 0
 
 
