@@ -45,7 +45,7 @@ _numbers = count()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes more than cores, as tests wait for servers, four at most; a few files need none but this one."""
+    """As many as told, or two more than cores, at most four, as tests wait for servers; a few files need none more."""
     places = {Path(each.partition("::")[0]) for each in config.args}
     files = sum(len([*place.rglob("test_*.py")]) if place.is_dir() else 1 for place in places)
     most = int(os.getenv("PYTEST_XDIST_AUTO_NUM_WORKERS") or min((os.cpu_count() or 1) + 2, 4))

@@ -121,7 +121,7 @@ class Executor:
             batch = in_flight[0]
             committed: list[BatchResult] = []
             for step in path:
-                self._wait_notified(batch, {step.name})
+                self._wait_notified(batch, {step.name})  # waiting for the result, a thread can sleep through a Ctrl-C
                 future = batch.results[step.name]
                 result = future if isinstance(future, BatchResult) else future.result()
                 committed.append(result)

@@ -22,11 +22,12 @@ import psutil
 from prefect import flow
 
 from flows import Distiset, Pipeline
-from flows.runtime.server import TEMPORARY_SERVER_ENV, reserve_port
+from flows.runtime.server import TEMPORARY_SERVER_ENV
 from llms import OpenAILLM
 from tasks import GroupColumns, LoadDataFromFiles, TextGeneration
 from tests.benchmarks import requests
 from tests.benchmarks.executor import Instant
+from tests.support.ports import reserve_port
 
 ROOT = Path(__file__).parents[2]
 IN_FLIGHT = 50
@@ -123,7 +124,7 @@ class Prefect:
     """A Prefect server in a process of its own, that can be killed and started again at the same address."""
 
     def __init__(self, folder: Path) -> None:
-        self.port, self._port_holder = reserve_port()
+        self.port = reserve_port()
         self.url = f"http://127.0.0.1:{self.port}/api"
         os.environ |= {"PREFECT_HOME": f"{folder}", "PREFECT_API_URL": self.url, "PREFECT_LOGGING_LEVEL": "CRITICAL"}
         os.environ |= {"DO_NOT_TRACK": "1"}

@@ -146,10 +146,10 @@ class TestTextGeneration:
         left = "".join(path.read_text() for path in tmp_path.rglob("*") if path.suffix in (".json", ".md"))
         assert "sk-secret" not in done.stdout + done.stderr + left
 
-    def test_a_template_may_use_any_column(self, tmp_path):
-        (data := tmp_path / "data.csv").write_text("country\nSpain\n")
-        dataset = text_generation(data=data, template="What's the capital of {{ country }}?", output=tmp_path / "out")
-        assert dataset["default"]["train"]["generation"] == ["The capital of Spain is Madrid."]
+    def test_a_template_may_use_any_column(self, shell, tmp_path):
+        (tmp_path / "data.csv").write_text("country\nSpain\n")
+        done = shell("text_generation", "--data", "data.csv", "--template", "What's the capital of {{ country }}?")
+        assert "The capital of Spain is Madrid." in done.stdout, done.stderr
 
     def test_the_same_command_again_asks_nothing_anew(self, shell, wire, tmp_path):
         model = ["--llm", "OpenAILLM", "model=gpt-5", f"base_url={wire.url}"]
@@ -157,12 +157,9 @@ class TestTextGeneration:
             done = shell("text_generation", *model, *arguments, OPENAI_API_KEY="k")
             assert done.returncode == 0 and len(wire.requests) == asked, done.stderr
         assert "gpt-5: 3 requests" in done.stdout and "5 from the store" in done.stdout
-        llm = OpenAILLM(model="gpt-5", base_url=wire.url, api_key="k")
-        text_generation(llm=llm, limit=8, output=tmp_path / "again")
-        assert len(wire.requests) == 8
-        text_generation(llm=llm, limit=8, use_cache=False, output=tmp_path / "again")
+        shell("text_generation", *model, "--limit", 8, "--no-cache", OPENAI_API_KEY="k")
         assert len(wire.requests) == 16
-        text_generation(llm=llm, limit=8, system_prompt="Be brief.", output=tmp_path / "again")
+        shell("text_generation", *model, "--limit", 8, "--system-prompt", "Be brief.", OPENAI_API_KEY="k")
         assert len(wire.requests) == 24
 
     def test_killed_at_any_moment_it_loses_nothing_that_was_paid(self, wire, tmp_path):
