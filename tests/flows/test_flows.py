@@ -1,5 +1,7 @@
 """Every shipped flow: runs from its defaults, in Python and from the shell, and says what is wrong in a sentence."""
 
+import gc
+import importlib
 import json
 import os
 import random
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from prefect.settings import PREFECT_API_URL
 
+import flows
 from flows.cli.main import _record_interrupts
 from flows.preference_dataset import preference_dataset
 from flows.text_generation import text_generation
@@ -275,6 +278,16 @@ class TestTextGeneration:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=100)  # the requests in flight would take 200 s
         assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said, said
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_importing_flows_leaves_garbage_collection_as_it_was(collects):
+    try:
+        gc.enable() if collects else gc.disable()
+        importlib.reload(flows)
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()
 
 
 def test_an_interrupt_that_python_drops_comes_again(monkeypatch):
