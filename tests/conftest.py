@@ -17,6 +17,7 @@ for _name in list(os.environ):  # no key, address or proxy of the developer reac
     ):
         del os.environ[_name]
 
+_root = Path(__file__).parents[1]
 _home = tempfile.TemporaryDirectory(prefix="prefect-")
 os.environ |= {  # before Prefect reads them; the processes that tests start inherit them
     "DISTILFLOW_HOME": _home.name,
@@ -27,6 +28,9 @@ os.environ |= {  # before Prefect reads them; the processes that tests start inh
     "PREFECT_HOME": _home.name,
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PYTHONPATH": os.pathsep.join(
+        [f"{_root}", f"{_root / 'tests/support/startup'}", *filter(None, [os.getenv("PYTHONPATH")])]
+    ),
 }
 os.environ.setdefault("TEST_RUN_HOME", _home.name)  # of the process that starts the others of pytest-xdist
 

@@ -93,7 +93,7 @@ def leave(base: Path, end: ExitStack) -> None:
     end.callback(wire.hang_up)
     prefect = end.enter_context(PrefectServer(base / "server"))
     own = {"PREFECT_API_URL": prefect.url, "PREFECT_HOME": str(base / "client"), "DISTILFLOW_HOME": str(base / "store")}
-    own |= {"PYTHONPATH": str(ROOT), "PREFECT_LOGGING_LEVEL": "DEBUG", "OPENAI_API_KEY": VARIABLE}
+    own |= {"PREFECT_LOGGING_LEVEL": "DEBUG", "OPENAI_API_KEY": VARIABLE}
     with temporary_settings({PREFECT_API_URL: prefect.url}):
         block = OpenAILLM(model="m", base_url=wire.url, api_key=BLOCK, deadline=2)  # type: ignore[arg-type]
         block.save("planted")  # type: ignore[call-arg]
@@ -141,7 +141,7 @@ def refuse(prefect: PrefectServer) -> None:
         command = [sys.executable, "-m", "prefect", "deployment", "run", "text-generation/hosted", *words]
         shells.append(subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
     called = [sys.executable, "-c", CALLED, json.dumps(keys)]
-    told = subprocess.run(called, env=own | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=300, text=True)
+    told = subprocess.run(called, env=own, capture_output=True, timeout=300, text=True)
     assert ["api_key" in line for line in told.stdout.splitlines()] == [True] * len(keys)
     (prefect.home.parent / "called.log").write_text(told.stdout + told.stderr)
     assert all(shell.wait(100) != 0 for shell in shells)

@@ -45,6 +45,13 @@ TEMPORARY_SERVER_ENV = {
 """Services a server for one run needs: it records events in large batches, schedules nothing and has no UI."""
 
 
+START_SERVER = """
+import gc, runpy
+gc.set_threshold(100_000)  # looking for garbage among all that Prefect's server imports took a third of its start
+runpy.run_module("uvicorn", run_name="__main__", alter_sys=True)
+"""
+
+
 def reserve_port() -> tuple[int, socket.socket]:
     """Return a free port of this machine, and a socket that keeps it so until it is closed.
 
@@ -65,7 +72,7 @@ class _Server:
     def __init__(self) -> None:
         port, self._port_holder = reserve_port()
         self.url = f"http://127.0.0.1:{port}/api"
-        command = [sys.executable, "-m", "uvicorn", "--app-dir", str(prefect.__module_path__.parent), "--factory"]
+        command = [sys.executable, "-c", START_SERVER, "--app-dir", str(prefect.__module_path__.parent), "--factory"]
         command += ["prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", f"{port}"]
         command += ["--log-level", "error"]
         log, path = tempfile.mkstemp(prefix="prefect-server-", suffix=".log")

@@ -447,9 +447,7 @@ class at_work:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "deployments", "worker", pool],
                 cwd=folder,
-                env=os.environ
-                | {"PREFECT_API_URL": server.url, "PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "2"}
-                | environment,
+                env=os.environ | {"PREFECT_API_URL": server.url, "PREFECT_WORKER_QUERY_SECONDS": "2"} | environment,
                 stdout=log,
                 stderr=log,
             )

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 def test_one_command_brings_all_of_it_up_and_one_ctrl_c_down(tmp_path: Path, wire: Any) -> None:
     port = reserve_port()
     home, log = tmp_path / "prefect", tmp_path / "log"
-    own = {"PREFECT_HOME": str(home), "PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    own = {"PREFECT_HOME": str(home), "PREFECT_WORKER_QUERY_SECONDS": "2"}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "deployments", "serve", "--port", str(port)],

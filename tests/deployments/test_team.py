@@ -61,7 +61,7 @@ class Worker:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "deployments", "worker", "api", "--limit", "1"],
                 cwd=folder,
-                env=os.environ | {"PREFECT_API_URL": url, "PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "2"},
+                env=os.environ | {"PREFECT_API_URL": url, "PREFECT_WORKER_QUERY_SECONDS": "2"},
                 stdout=log,
                 stderr=log,
             )
@@ -340,7 +340,7 @@ def test_the_parts_of_the_compose_file_work_together(parts: Parts) -> None:
     assert parts.ask("flows/count", None) == 401 and parts.ask("admin/version", ("admin", "guessed")) == 401
     assert parts.ask("admin/version", ("admin", "of-the-test")) == 200
 
-    client = parts.environment("deployments") | {"PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    client = parts.environment("deployments") | {"PREFECT_WORKER_QUERY_SECONDS": "2"}
     for more in ([], ["--check"]):
         subprocess.run([sys.executable, *COMPOSE["deployments"]["command"][1:], *more], env=client, cwd=ROOT, **QUIETLY)
     parts.start([sys.executable, *COMPOSE["worker-api"]["command"][1:]], env=client)

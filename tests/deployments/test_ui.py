@@ -76,7 +76,7 @@ class Team:
         return [sys.executable, "-m", *words]
 
     def place(self) -> dict[str, Any]:
-        own = {"PREFECT_API_URL": self.server.url, "PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+        own = {"PREFECT_API_URL": self.server.url, "PREFECT_WORKER_QUERY_SECONDS": "2"}
         return {"cwd": self.folder, "env": os.environ | own | {"OPENAI_API_KEY": "key-of-the-worker"}}
 
     def ask(self, path: str, body: Any = None) -> Any:

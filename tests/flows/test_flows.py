@@ -220,7 +220,7 @@ class TestTextGeneration:
         done = subprocess.run(
             [sys.executable, "-c", REFUSED],
             cwd=folder,
-            env=os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value(), "PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()},
             input=json.dumps([arguments.split() for arguments, _ in MISTAKES]),
             capture_output=True,
             text=True,

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import pickle
 import random
 import re
@@ -890,7 +889,6 @@ def lives() -> Iterator[Callable[[Provider], dict[str, str]]]:
         done = subprocess.run(
             [sys.executable, "-c", LIVES],
             input=json.dumps([(f"{way}", way.cls.__module__, way.cls.__name__, way.fields(url)) for way in REMOTE]),
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
             capture_output=True,
             text=True,
             timeout=120,

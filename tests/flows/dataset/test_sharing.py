@@ -360,8 +360,7 @@ class TestPushToHub:
         done = subprocess.run(
             [sys.executable, "-c", code],
             cwd=tmp_path,
-            env=os.environ
-            | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_the_test", "PYTHONPATH": os.pathsep.join(sys.path)},
+            env=os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_the_test"},
             capture_output=True,
             text=True,
             timeout=120,

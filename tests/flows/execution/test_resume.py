@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from contextlib import suppress
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -462,7 +461,7 @@ class TestIdentity:
                     "script": script,
                 }.items():
                     (home / f"{name}.py").write_text(text.replace(before, after) if before else text)
-            env = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[3]}", "PYTHONDONTWRITEBYTECODE": "1"}
+            env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
             command = [sys.executable, "-c", textwrap.dedent(self.IN_PROCESSES), *map(str, homes)]
             done = subprocess.run(command, env=env, capture_output=True, text=True)
             found = done.stdout.split()
@@ -545,7 +544,7 @@ class TestIdentity:
         said = [
             subprocess.run(
                 [sys.executable, str(script)],
-                env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[3])},
+                env=os.environ | {"PYTHONHASHSEED": seed},
                 capture_output=True,
                 text=True,
                 check=True,
@@ -644,7 +643,7 @@ def script(tmp_path):
 
 
 def start(script, *arguments):
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "PREFECT_API_URL": PREFECT_API_URL.value()}
+    env = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}
     return subprocess.Popen(
         [sys.executable, str(script), *arguments], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -490,13 +490,12 @@ class TestShell:
 
         (tmp_path / "my_steps.py").write_text(MODULE)
         (tmp_path / "p.yaml").write_text(SHELL)
-        root = str(Path(__file__).parents[3])
 
         def run(*arguments):
             return subprocess.run(
                 [sys.executable, "-m", "flows.run", *map(str, arguments)],
                 cwd=tmp_path,
-                env=os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value(), "COLUMNS": "100", "PYTHONPATH": root},
+                env=os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value(), "COLUMNS": "100"},
                 capture_output=True,
                 text=True,
                 timeout=300,

@@ -5,7 +5,6 @@ import pickle
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import cloudpickle
 import pytest
@@ -81,7 +80,7 @@ def test_batches_run_in_the_processes_of_a_cluster(name, wire, tmp_path):
     wire.answer = lambda request: wire.Reply(wire.completion(f"{request.body['messages'][-1]['content']}!"))
     script = tmp_path / "elsewhere.py"
     script.write_text(SCRIPT)
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "PREFECT_API_URL": PREFECT_API_URL.value()}
+    env = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}
     (met := tmp_path / "met").mkdir()
     command = [sys.executable, str(script), name, wire.url, str(tmp_path / "out"), str(met)]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
