@@ -27,7 +27,6 @@ from llms import OpenAILLM
 from tests.support.prefect_server import PrefectServer
 from tests.support.wire import Request, Wire
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 VARIABLE, BLOCK, CODE = "sk-planted-in-the-environment", "sk-planted-in-a-saved-block", "sk-planted-in-the-code"
 PARAMETER = "sk-planted-in-a-parameter"

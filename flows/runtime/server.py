@@ -44,7 +44,6 @@ TEMPORARY_SERVER_ENV = {
 }
 """Services a server for one run needs: it records events in large batches, schedules nothing and has no UI."""
 
-
 START_SERVER = """
 import gc, runpy
 gc.set_threshold(100_000)  # looking for garbage among all that Prefect's server imports took a third of its start

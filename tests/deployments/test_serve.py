@@ -19,8 +19,6 @@ from deployments.local.processes import SHUTDOWN_TIMEOUT_S
 from tests.support.ports import reserve_port
 from tests.support.waiting import wait_until
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.mark.timeout(600)
 @pytest.mark.slow

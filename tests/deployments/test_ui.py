@@ -25,7 +25,6 @@ from tests.support.files import replace_in_file
 from tests.support.prefect_server import PrefectServer
 from tests.support.waiting import PROCESS_LOGS, skip_or_fail, wait_until
 
-ROOT = Path(__file__).parents[2]
 RUN_TIMEOUT_S = 300
 pytestmark = [
     pytest.mark.timeout(600),

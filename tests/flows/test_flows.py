@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -23,8 +22,6 @@ from flows.text_generation import text_generation
 from llms import LlamaServerLLM, OpenAILLM
 from tests.support.modules import run_main
 from tests.support.shipped_flows import SHIPPED_FLOWS
-
-ROOT = Path(__file__).parents[2]
 
 MISTAKES = [
     ("--data nofile.jsonl", "There is no `nofile.jsonl`"),

@@ -649,15 +649,6 @@ def start(script, *arguments):
     )
 
 
-def end(process, how):
-    """Send the signal, again where nothing comes of it: Python drops a Ctrl-C that comes while it frees an object."""
-    for _ in range(4):
-        process.send_signal(how)
-        with suppress(subprocess.TimeoutExpired):
-            return process.wait(30)
-    raise AssertionError(f"it goes on after four times {how!r}")
-
-
 def module_of(script):
     spec = importlib.util.spec_from_file_location("killed", script)
     module = importlib.util.module_from_spec(spec)
@@ -675,7 +666,8 @@ class TestKilled:
         process = start(script, wire.url)
         try:
             wait_until(lambda: kept("b") == 2 and gate.held.is_set())
-            assert end(process, how) != 0
+            process.send_signal(how)
+            assert process.wait(60) != 0
         finally:
             process.kill()
         gate.opened.set()
@@ -704,5 +696,6 @@ class TestKilled:
                 wait_until(lambda: client.read_flow_run(run.id).state.is_completed())
         finally:
             gate.opened.set()
-            end(server, signal.SIGINT)
+            server.send_signal(signal.SIGINT)
+            server.wait(60)
         assert len(gate.answered) == 40 and set(gate.answered.values()) == {1}

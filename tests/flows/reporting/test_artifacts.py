@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import prefect
 import pytest
 import yaml
-from packaging.version import Version
 from prefect import flow
 from prefect.assets import Asset
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
@@ -39,13 +37,6 @@ from llms.typing import ChatType, GenerateOutput, Usage
 from tasks import LoadDataFromDicts, LoadDataFromFiles, LoadDataFromHub, TextGeneration
 from tests.support.prefect_server import PrefectServer
 from tests.support.waiting import wait_until
-
-LOSES_EVENTS = pytest.mark.xfail(
-    Version(prefect.__version__) < Version("3.9.1"),
-    reason="on SQLite, Prefect before 3.9.1 now and then loses an event to `database is locked`",
-    raises=(AssertionError, httpx.HTTPError),
-    strict=False,
-)
 
 
 class Polly(AsyncLLM):
@@ -440,7 +431,6 @@ class TestAutomations:
         if trigger["posture"] == "Proactive" and ends:
             assert "prefect.flow-run.Completed with failures" in ends, "else it acts on a run that has ended"
 
-    @LOSES_EVENTS
     @pytest.mark.slow
     def test_automations_act_on_completion_and_cost(self, server, wire, tmp_path, capsys):
         """A real server takes the automations, and hears the run; the notification it sends comes to the wire."""
@@ -484,7 +474,6 @@ class TestAutomations:
             subjects = {message["subject"] for message in self.told(wire)}  # Prefect 3.8 now and then says it twice
             assert len(subjects) == 1 and re.fullmatch("dear/.* has spent [$]20", *subjects), subjects
 
-    @LOSES_EVENTS
     @pytest.mark.slow
     def test_automations_act_on_failed_stuck_and_lost_runs_only(self, server, wire, tmp_path):
         """Those that wait for what does not come wait for ten seconds here, Prefect's least."""
