@@ -8,7 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-PAGE_TIMEOUT_S = 90
+PAGE_TIMEOUT_S = 180
+PRESS_AGAIN_S = 30
+COMPLAINTS = """return [...document.querySelectorAll("[role=alert], [aria-invalid=true], [data-sonner-toast]")]
+    .map(each => each.innerText || each.name || each.outerHTML)"""
 
 
 def missing() -> str | None:
@@ -67,7 +70,7 @@ class Page:
 
         def left(chrome: Any) -> bool:
             nonlocal pressed
-            if chrome.current_url == form and time.monotonic() > pressed + PAGE_TIMEOUT_S / 4:
+            if chrome.current_url == form and time.monotonic() > pressed + PRESS_AGAIN_S:
                 chrome.find_element("xpath", _button(button)).click()
                 pressed = time.monotonic()
             return chrome.current_url != form
@@ -108,9 +111,11 @@ class Page:
         try:
             WebDriverWait(self.chrome, PAGE_TIMEOUT_S, ignored_exceptions=[WebDriverException]).until(done)
         except TimeoutException as error:
-            shown = self.chrome.find_element("tag name", "body").text[-500:]
+            complaints = self.chrome.execute_script(COMPLAINTS)
             logged = [each["message"] for each in self.chrome.get_log("browser")[-5:]]
-            raise AssertionError(f"{lacking}\n{self.chrome.current_url}: {shown}\n{logged}") from error
+            shown = " | ".join(self.chrome.find_element("tag name", "body").text.splitlines())
+            place = self.chrome.current_url
+            raise AssertionError(f"{lacking}\n{place}\n{complaints}\n{logged}\n{error.msg}\n{shown}") from None
 
 
 def _button(text: str, role: str | None = None) -> str:
