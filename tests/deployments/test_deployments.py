@@ -336,6 +336,7 @@ class TestApply:
         assert status == 2 and f"`prefect work-pool delete gpu-{kind}`" in lines[-1]
 
 
+@pytest.mark.slow
 class TestMistakes:
     @pytest.mark.parametrize(
         ("old", "new", "why"),

@@ -293,6 +293,7 @@ def test_a_token_that_ends_is_replaced(wire, managed_identity):
 
 
 @pytest.mark.parametrize("how", ["unwell", "unreachable", "unknown"])
+@pytest.mark.slow
 def test_a_network_that_is_down_when_signing_in_is_bad_weather(how, wire, managed_identity, monkeypatch):
     monkeypatch.setattr(request, "MAX_ATTEMPTS", 1)
     answer = wire.answer
@@ -305,6 +306,7 @@ def test_a_network_that_is_down_when_signing_in_is_bad_weather(how, wire, manage
     assert output.error.retry_after and bool(asked_for_tokens(wire)) is (how == "unwell")
 
 
+@pytest.mark.slow
 def test_all_that_wait_are_told_of_one_failure(wire, managed_identity, monkeypatch):
     monkeypatch.setattr(request, "MAX_ATTEMPTS", 1)
     wire.answer = lambda request: wire.Reply({"error": "busy"}, status=503)
@@ -367,6 +369,7 @@ def test_a_token_that_has_ended_when_there_is_no_other(wrong, kind, wire, comman
         assert type(output.error) is Transient and wrong in str(output.error)
 
 
+@pytest.mark.slow
 def test_a_line_that_breaks_when_a_token_has_ended_is_bad_weather(wire, managed_identity, monkeypatch):
     """A credential that worked once is asked directly from then on, and its error comes as it is."""
     monkeypatch.setattr(request, "MAX_ATTEMPTS", 1)

@@ -748,6 +748,7 @@ def test_after_everything_was_closed(llm):
     assert not [thread for thread in threading.enumerate() if thread.name == "llms"]
 
 
+@pytest.mark.slow
 def test_a_caller_that_gives_up_takes_its_requests_along(wire):
     asked = threading.Event()
 

@@ -239,6 +239,7 @@ class TestSecrets:
 
 
 @pytest.mark.usefixtures("prefect_server")
+@pytest.mark.slow
 class TestSavedModels:
     def test_a_saved_model_is_written_by_name(self, tmp_path):
         OpenAILLM(model="gpt-5", api_key=KEY).save("document-prod", overwrite=True)

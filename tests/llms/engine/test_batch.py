@@ -70,6 +70,7 @@ def once(rows: list[dict[str, str]]) -> Counter[str]:
 
 
 @pytest.mark.usefixtures("prefect_server", "short_pauses")
+@pytest.mark.slow
 def test_bad_weather_loses_no_row_and_no_answer_is_paid_twice(provider: Provider) -> None:
     provider.reset(**BAD_WEATHER)
     rows = questions(300)
@@ -129,6 +130,7 @@ def test_being_refused_loses_no_row_and_costs_no_attempt(headers: bool, provider
 
 
 @pytest.mark.usefixtures("short_pauses")
+@pytest.mark.slow
 def test_refusals_and_bad_weather_together_lose_no_row(provider: Provider) -> None:
     provider.reset(rpm=6000, burst=5, retry_after=0.05, **BAD_WEATHER)
     outputs = model(provider, timeout=5).generate_outputs(chats(200))

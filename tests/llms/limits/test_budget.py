@@ -62,6 +62,7 @@ def test_whole_batches_behind_the_one_that_broke_are_paid_for_too(wire, tmp_path
     assert (told["input_tokens"], told["output_tokens"], told["rows"]) == (90, 40, 0)
 
 
+@pytest.mark.slow
 def test_what_is_in_flight_is_finished(wire, tmp_path):
     wire.answer = lambda request: wire.Reply(delay=0.2)
     with pytest.raises(BudgetExceeded):

@@ -173,6 +173,7 @@ event_loop.run(main())
 
 
 @pytest.mark.usefixtures("prefect_server")
+@pytest.mark.slow
 def test_slots_nobody_uses_go_back(trips: Counter[Any]) -> None:
     name = create("idle", 20)
 
@@ -215,6 +216,7 @@ def test_a_limit_is_edited_while_it_is_used() -> None:
     assert len(times) == 2000
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said_with_its_cure(prefect_server: None) -> None:
     async def use(name: str) -> None:
         async with shared_slot(name):
@@ -241,6 +243,7 @@ def test_what_is_missing_is_said_with_its_cure(prefect_server: None) -> None:
 
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize("per_second", [0.0, 5.0])
+@pytest.mark.slow
 def test_a_cancelled_waiter_leaves_its_turn_to_the_next(per_second: float) -> None:
     name = create(f"cancelled {per_second}", 2, per_second)
 
