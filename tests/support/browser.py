@@ -110,12 +110,11 @@ class Page:
 
         try:
             WebDriverWait(self.chrome, PAGE_TIMEOUT_S, ignored_exceptions=[WebDriverException]).until(done)
-        except TimeoutException as error:
+        except TimeoutException:
             complaints = self.chrome.execute_script(COMPLAINTS)
             logged = [each["message"] for each in self.chrome.get_log("browser")[-5:]]
             shown = " | ".join(self.chrome.find_element("tag name", "body").text.splitlines())
-            place = self.chrome.current_url
-            raise AssertionError(f"{lacking}\n{place}\n{complaints}\n{logged}\n{error.msg}\n{shown}") from None
+            raise AssertionError(f"{lacking}\n{self.chrome.current_url}\n{complaints}\n{logged}\n{shown}") from None
 
 
 def _button(text: str, role: str | None = None) -> str:
