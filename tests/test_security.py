@@ -13,7 +13,6 @@ from contextlib import ExitStack, closing
 from functools import cache
 from pathlib import Path
 
-import httpx
 import pyarrow.parquet as pq
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -24,7 +23,7 @@ from deployments.local import serve
 from deployments.local.processes import Processes
 from flows.runtime import server
 from llms import OpenAILLM
-from tests.support.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer, ask_server
 from tests.support.wire import Request, Wire
 
 pytestmark = pytest.mark.slow
@@ -126,7 +125,7 @@ def refuse(prefect: PrefectServer) -> None:
     own = os.environ | {"PREFECT_API_URL": prefect.url, "PREFECT_HOME": str(prefect.home.parent / "client")}
     with temporary_settings({PREFECT_API_URL: prefect.url}):
         assert main(["pools", "text_generation"]) == 0
-    deployment = httpx.get(f"{prefect.url}/deployments/name/text-generation/hosted").json()["id"]
+    deployment = ask_server("GET", f"{prefect.url}/deployments/name/text-generation/hosted").json()["id"]
     keys = [
         {"llm": f"OpenAILLM model=m api_key={PARAMETER}"},
         {"llm": {"block_type_slug": "openai-llm", "model": "m", "api_key": PARAMETER}},
@@ -135,7 +134,7 @@ def refuse(prefect: PrefectServer) -> None:
     shells = []
     for given in keys:
         body, asked = {"parameters": given}, f"{prefect.url}/deployments/{deployment}/create_flow_run"
-        assert httpx.post(asked, json=body, timeout=60).status_code == 409, given
+        assert ask_server("POST", asked, body).status_code == 409, given
         words = [word for name, value in given.items() for word in ("--param", f"{name}={json.dumps(value)}")]
         command = [sys.executable, "-m", "prefect", "deployment", "run", "text-generation/hosted", *words]
         shells.append(subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))

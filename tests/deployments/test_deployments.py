@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib import import_module
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import httpx
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -35,7 +33,7 @@ from deployments.local.processes import SHUTDOWN_TIMEOUT_S, descendants
 from deployments.reconcile import blocks
 from deployments.reconcile.files import SHIPPED
 from tests.support.files import replace_in_file
-from tests.support.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer, ask_server
 from tests.support.waiting import PROCESS_LOGS, skip_or_fail, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -167,10 +165,7 @@ def api(server: PrefectServer) -> Iterator[Callable[..., Any]]:
     """Says what Prefect's API holds; it is the API in force."""
 
     def ask(path: str, method: str = "GET", body: Any = None) -> Any:
-        reply = httpx.request(method, f"{server.url}/{path}", json=body, timeout=30)
-        while reply.status_code == 503:  # its SQLite is busy
-            time.sleep(0.2)
-            reply = httpx.request(method, f"{server.url}/{path}", json=body, timeout=30)
+        reply = ask_server(method, f"{server.url}/{path}", body)
         reply.raise_for_status()
         return reply.json() if reply.content else None
 

@@ -37,7 +37,7 @@ from flows.preview.approval import SAMPLE_ROWS
 from llms import OpenAILLM, store
 from tasks import LoadDataFromDicts, TextGeneration
 from tests.support.ports import reserve_port
-from tests.support.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer, ask_server
 from tests.support.rates import assert_rate
 from tests.support.waiting import PROCESS_LOGS, skip_or_fail, wait_until
 from tests.support.wire import Request, Wire
@@ -127,10 +127,7 @@ class Team:
 
     def api(self, path: str, method: str = "POST", **body: Any) -> Any:
         """What the server says."""
-        reply = httpx.request(method, f"{self.url}/{path}", json=body or None, timeout=60)
-        while reply.status_code == 503:  # its SQLite is busy
-            time.sleep(0.2)
-            reply = httpx.request(method, f"{self.url}/{path}", json=body or None, timeout=60)
+        reply = ask_server(method, f"{self.url}/{path}", body or None)
         reply.raise_for_status()
         return reply.json() if reply.content else None
 

@@ -5,14 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pyarrow.parquet as pq
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -22,7 +20,7 @@ from deployments.reconcile.files import SHIPPED
 from llms import OpenAILLM, demo
 from tests.support import browser
 from tests.support.files import replace_in_file
-from tests.support.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer, ask_server
 from tests.support.waiting import PROCESS_LOGS, skip_or_fail, wait_until
 
 RUN_TIMEOUT_S = 300
@@ -81,10 +79,7 @@ class Team:
     def ask(self, path: str, body: Any = None) -> Any:
         """What the REST API says."""
         method = "GET" if body is None else "POST"
-        reply = httpx.request(method, f"{self.server.url}/{path}", json=body, timeout=60)
-        while reply.status_code == 503:  # its SQLite is busy
-            time.sleep(0.2)
-            reply = httpx.request(method, f"{self.server.url}/{path}", json=body, timeout=60)
+        reply = ask_server(method, f"{self.server.url}/{path}", body)
         assert reply.is_success, reply.text
         return reply.json()
 

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,29 @@ from tests.support.waiting import PROCESS_LOGS, wait_until
 
 ROOT = Path(__file__).parents[2]
 DRAIN_TIMEOUT_S = 20.0
+REPLY_TIMEOUT_S, READ_AGAIN_AFTER_S = 300.0, 60.0
+RUNNING: dict[str, subprocess.Popen[bytes]] = {}
+"""The servers that run just now, by URL."""
+
+
+def ask_server(method: str, url: str, body: Any = None, **options: Any) -> httpx.Response:
+    """Ask a server, again while its SQLite is busy; what only reads is asked again when no reply comes, too."""
+    reads = method == "GET" or url.endswith("/filter")
+    deadline = time.monotonic() + REPLY_TIMEOUT_S
+    while True:
+        try:
+            timeout = READ_AGAIN_AFTER_S if reads else REPLY_TIMEOUT_S
+            reply = httpx.request(method, url, json=body, timeout=timeout, **options)
+            if reply.status_code != 503 or time.monotonic() > deadline:
+                return reply
+        except httpx.ReadTimeout:
+            for server, process in RUNNING.items():
+                if url.startswith(server):
+                    os.killpg(process.pid, signal.SIGUSR1)  # it writes to its log what it is at
+            if not reads or time.monotonic() > deadline:
+                logs = {name: path.read_text(errors="replace")[-10_000:] for name, path in PROCESS_LOGS.items()}
+                raise AssertionError(f"no reply from {url}: {logs}") from None
+        time.sleep(0.2)
 
 
 def copy_empty_database(file: Path) -> None:
@@ -99,11 +123,13 @@ class PrefectServer:
                 stderr=log,
                 start_new_session=True,
             )
+        RUNNING[self.url] = process
         wait_until(lambda: self.answers() or process.poll() is not None, 120)
         assert self.answers(), f"the server did not start: {self.log.read_text()[-2000:]}"
 
     def stop(self) -> None:
         PROCESS_LOGS.pop(self.url, None)
+        RUNNING.pop(self.url, None)
         if self.process:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)

@@ -5,10 +5,8 @@ import os
 import pty
 import sys
 import threading
-import time
 from typing import Any
 
-import httpx
 import pytest
 from prefect import flow
 from prefect.settings import PREFECT_API_URL
@@ -19,6 +17,7 @@ from flows.preview.approval import SAMPLE_ROWS, ApprovalDeclined
 from flows.reporting import events
 from llms import BudgetExceeded, OpenAILLM, Price
 from tasks import LoadDataFromDicts, TextGeneration
+from tests.support.prefect_server import ask_server
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
@@ -68,10 +67,7 @@ class Started:
 
 
 def api(method: str, path: str, body: Any = None) -> Any:
-    reply = httpx.request(method, f"{PREFECT_API_URL.value()}/{path}", json=body, timeout=30)
-    while reply.status_code == 503:  # its SQLite is busy
-        time.sleep(0.2)
-        reply = httpx.request(method, f"{PREFECT_API_URL.value()}/{path}", json=body, timeout=30)
+    reply = ask_server(method, f"{PREFECT_API_URL.value()}/{path}", body)
     if reply.status_code == 404:
         return None
     reply.raise_for_status()

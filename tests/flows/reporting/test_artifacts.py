@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from prefect import flow
@@ -35,7 +34,7 @@ from flows.text_generation import text_generation
 from llms import AsyncLLM, BudgetExceeded, OpenAILLM, Price, Rejected
 from llms.typing import ChatType, GenerateOutput, Usage
 from tasks import LoadDataFromDicts, LoadDataFromFiles, LoadDataFromHub, TextGeneration
-from tests.support.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer, ask_server
 from tests.support.waiting import wait_until
 
 
@@ -66,7 +65,7 @@ def parrots(good: int, loud: int = 0, llm: AsyncLLM | None = None) -> Pipeline:
 
 
 def api(path: str, **body: Any) -> Any:
-    return httpx.post(f"{PREFECT_API_URL.value()}/{path}", json=body, timeout=60).raise_for_status().json()
+    return ask_server("POST", f"{PREFECT_API_URL.value()}/{path}", body).raise_for_status().json()
 
 
 def artifacts_of(flow_run_id: Any) -> dict[str, Any]:
@@ -82,7 +81,7 @@ def run_of(dataset: Distiset) -> str:
 def states_of(flow_run_id: Any) -> list[tuple[str, str]]:
     """The states of type and name a flow run went through, the last being the one it is in."""
     url = f"{PREFECT_API_URL.value()}/flow_run_states/"
-    found = httpx.get(url, params={"flow_run_id": str(flow_run_id)}, timeout=60).raise_for_status().json()
+    found = ask_server("GET", url, params={"flow_run_id": str(flow_run_id)}).raise_for_status().json()
     return [(each["type"], each["name"]) for each in sorted(found, key=lambda each: each["timestamp"])]
 
 
@@ -224,7 +223,7 @@ class TestStates:
         dataset = text_generation(llm=Polly(), limit=2, output=tmp_path / "out")
         assert isinstance(dataset, Distiset) and dataset.summary.rows == 2
         assert states_of(run_of(dataset))[-1] == ("COMPLETED", "Completed")
-        run = httpx.get(f"{PREFECT_API_URL.value()}/flow_runs/{run_of(dataset)}", timeout=60).json()
+        run = ask_server("GET", f"{PREFECT_API_URL.value()}/flow_runs/{run_of(dataset)}").json()
         assert run["state"]["message"] == "2 rows, no failures, $0.02" and run["state"]["data"] is None, "not persisted"
 
     def test_max_error_rate_is_a_parameter_of_shipped_flows(self, tmp_path):

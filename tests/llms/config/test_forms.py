@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -29,6 +28,7 @@ from llms import LLM, AnyLLM, LlamaServerLLM, OpenAILLM
 from llms.any_llm import model_classes, resolve_model, secret_fields
 from tasks import LoadDataFromDicts, TextGeneration
 from tests.support.files import replace_in_file
+from tests.support.prefect_server import ask_server
 from tests.support.shipped_flows import SHIPPED_FLOWS
 from tests.support.waiting import wait_until
 
@@ -253,11 +253,7 @@ class TestSaved:
         """Prefect's API as anybody asks it."""
 
         def ask(method: str, path: str, body: Any = None) -> httpx.Response:
-            reply = httpx.request(method, f"{PREFECT_API_URL.value()}/{path}", json=body, timeout=60)
-            while reply.status_code == 503:  # its SQLite is busy
-                time.sleep(0.2)
-                reply = httpx.request(method, f"{PREFECT_API_URL.value()}/{path}", json=body, timeout=60)
-            return reply
+            return ask_server(method, f"{PREFECT_API_URL.value()}/{path}", body)
 
         return ask
 

@@ -21,7 +21,7 @@ from llms.clients import event_loop
 from llms.errors import Fatal
 from llms.limits import shared_limit
 from llms.limits.shared_limit import SharedLimit, shared_slot
-from tests.support.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer, ask_server
 from tests.support.rates import admission_times, assert_rate
 from tests.support.waiting import wait_until
 
@@ -30,11 +30,7 @@ ROOT = Path(__file__).parents[3]
 
 def api(method: str, path: str, **body: Any) -> Any:
     """What Prefect's API says."""
-    url = f"{PREFECT_API_URL.value()}/v2/concurrency_limits/{path}"
-    reply = httpx.request(method, url, json=body or None, timeout=30)
-    while reply.status_code == 503:  # SQLite is busy
-        time.sleep(0.2)
-        reply = httpx.request(method, url, json=body or None, timeout=30)
+    reply = ask_server(method, f"{PREFECT_API_URL.value()}/v2/concurrency_limits/{path}", body or None)
     reply.raise_for_status()
     return reply.json() if reply.content else None
 
