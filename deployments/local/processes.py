@@ -43,8 +43,14 @@ class Processes:
         self, name: str, *words: str, env: Mapping[str, str] | None = None, output: IO[Any] | None = None
     ) -> "subprocess.Popen[bytes]":
         """Start `python -m prefect …`, with its output on the terminal or in a file."""
+        return self.start(name, [sys.executable, "-m", "prefect", *words], env, output)
+
+    def start(
+        self, name: str, command: list[str], env: Mapping[str, str] | None = None, output: IO[Any] | None = None
+    ) -> "subprocess.Popen[bytes]":
+        """Start a command, with its output on the terminal or in a file."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", *words],
+            command,
             env=os.environ | (env or {}),
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -18,6 +18,7 @@ from deployments.local.processes import POLL_S, Processes
 from deployments.reconcile.api import Api, connect
 from deployments.reconcile.apply import apply
 from deployments.reconcile.files import SHIPPED, Folder, entries
+from flows.runtime.server import server_command
 
 SERVER_START_TIMEOUT_S = 180.0
 """For a server to become healthy; the first start creates its database."""
@@ -97,7 +98,7 @@ def start_server(processes: Processes, url: str, log: IO[Any]) -> None:
     words = ["--host", address.hostname, "--port", str(address.port or 4200)]
     env = SERVER_SETTINGS | {"PREFECT_UI_URL": url.removesuffix("/api")}  # in messages of automations
     env |= {"PREFECT_SERVER_UI_API_URL": url}  # the UI would use port 4200 whatever the server's is
-    process = processes.prefect("server", "server", "start", *words, env=env, output=log)
+    process = processes.start("server", server_command("prefect", "server", "start", *words), env, log)
     deadline = time.monotonic() + SERVER_START_TIMEOUT_S
     while not is_healthy(url):
         if process.poll() is not None or time.monotonic() > deadline:

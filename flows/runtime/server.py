@@ -44,11 +44,12 @@ TEMPORARY_SERVER_ENV = {
 }
 """Services a server for one run needs: it records events in large batches, schedules nothing and has no UI."""
 
-START_SERVER = """
-import gc, runpy
-gc.set_threshold(100_000)  # looking for garbage among all that Prefect's server imports took a third of its start
-runpy.run_module("uvicorn", run_name="__main__", alter_sys=True)
-"""
+
+def server_command(module: str, *words: str) -> list[str]:
+    """Return the command that runs a module, such as `prefect`, as a server that collects its garbage in a thread."""
+    collect = Path(__file__).with_name("garbage.py")
+    code = f"import runpy; runpy.run_path({str(collect)!r})['collect_in_a_thread'](); "
+    return [sys.executable, "-c", code + f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)", *words]
 
 
 def reserve_port() -> tuple[int, socket.socket]:
@@ -71,14 +72,17 @@ class _Server:
     def __init__(self) -> None:
         port, self._port_holder = reserve_port()
         self.url = f"http://127.0.0.1:{port}/api"
-        command = [sys.executable, "-c", START_SERVER, "--app-dir", str(prefect.__module_path__.parent), "--factory"]
-        command += ["prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port", f"{port}"]
-        command += ["--log-level", "error"]
+        words = ["--app-dir", str(prefect.__module_path__.parent), "--factory", "prefect.server.api.server:create_app"]
+        words += ["--host", "127.0.0.1", "--port", f"{port}", "--log-level", "error"]
         log, path = tempfile.mkstemp(prefix="prefect-server-", suffix=".log")
         self.log = Path(path)
         try:
             self.process = subprocess.Popen(
-                command, env={**TEMPORARY_SERVER_ENV, **os.environ}, stdout=log, stderr=log, start_new_session=True
+                server_command("uvicorn", *words),
+                env={**TEMPORARY_SERVER_ENV, **os.environ},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         finally:
             os.close(log)

@@ -18,6 +18,7 @@ import httpx
 from filelock import FileLock
 from prefect.utilities.asyncutils import run_coro_as_sync
 
+from flows.runtime.server import server_command
 from tests.support.ports import reserve_port
 from tests.support.waiting import PROCESS_LOGS, wait_until
 
@@ -116,7 +117,7 @@ class PrefectServer:
         services |= {"PREFECT_UI_URL": self.url.removesuffix("/api")}
         with self.log.open("ab") as log:
             self.process = process = subprocess.Popen(
-                [sys.executable, "-m", "prefect", "server", "start", "--port", str(self.port)],
+                server_command("prefect", "server", "start", "--port", str(self.port)),
                 cwd=ROOT,
                 env=os.environ | services,
                 stdout=log,
