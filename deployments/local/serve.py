@@ -18,7 +18,6 @@ from deployments.local.processes import POLL_S, Processes
 from deployments.reconcile.api import Api, connect
 from deployments.reconcile.apply import apply
 from deployments.reconcile.files import SHIPPED, Folder, entries
-from flows.runtime.server import server_command
 
 SERVER_START_TIMEOUT_S = 180.0
 """For a server to become healthy; the first start creates its database."""
@@ -98,6 +97,8 @@ def start_server(processes: Processes, url: str, log: IO[Any]) -> None:
     words = ["--host", address.hostname, "--port", str(address.port or 4200)]
     env = SERVER_SETTINGS | {"PREFECT_UI_URL": url.removesuffix("/api")}  # in messages of automations
     env |= {"PREFECT_SERVER_UI_API_URL": url}  # the UI would use port 4200 whatever the server's is
+    from flows.runtime.server import server_command  # with all of `flows`, for a second
+
     process = processes.start("server", server_command("prefect", "server", "start", *words), env, log)
     deadline = time.monotonic() + SERVER_START_TIMEOUT_S
     while not is_healthy(url):
