@@ -48,8 +48,12 @@ TEMPORARY_SERVER_ENV = {
 def server_command(module: str, *words: str) -> list[str]:
     """Return the command that runs a module, such as `prefect`, as a server that collects its garbage in a thread."""
     collect = Path(__file__).with_name("garbage.py")
-    code = f"import runpy; runpy.run_path({str(collect)!r})['collect_in_a_thread'](); "
-    return [sys.executable, "-c", code + f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)", *words]
+    code = f"""
+import runpy
+runpy.run_path({str(collect)!r})["collect_in_a_thread"]()
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+    return [sys.executable, "-c", code, *words]
 
 
 def reserve_port() -> tuple[int, socket.socket]:

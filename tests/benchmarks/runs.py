@@ -22,7 +22,7 @@ import psutil
 from prefect import flow
 
 from flows import Distiset, Pipeline
-from flows.runtime.server import TEMPORARY_SERVER_ENV
+from flows.runtime.server import TEMPORARY_SERVER_ENV, server_command
 from llms import OpenAILLM
 from tasks import GroupColumns, LoadDataFromFiles, TextGeneration
 from tests.benchmarks import requests
@@ -132,10 +132,11 @@ class Prefect:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
-        command += ["--host", "127.0.0.1", "--port", f"{self.port}", "--log-level", "critical"]
+        words = ["--factory", "prefect.server.api.server:create_app"]
+        words += ["--host", "127.0.0.1", "--port", f"{self.port}", "--log-level", "critical"]
         settings = TEMPORARY_SERVER_ENV | {"PREFECT_SERVER_SERVICES_FOREMAN_ENABLED": "1"}
         environment = {**settings, **os.environ, "PREFECT_SERVER_DATABASE_TIMEOUT": "60"}
+        command = server_command("uvicorn", *words)
         self.process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
         opener = build_opener(ProxyHandler({}))
         while True:

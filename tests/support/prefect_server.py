@@ -20,7 +20,7 @@ from prefect.utilities.asyncutils import run_coro_as_sync
 
 from flows.runtime.server import server_command
 from tests.support.ports import reserve_port
-from tests.support.waiting import PROCESS_LOGS, wait_until
+from tests.support.waiting import PROCESS_LOGS, log_ends, wait_until
 
 ROOT = Path(__file__).parents[2]
 DRAIN_TIMEOUT_S = 20.0
@@ -44,8 +44,7 @@ def ask_server(method: str, url: str, body: Any = None, **options: Any) -> httpx
                 if url.startswith(server):
                     os.killpg(process.pid, signal.SIGUSR1)  # it writes to its log what it is at
             if not reads or time.monotonic() > deadline:
-                logs = {name: path.read_text(errors="replace")[-10_000:] for name, path in PROCESS_LOGS.items()}
-                raise AssertionError(f"no reply from {url}: {logs}") from None
+                raise AssertionError(f"no reply from {url}\n{log_ends(10_000)}") from None
         time.sleep(0.2)
 
 

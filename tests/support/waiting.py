@@ -23,10 +23,15 @@ def wait_until(condition: Callable[[], T], seconds: float = 120.0, interval: flo
             text = f"{condition!r}"
             with suppress(OSError, TypeError):
                 text = inspect.getsource(condition).strip()
-            ends = [f"{name}: …{path.read_text(errors='replace')[-1000:]}" for name, path in PROCESS_LOGS.items()]
-            raise AssertionError("\n".join([f"not within {seconds:g} s: {text}", *ends]))
+            raise AssertionError(f"not within {seconds:g} s: {text}\n{log_ends(1000)}")
         time.sleep(interval)
     return value
+
+
+def log_ends(characters: int) -> str:
+    """The ends of the logs of all servers and workers that run just now."""
+    ends = [f"{name}: …{path.read_text(errors='replace')[-characters:]}" for name, path in PROCESS_LOGS.items()]
+    return "\n".join(ends)
 
 
 def skip_or_fail(reason: str) -> NoReturn:
