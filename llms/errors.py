@@ -8,7 +8,8 @@ LLMError
     └── BudgetExceeded  the run may spend no more: requests in flight finish, no new ones are sent
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 
@@ -23,12 +24,14 @@ class LLMError(Exception):
         retry_after: Seconds to wait, as the provider demands.
         attempts: Times the request was sent.
         headers: The provider's rate limit headers, names in lower case.
+        timed_out: Whether the request was sent, and nothing came back within its `timeout`.
+        unsent: Whether the request cannot have reached the provider.
 
     Attributes:
-        paid_outputs: The outputs that came before an error that stops a batch: `usage` and `cost`, without texts.
+        model_usage: `ModelUsage` by model of a batch that this error stopped in another process.
     """
 
-    paid_outputs: Sequence[Any] = ()
+    model_usage: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,
@@ -40,6 +43,8 @@ class LLMError(Exception):
         retry_after: float | None = None,
         attempts: int = 1,
         headers: Mapping[str, str] | None = None,
+        timed_out: bool = False,
+        unsent: bool = False,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -49,6 +54,13 @@ class LLMError(Exception):
         self.retry_after = retry_after
         self.attempts = attempts
         self.headers = headers
+        self.timed_out = timed_out
+        self.unsent = unsent
+
+    @property
+    def may_be_billed(self) -> bool:
+        """Whether the provider may have generated an answer that never came: nobody else says what it cost."""
+        return isinstance(self, Transient) and self.status in (None, 200) and not self.unsent
 
     def __reduce__(self) -> Any:
         return (type(self), (self.message,), self.__dict__)

@@ -1,7 +1,8 @@
 """Inputs and outputs of models: chats, generations, hidden states."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -95,6 +96,66 @@ class Usage:
             self.cache_creation_input_tokens + other.cache_creation_input_tokens,
         )
 
+    def normalized(self) -> "Usage":
+        """Return whole numbers from 0 on: some servers count in `12.0` or `"12"`, or write -1 for unknown.
+
+        Raises:
+            ValueError: If one of them is a fraction.
+        """
+        return Usage(*map(_to_count, astuple(self)))
+
+
+def _to_count(value: Any) -> int:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):  # none at all: unknown
+        return 0
+    if not number.is_integer() and math.isfinite(number):
+        raise ValueError(f"an answer's `usage` is a `Usage` of whole numbers, not {value!r:.50}")
+    return max(0, int(number)) if math.isfinite(number) else 0
+
+
+@dataclass(slots=True)
+class ModelUsage:
+    """Requests to a model, with tokens, cost and time.
+
+    Attributes:
+        requests: Number of requests sent, further attempts included.
+        cached: Number of chats answered from the store.
+        usage: Tokens of the requests that were answered.
+        cost: Cost in dollars; `None` if the price of a request is unknown.
+        seconds: Total latency of the requests that were answered.
+        unanswered: Number of requests sent that nothing came back for (a time-out, a lost connection, a cancelled run):
+            the provider may bill them, and their tokens are not known.
+    """
+
+    requests: int = 0
+    cached: int = 0
+    usage: Usage = field(default_factory=Usage)
+    cost: float | None = 0.0
+    seconds: float = 0.0
+    unanswered: int = 0
+
+    @classmethod
+    def of(cls, output: "GenerateOutput") -> "ModelUsage":
+        """Return the usage of one request that was answered."""
+        return cls(1, usage=output.usage, cost=output.cost, seconds=output.seconds)
+
+    def __add__(self, other: "ModelUsage") -> "ModelUsage":
+        return ModelUsage(
+            self.requests + other.requests,
+            self.cached + other.cached,
+            self.usage + other.usage,
+            add_costs(self.cost, other.cost),
+            self.seconds + other.seconds,
+            self.unanswered + other.unanswered,
+        )
+
+
+def add_costs(one: float | None, other: float | None) -> float | None:
+    """Add two costs in dollars; `None` if either is unknown."""
+    return None if one is None or other is None else one + other
+
 
 _FIELD_TYPES: dict[str, Any] = {
     "cost": float | int | None,
@@ -161,6 +222,8 @@ class GenerateOutput(list[str | None]):
         output = texts if isinstance(texts, cls) else cls(texts)
         if len(output) != num_generations:
             raise ValueError(f"{len(output)} generations came where {num_generations} were asked for")
+        if isinstance(output.usage, Usage):
+            output.usage = output.usage.normalized()
         if reason := output._invalid_reason():
             raise ValueError(f"an answer's {reason}")
         return output
@@ -173,8 +236,8 @@ class GenerateOutput(list[str | None]):
             parts, kind = getattr(self, name), list if name == "logprobs" else str
             if len(parts) != len(self) or not all(part is None or isinstance(part, kind) for part in parts):
                 return f"`{name}` are one per text, not {parts!r:.200}"
-        if not isinstance(self.usage, Usage) or not all(isinstance(each, int) for each in astuple(self.usage)):
-            return f"`usage` is a `Usage` of whole numbers, not {self.usage!r:.200}"
+        if not isinstance(self.usage, Usage):
+            return f"`usage` is a `Usage`, not {self.usage!r:.200}"
         for name, kind in _FIELD_TYPES.items():
             if not isinstance(value := getattr(self, name), kind):
                 return f"`{name}` cannot be {value!r:.200}"
@@ -217,6 +280,11 @@ class GenerateOutput(list[str | None]):
             GenerateOutput([text], finish_reasons=[reason], reasoning=[thought], logprobs=[logprobs])
             for text, reason, thought, logprobs in parts
         ]
+
+    def reorder(self, positions: Sequence[int]) -> None:
+        """Put the generations at these positions in this order."""
+        for part in (self, self.finish_reasons, self.reasoning, self.logprobs):
+            part[:] = [part[position] for position in positions]  # type: ignore[index]
 
     def replace_generation(self, index: int, other: "GenerateOutput") -> None:
         """Replace one generation by that of another request, and add its usage and cost."""

@@ -11,8 +11,9 @@ import prefect
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
-from llms import Fatal
+from llms import Fatal, LLMError
 from llms.config.strict import StrictModel
+from llms.limits.usage import UsageCollector
 from tasks import dag
 from tasks.typing import BatchResult, Failure, PartialBatchError, Row, RowId, RowLineage
 
@@ -89,8 +90,14 @@ class Step(StrictModel, ABC):
         """
         started, result = time.perf_counter(), BatchResult(rows_in=len(rows))
         size = self.input_batch_size or max(len(rows), 1)
-        for start in range(0, len(rows), size):
-            result.add(self._run([Row.of(row) for row in rows[start : start + size]]))
+        with UsageCollector(self.name).activate() as usage:
+            try:
+                for start in range(0, len(rows), size):
+                    result.add(self._run([Row.of(row) for row in rows[start : start + size]]))
+            except LLMError as error:
+                error.model_usage = {} if usage.is_nested else usage.by_model
+                raise
+        result.model_usage, result.is_counted = usage.by_model, usage.is_nested
         _number_siblings(result.rows)
         result.seconds = time.perf_counter() - started
         return result

@@ -11,7 +11,7 @@ from pydantic import Field
 from llms import AnyLLM
 from llms.typing import ChatType, FormattedInput, GenerateOutput, split_input
 from tasks.base import Step
-from tasks.typing import BatchResult, ModelUsage, PartialBatchError, Row
+from tasks.typing import BatchResult, PartialBatchError, Row
 
 
 class Task(Step, ABC):
@@ -76,13 +76,11 @@ class Task(Step, ABC):
         return result
 
     def _run(self, rows: list[Row]) -> BatchResult:
-        # A subclass may define its own `process`; this class's cannot return the model usage that `answer` does.
+        # A subclass may define its own `process`, whose rows have yet to be mapped; `answer` maps them.
         return self.answer(rows) if type(self).process is Task.process else super()._run(rows)
 
     def _add_output(self, result: BatchResult, row: Row, mapped: Row, chat: ChatType, output: GenerateOutput) -> None:
-        """Add the rows, failures and usage of one request."""
-        used = result.model_usage.setdefault(self.llm.model_name, ModelUsage())
-        result.model_usage[self.llm.model_name] = used + ModelUsage.of(output)
+        """Add the rows and failures of one request."""
         if output.error:
             result.failures.append(self._failure(row, output.error, attempts=output.attempts))
             return

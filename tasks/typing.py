@@ -1,10 +1,10 @@
 """Types that steps exchange: rows with their lineage, batch results, failures and model usage."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from llms.typing import ChatType, FormattedInput, GenerateOutput, Usage
+from llms.typing import ChatType, FormattedInput, ModelUsage
 
 __all__ = [
     "UNKNOWN_PARENT",
@@ -17,7 +17,6 @@ __all__ = [
     "Row",
     "RowId",
     "RowLineage",
-    "add_costs",
 ]
 
 
@@ -110,44 +109,6 @@ class Failure:
         return self.row.origin
 
 
-@dataclass(slots=True)
-class ModelUsage:
-    """Requests to a model, with tokens, cost and time.
-
-    Attributes:
-        requests: Number of requests sent.
-        cached: Number of requests answered from the store.
-        usage: Tokens of the requests sent.
-        cost: Cost in dollars; `None` if the price of a request is unknown.
-        seconds: Total latency of the requests sent.
-    """
-
-    requests: int = 0
-    cached: int = 0
-    usage: Usage = field(default_factory=Usage)
-    cost: float | None = 0.0
-    seconds: float = 0.0
-
-    @classmethod
-    def of(cls, output: GenerateOutput) -> "ModelUsage":
-        """Return the usage of one output."""
-        return cls(cached=1) if output.cached else cls(1, 0, output.usage, output.cost, output.seconds)
-
-    def __add__(self, other: "ModelUsage") -> "ModelUsage":
-        return ModelUsage(
-            self.requests + other.requests,
-            self.cached + other.cached,
-            self.usage + other.usage,
-            add_costs(self.cost, other.cost),
-            self.seconds + other.seconds,
-        )
-
-
-def add_costs(one: float | None, other: float | None) -> float | None:
-    """Add two costs in dollars; `None` if either is unknown."""
-    return None if one is None or other is None else one + other
-
-
 class BatchResult:
     """The result of a step for one batch.
 
@@ -160,9 +121,10 @@ class BatchResult:
         seconds: Duration of the step.
         rows_in: Number of input rows.
         digest: Hash of the rows in a pipeline, which is part of the cache keys of steps downstream.
+        is_counted: Whether a collector around the step has counted its usage.
     """
 
-    __slots__ = ("digest", "failures", "rows", "rows_in", "seconds", "model_usage")
+    __slots__ = ("digest", "failures", "is_counted", "model_usage", "rows", "rows_in", "seconds")
 
     def __init__(
         self,
@@ -178,14 +140,12 @@ class BatchResult:
         self.seconds = 0.0
         self.rows_in = rows_in
         self.digest = digest
+        self.is_counted = False
 
     def add(self, other: "BatchResult") -> None:
-        """Add the rows, failures, usage and duration of another batch."""
+        """Add the rows and failures of another batch."""
         self.rows += other.rows
         self.failures += other.failures
-        for model, used in other.model_usage.items():
-            self.model_usage[model] = self.model_usage.get(model, ModelUsage()) + used
-        self.seconds += other.seconds
 
 
 class PartialBatchError(Exception):

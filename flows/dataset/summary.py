@@ -1,19 +1,24 @@
 """Figures of a run: rows, failures, tokens and cost, by step and model."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from flows.runtime.humanize import money, pluralize
-from tasks.typing import ModelUsage, add_costs
+from llms.limits.budget import spell
+from llms.typing import ModelUsage
 
 
 class ModelSummary(BaseModel):
     """Usage of one model in one step; tokens under OpenTelemetry's GenAI names."""
 
-    requests: int = 0
+    requests: int = Field(default=0, description="Requests sent, further attempts included.")
+    unanswered: int = Field(
+        default=0, description="Requests nothing came back for; the provider may bill them all the same."
+    )
     cached: int = Field(default=0, description="Answers found in the store, which cost nothing.")
     input_tokens: int = 0
     output_tokens: int = 0
@@ -23,14 +28,11 @@ class ModelSummary(BaseModel):
     cost: float | None = Field(default=0.0, description="Dollars; `None` when a price is unknown.")
     seconds: float = Field(default=0.0, description="Total seconds of its requests.")
 
-    def add(self, used: ModelUsage) -> None:
-        """Add the usage of a batch."""
-        self.requests += used.requests
-        self.cached += used.cached
-        self.seconds += used.seconds
-        self.cost = add_costs(self.cost, used.cost)
-        for name, tokens in asdict(used.usage).items():
-            setattr(self, name, getattr(self, name) + tokens)
+    @classmethod
+    def of(cls, used: ModelUsage) -> "ModelSummary":
+        """Return the figures of this usage."""
+        figures = {name: getattr(used, name) for name in ("requests", "cached", "unanswered", "cost", "seconds")}
+        return cls(**figures, **asdict(used.usage))
 
 
 class StepSummary(BaseModel):
@@ -52,8 +54,18 @@ class Summary(BaseModel):
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float | None = Field(default=0.0, description="Dollars; `None` when a price is unknown.")
+    attempts: int = Field(default=1, description="Attempts of the flow run that tokens and cost are the sum of.")
     seconds: float = Field(default=0.0, description="From the first step's start to the last row on disk.")
     steps: dict[str, StepSummary] = Field(default_factory=dict)
+
+    def set_usage(self, totals: Mapping[tuple[str, str], ModelUsage]) -> None:
+        """Set tokens and cost from the usage by step and model."""
+        for (step, model), used in totals.items():
+            if step in self.steps:
+                self.steps[step].models[model] = ModelSummary.of(used)
+        total = sum(totals.values(), ModelUsage())
+        self.input_tokens, self.output_tokens = total.usage.input_tokens, total.usage.output_tokens
+        self.cost = total.cost
 
     def __str__(self) -> str:
         """`997 rows, 3 failures (2 Rejected, 1 ValueError), $0.12`."""
@@ -63,6 +75,7 @@ class Summary(BaseModel):
         named = ", ".join(f"{count:,} {name}" for name, count in classes.most_common())
         lost = f"{pluralize(self.failures, 'failure')} ({named})" if self.failures else "no failures"
         cost = f", {money(self.cost)}" if self.cost else ""
+        cost += f" in {spell(self.attempts)} attempts" if cost and self.attempts > 1 else ""
         return f"{pluralize(self.rows, 'row')}, {lost}{cost}"
 
 

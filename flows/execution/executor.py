@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from itertools import islice
@@ -17,8 +17,10 @@ from flows.dag.graph import Graph
 from flows.execution.step_task import RunStopping, StepTask, StopEvent
 from llms import BudgetExceeded, LLMError
 from llms.clients import event_loop
-from tasks import GeneratorStep, Step, Task
-from tasks.typing import BatchResult, ModelUsage, Row, RowLineage
+from llms.limits.usage import UsageCollector
+from llms.typing import ModelUsage
+from tasks import GeneratorStep, Step
+from tasks.typing import BatchResult, Row, RowLineage
 
 MAX_ROWS_IN_FLIGHT = 16_000
 """Rows not yet committed, counted at every step that holds them: memory is proportional to it. Many, because a batch
@@ -64,21 +66,26 @@ class Executor:
         graph: Steps and edges, checked.
         on_done: Called with a step's result for a batch as soon as it is known, from any thread.
         on_commit: Called with it once all earlier batches are committed, from the thread that called `run`.
+        usage: Collects the usage of batches that ran elsewhere, or in an earlier run.
     """
 
     def __init__(
-        self, graph: Graph, on_done: Callable[[Step, BatchResult], None], on_commit: Callable[[Step, BatchResult], None]
+        self,
+        graph: Graph,
+        on_done: Callable[[Step, BatchResult], None],
+        on_commit: Callable[[Step, BatchResult], None],
+        usage: UsageCollector,
     ) -> None:
         self._graph = graph
         self._on_done = on_done
         self._on_commit = on_commit
+        self._usage = usage
         self._stop = StopEvent()
         self._wakeup = threading.Event()
         self._first_error: BaseException | None = None
         self._in_flight: deque[_Batch] = deque()
         self._tasks: dict[str, prefect.Task[..., BatchResult]] = {}
         self._accumulated: dict[str, BatchResult] = {}
-        self._uncommitted_usage: dict[tuple[str, int], tuple[Step, dict[str, ModelUsage]]] = {}  # by step and batch
 
     def run(self, limit: int | None = None) -> None:
         """Stream the rows of every source, `limit` of each at most, through all the steps after it.
@@ -105,8 +112,6 @@ class Executor:
             if is_consequence:
                 for batch in self._in_flight:  # their task runs are ending, and one of them may have the cause
                     self._wait_notified(batch, batch.pending & batch.results.keys())
-            for step, usage in [*self._uncommitted_usage.values()]:  # batches that failed, and whole ones behind them
-                self._on_commit(step, BatchResult(model_usage=usage))
             if is_consequence and self._first_error:
                 raise self._first_error from None
             raise
@@ -127,7 +132,6 @@ class Executor:
                 committed.append(result)
                 if step.name in accumulated:
                     self._accumulate(step, result)
-                self._uncommitted_usage.pop((step.name, batch.number), None)
                 self._on_commit(step, result)
             in_flight.popleft()
             for result in committed:  # no step needs them now, but Prefect's own objects refer to them for a while
@@ -195,11 +199,13 @@ class Executor:
         """Read a source's batches, each inside a task run of its own."""
         numbered = enumerate(islice(source.rows(), limit))
         rows = split_into_batches((_with_id(row, (index, number)) for number, row in numbered), source.batch_size)
-        ahead = next(rows, None)  # so that no task run is spent on finding the end
+        with UsageCollector(source.name).activate():
+            ahead = next(rows, None)  # so that no task run is spent on finding the end
 
         def read(number: int) -> BatchResult:
             nonlocal ahead
-            batch, ahead = ahead, next(rows, None)
+            with UsageCollector(source.name).activate():
+                batch, ahead = ahead, next(rows, None)
             return _to_result(batch or [])
 
         task = prefect.Task(
@@ -215,6 +221,10 @@ class Executor:
             self._on_done(source, result)
             yield result
             number += 1
+
+    def _count(self, step: Step, usage: Mapping[str, ModelUsage]) -> None:
+        for model, used in usage.items():
+            self._usage.add(step.name, model, used)
 
     def _task_for(self, step: Step, available: Collection[str]) -> tuple[prefect.Task[..., BatchResult], list[str]]:
         """Return the task that runs a step on results of the `available` steps, and the names of those it takes."""
@@ -236,13 +246,12 @@ class Executor:
                 result = done.result(raise_on_failure=False)
                 if isinstance(result, BatchResult):
                     batch.row_counts[step.name] = len(result.rows)
-                    self._uncommitted_usage[step.name, batch.number] = step, result.model_usage
+                    self._count(step, {} if result.is_counted else result.model_usage)
                     self._on_done(step, result)
                 elif not isinstance(result, CancelledError | RunStopping | PrefectException):  # those have a cause
                     self._first_error = self._first_error or result
-                if isinstance(result, LLMError) and isinstance(step, Task):
-                    usage = sum(map(ModelUsage.of, result.paid_outputs), ModelUsage())
-                    self._uncommitted_usage[step.name, batch.number] = step, {step.llm.model_name: usage}
+                if isinstance(result, LLMError):
+                    self._count(step, result.model_usage)
             finally:
                 batch.pending.discard(step.name)
                 self._wakeup.set()

@@ -16,9 +16,10 @@ from flows.dag.graph import Graph
 from flows.dataset import provenance
 from flows.dataset.distiset import Distiset
 from flows.dataset.output_folder import OutputFolder
-from flows.dataset.summary import ModelSummary, StepSummary, Summary
+from flows.dataset.summary import StepSummary, Summary
 from flows.errors import ConfigurationError, RunFailed
 from flows.execution.executor import Executor
+from flows.execution.run_usage import RunUsage
 from flows.preview import estimate
 from flows.preview.trace import TraceRecorder, sent_prompt
 from flows.reporting import terminal
@@ -31,7 +32,7 @@ from llms.clients import event_loop
 from llms.limits.budget import Budget
 from llms.typing import Usage
 from tasks import Step, Task
-from tasks.typing import BatchResult, Failure, add_costs
+from tasks.typing import BatchResult, Failure
 
 MIN_FAILURES_TO_ABORT = 10
 """Failures in a step before their share may fail the run."""
@@ -59,10 +60,12 @@ class Run:
         self.settings = settings
         self._row_limit = min(dry_run, limit or dry_run) if dry_run else limit
         self._recorder = TraceRecorder(graph) if dry_run else None
-        self.budget = Budget(settings.max_cost, settings.max_tokens_total)
+        self._usage = RunUsage.of_flow_run(name, is_preview=bool(dry_run))
+        attempts = self._usage.attempts
+        self.budget = Budget(settings.max_cost, settings.max_tokens_total, self._usage.spent, attempts)
         for step in graph.steps:
             step.use_cache = step.use_cache and settings.use_cache
-        self.summary = Summary(steps={step.name: StepSummary() for step in graph.steps})
+        self.summary = Summary(attempts=attempts, steps={step.name: StepSummary() for step in graph.steps})
         self._leaves = graph.leaves
         self._first_failures: dict[str, Failure] = {}
         self._prompts: dict[str, Any] = {}  # first prompt each step has sent
@@ -77,18 +80,18 @@ class Run:
             temporary = Path(tempfile.mkdtemp(prefix="distilflow-"))
             output = temporary / "dataset"
         self._folder = folder = OutputFolder(output, self._leaves.values(), self.settings.output_format)
-        reporter = PrefectReporter(self.name, self.graph, self.settings.output)
+        reporter = PrefectReporter(self.name, self.graph, self.settings.output, self._usage.spent.cost)
+        live = terminal.live_progress(self.graph, self._row_limit, self.summary, self._usage, *reporter.listeners)
         try:
-            with (
-                terminal.live_progress(self.graph, self._row_limit, self.summary, *reporter.listeners) as progress,
-                memory.reduced_gc(),
-            ):
-                self._stream(Executor(self.graph, progress.on_done, self._on_commit))
+            with live as progress, memory.reduced_gc():
+                self._stream(Executor(self.graph, progress.on_done, self._on_commit, self._usage))
             self._check_error_rate(final=True)
         except BaseException as error:
             self._write_summary("drained" if isinstance(error, BudgetExceeded) else "failed", started, error)
             if not temporary and self.summary.rows:
                 error.add_note(f"{self.summary.rows:,} rows made before that are in `{folder.partial}`.")
+            if self.summary.attempts > 1 and self.summary.cost:
+                error.add_note(f"{self.summary}.")
             reporter.on_end(self.summary, folder.partial, error)
             if temporary:
                 rmtree(temporary, ignore_errors=True)
@@ -119,7 +122,12 @@ class Run:
                 )
 
     def _stream(self, executor: Executor) -> None:
-        with event_loop.cancel_scope() as cancel, self.budget.activate(), without_flow_payload():
+        with (
+            event_loop.cancel_scope() as cancel,
+            self._usage.activate(),
+            self.budget.activate(),
+            without_flow_payload(),
+        ):
             try:
                 executor.run(self._row_limit)
             except BudgetExceeded:
@@ -139,11 +147,6 @@ class Run:
         summary.rows += len(result.rows)
         summary.failures += len(result.failures)
         summary.seconds += result.seconds
-        for model, used in result.model_usage.items():
-            summary.models.setdefault(model, ModelSummary()).add(used)
-            self.summary.input_tokens += used.usage.input_tokens
-            self.summary.output_tokens += used.usage.output_tokens
-            self.summary.cost = add_costs(self.summary.cost, used.cost)
         self.summary.failures += len(result.failures)
         self._folder.write_failures(result.failures)
         if leaf := self._leaves.get(step.name):
@@ -173,6 +176,7 @@ class Run:
 
     def _write_summary(self, state: str, started: float, error: BaseException | None = None) -> None:
         self.summary.seconds = round(time.perf_counter() - started, 3)
+        self.summary.set_usage(self._usage.totals)
         context = FlowRunContext.get()
         run = context.flow_run if context else None
         facts = {

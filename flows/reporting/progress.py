@@ -14,8 +14,10 @@ from prefect.logging import get_logger
 from flows.dag.graph import Graph
 from flows.dataset.summary import Summary
 from flows.runtime.humanize import duration, money
+from llms.limits.usage import UsageCollector
+from llms.typing import ModelUsage, add_costs
 from tasks import GeneratorStep, Join, Step, Task
-from tasks.typing import BatchResult, add_costs
+from tasks.typing import BatchResult
 
 RATE_WINDOW_S = 30.0
 """Sliding window of the rates."""
@@ -121,38 +123,40 @@ class _StepCounters:
     rows_in: int = 0
     rows: int = 0
     failures: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost: float | None = 0.0
     history: deque[tuple[float, int, int]] = field(default_factory=deque)
 
-    def rates(self, now: float) -> tuple[float, float]:
+    def rates(self, now: float, output_tokens: int) -> tuple[float, float]:
         """Return rows and tokens per second over the rate window."""
+        done = self.rows_in or self.rows
+        self.history.append((now, done, output_tokens))
         while len(self.history) > 2 and self.history[1][0] < now - RATE_WINDOW_S:
             self.history.popleft()
         then, rows, tokens = self.history[0]
         seconds = max(now - then, 0.001)
-        return ((self.rows_in or self.rows) - rows) / seconds, (self.output_tokens - tokens) / seconds
+        return (done - rows) / seconds, (output_tokens - tokens) / seconds
 
 
 class ProgressTracker:
-    """Counts rows, failures and tokens of every step; `on_done` costs microseconds, on any thread.
+    """Counts rows and failures of every step as batches are done; `on_done` costs microseconds, on any thread.
 
     Args:
         graph: Steps and edges, checked.
         limit: Rows taken from each source, at most.
         summary: Counts of the committed batches, which may be ahead of `on_done`.
+        usage: Tokens and cost by step, which are counted with every answer.
     """
 
-    def __init__(self, graph: Graph, limit: int | None, summary: Summary) -> None:
+    def __init__(self, graph: Graph, limit: int | None, summary: Summary, usage: UsageCollector) -> None:
         self.graph = graph
         self.limit = limit
         self.summary = summary
+        self.usage = usage
         self.started = time.monotonic()
         self._lock = threading.Lock()
         self._counters = {step.name: _StepCounters() for step in graph.order}
-        for counters in self._counters.values():
-            counters.history.append((self.started, 0, 0))
+        before = self._usage_by_step()
+        for name, counters in self._counters.items():
+            counters.history.append((self.started, 0, before[name].usage.output_tokens))
 
     def on_done(self, step: Step, result: BatchResult) -> None:
         """Count the result of a batch."""
@@ -161,29 +165,25 @@ class ProgressTracker:
             counters.rows_in += result.rows_in
             counters.rows += len(result.rows)
             counters.failures += len(result.failures)
-            for used in result.model_usage.values():
-                counters.input_tokens += used.usage.input_tokens
-                counters.output_tokens += used.usage.output_tokens
-                counters.cost = add_costs(counters.cost, used.cost)
-            counters.history.append((time.monotonic(), counters.rows_in or counters.rows, counters.output_tokens))
 
     def snapshot(self) -> RunSnapshot:
         """Return the run's current progress."""
         now, steps, cost = time.monotonic(), dict[str, StepSnapshot](), 0.0
         passed_on: dict[str, float | None] = {}
+        usage = self._usage_by_step()
         with self._lock:
             for step in self.graph.order:
-                counters = self._counters[step.name]
+                counters, used = self._counters[step.name], usage[step.name]
                 if on_disk := self.summary.steps.get(step.name):
                     counters.rows = max(counters.rows, on_disk.rows)
                     counters.failures = max(counters.failures, on_disk.failures)
-                rate, tokens = counters.rates(now)
+                rate, tokens = counters.rates(now, used.usage.output_tokens)
                 expected = self._expected(step, passed_on)
                 passed_on[step.name] = None if expected is None else expected * self._ratio(step, counters)
                 done = counters.rows_in or counters.rows
                 left = None if expected is None else max(0.0, expected - done)
                 eta = None if left is None else left / rate if rate else None if left else 0.0
-                cost = add_costs(cost, counters.cost)
+                cost = add_costs(cost, used.cost)
                 steps[step.name] = StepSnapshot(
                     counters.rows_in,
                     None if expected is None else max(round(expected), done),
@@ -192,9 +192,9 @@ class ProgressTracker:
                     self._in_flight(step),
                     round(rate, 2),
                     round(tokens, 2),
-                    counters.input_tokens,
-                    counters.output_tokens,
-                    counters.cost,
+                    used.usage.input_tokens,
+                    used.usage.output_tokens,
+                    used.cost,
                     None if eta is None else round(eta, 1),
                 )
         etas = [step.eta_seconds for step in steps.values()]
@@ -208,6 +208,13 @@ class ProgressTracker:
             None if None in etas else max(eta for eta in etas if eta is not None),
             steps,
         )
+
+    def _usage_by_step(self) -> dict[str, ModelUsage]:
+        usage = {step.name: ModelUsage() for step in self.graph.order}
+        for (step, _), used in self.usage.totals.items():
+            if step in usage:
+                usage[step] = usage[step] + used
+        return usage
 
     def _expected(self, step: Step, passed_on: dict[str, float | None]) -> float | None:
         """Return the rows a step will have processed at the end."""

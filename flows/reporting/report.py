@@ -23,9 +23,10 @@ class PrefectReporter:
         pipeline: Name of the pipeline.
         graph: Its steps.
         output: Folder for the dataset; `None` if its files are deleted with the run.
+        spent: Dollars that earlier attempts of the flow run have spent.
     """
 
-    def __init__(self, pipeline: str, graph: Graph, output: Path | None) -> None:
+    def __init__(self, pipeline: str, graph: Graph, output: Path | None, spent: float = 0.0) -> None:
         self._graph = graph
         self._output = output
         self._secrets = set[str]().union(*map(redaction.secrets_of, filter(None, map(get_llm, graph.steps))))
@@ -34,7 +35,7 @@ class PrefectReporter:
         if self._context and (run := self._context.flow_run):
             flow = self._context.flow.name if self._context.flow else pipeline
             self._names = (artifacts.artifact_key(flow), artifacts.artifact_key(pipeline))
-            self._events = RunEvents(run, pipeline)
+            self._events = RunEvents(run, pipeline, spent)
             self.listeners = [artifacts.StepProgressArtifacts(run, *self._names), self._events]
             self._events.emit("started", {})
             states.add_state_hooks(self._context)
@@ -51,6 +52,8 @@ class PrefectReporter:
         elif error is None:
             states.record_failures(self._context, summary)
         try:
+            if state == "drained":  # another attempt could spend nothing either
+                states.prevent_retries(run)
             self._events.emit(state, event_payload(summary) | ({"error": self._redact(f"{error}")} if error else {}))
             if self._output and state != "interrupted":  # Prefect emits nothing for an asset that was cancelled
                 assets.emit_materialization(self._output, folder, self._graph.sources, self._redact)

@@ -96,6 +96,13 @@ def _on_failure(flow: "Flow[..., Any]", flow_run: FlowRun, state: "State[Any]") 
         )
 
 
+def prevent_retries(run: FlowRun) -> None:
+    """Keep Prefect from trying the flow run again by itself; *Retry* still does."""
+    with get_client(sync_client=True) as client:
+        policy = client.read_flow_run(run.id).empirical_policy
+        client.update_flow_run(run.id, empirical_policy=policy.model_copy(update={"retries": 0}))
+
+
 def _rename_state(run: FlowRun, state: "State[Any]", name: str, message: str) -> None:
     state.name, state.message = name, message
     get_client(sync_client=True).set_flow_run_state(run.id, state, force=True)

@@ -18,6 +18,7 @@ from flows.dag.graph import Graph
 from flows.dataset.summary import Summary
 from flows.reporting.progress import ProgressListener, ProgressTracker, RunSnapshot, StepSnapshot, notify
 from flows.runtime.humanize import compact, money
+from llms.limits.usage import UsageCollector
 
 TABLE_HEADERS = ("step", "in", "out", "failed", "in\nflight", "rows\n/s", "tokens\n/s", "tokens", "cost", "time\nleft")
 
@@ -41,14 +42,14 @@ output_mode: ContextVar[OutputMode | None] = ContextVar("output_mode", default=N
 
 @contextmanager
 def live_progress(
-    graph: Graph, limit: int | None, summary: Summary, *listeners: ProgressListener
+    graph: Graph, limit: int | None, summary: Summary, usage: UsageCollector, *listeners: ProgressListener
 ) -> Iterator[ProgressTracker]:
     """Track a run's progress, notify the listeners, and show it in the current output mode.
 
     Live is a table on a terminal, and log lines on standard error elsewhere.
     """
     kind = mode.kind if (mode := output_mode.get()) else "live"
-    console, progress = Console(stderr=True), ProgressTracker(graph, limit, summary)
+    console, progress = Console(stderr=True), ProgressTracker(graph, limit, summary, usage)
     is_live = kind == "live" and console.is_terminal
     shown: list[ProgressListener] = (
         [JsonLines()] if kind == "json" else [LogLines(console)] if kind == "live" and not is_live else []

@@ -85,6 +85,7 @@ class _Scope:
 
     def __init__(self) -> None:
         self.running = set[Future[Any]]()
+        self.tasks = set[asyncio.Task[Any]]()  # a future that is cancelled is done before its task has ended
         self.is_cancelled = False
 
     def add(self, future: Future[Any]) -> None:
@@ -96,6 +97,13 @@ class _Scope:
     def cancel(self) -> None:
         self.is_cancelled = True  # first: what is added from now on sees it
         self.cancel_running()
+        if self.tasks:
+            asyncio.run_coroutine_threadsafe(self._wait(), _loop_thread().loop).result()
+
+    async def _wait(self) -> None:
+        """Wait for what was cancelled to end."""
+        if self.tasks:
+            await asyncio.wait(list(self.tasks), timeout=SHUTDOWN_TIMEOUT_S)
 
     def cancel_running(self) -> None:
         for each in list(self.running):
@@ -107,7 +115,10 @@ _scope: ContextVar[_Scope | None] = ContextVar("scope", default=None)
 
 @contextmanager
 def cancel_scope() -> Iterator[Callable[[], None]]:
-    """Yield a function that cancels everything run inside, now or later, in any thread that inherits the context."""
+    """Yield a function that cancels everything run inside, now or later, in any thread that inherits the context.
+
+    It returns when that has ended, and must not be called on the shared loop.
+    """
     token = _scope.set(scope := _Scope())
     try:
         yield scope.cancel
@@ -127,8 +138,8 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     if threading.current_thread() is running.thread:
         coroutine.close()
         raise RuntimeError("`generate` was called on the models' own event loop: there, await `agenerate`.")
-    future: Future[T] = asyncio.run_coroutine_threadsafe(_retrieve_exception(coroutine), running.loop)
     scope = _scope.get()
+    future: Future[T] = asyncio.run_coroutine_threadsafe(_track(coroutine, scope), running.loop)
     if scope is not None:
         scope.add(future)
     try:
@@ -140,10 +151,13 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-async def _retrieve_exception(coroutine: Coroutine[Any, Any, T]) -> T:
+async def _track(coroutine: Coroutine[Any, Any, T], scope: _Scope | None) -> T:
     """Await the coroutine, and retrieve its exception even if its caller has gone: else asyncio would log it."""
     task: Any = asyncio.current_task()
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    if scope:
+        scope.tasks.add(task)
+        task.add_done_callback(scope.tasks.discard)
     return await coroutine
 
 

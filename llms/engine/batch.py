@@ -2,20 +2,22 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from llms.clients import event_loop
 from llms.config import redaction
-from llms.engine.cache import CacheLookup
+from llms.engine.cache import CacheLookup, PartCache
+from llms.engine.charge import amount_of, coerce_paid, estimate_request
 from llms.engine.model import AsyncModel, Model, mixes_schemas
 from llms.engine.request import Deadline, M, Request
-from llms.engine.schema_retry import generate_valid
+from llms.engine.schema_retry import generate_valid, retry_invalid
 from llms.errors import BudgetExceeded, Fatal, LLMError, Rejected
 from llms.limits import budget
+from llms.limits.budget import Reservation
+from llms.limits.usage import active_step, record_usage
 from llms.structured.output import canonical_schema
-from llms.typing import FormattedInput, GenerateOutput, Usage, split_input
+from llms.typing import FormattedInput, GenerateOutput, ModelUsage, split_input
 
 
 def make_requests(
@@ -63,9 +65,9 @@ async def generate_async(
     done = [task.result() for task in tasks.values() if not task.cancelled() and not task.exception()]
     fatal = fatal or next((each.error for each in done if isinstance(each.error, BudgetExceeded)), None)
     if fatal:  # raised here, outside `except*`: with the group as its context, it would not pickle
-        raise _with_paid_outputs(fatal, done)
+        raise fatal
     first = {key: task.result() for key, task in tasks.items()}
-    return [first.pop(key, None) or tasks[key].result().replay() for key in keys]
+    return _count_cached(llm, [first.pop(key, None) or tasks[key].result().replay() for key in keys])
 
 
 def generate_sync(llm: Model, requests: Sequence[Request[Model]], use_cache: bool) -> list[GenerateOutput]:
@@ -89,25 +91,42 @@ def generate_sync(llm: Model, requests: Sequence[Request[Model]], use_cache: boo
         if missing := len(lookup.missing(index)):
             groups.setdefault((0 if mixes_schemas(llm) else id(request.llm), missing), []).append(index)
     limits = budget.active_budget()
-    try:
-        for (_, count), group in groups.items():
-            group_llm = llm if mixes_schemas(llm) else requests[group[0]].llm
-            while group:
-                part = group[: event_loop.run(limits.acquire(len(group)))] if limits else group
-                group, outputs = group[len(part) :], list[GenerateOutput]()
-                try:
-                    outputs += _generate_isolating_errors(llm, [requests[index] for index in part], count)
-                except Fatal as error:
-                    outputs += [GenerateOutput.failed(_as_row_error(error, group_llm, llm), count) for _ in part]
-                finally:
-                    if limits:
-                        event_loop.run(limits.release(outputs, len(part)))
-                new |= zip(part, outputs, strict=True)
-                event_loop.run(_persist_all(lookup, part, outputs))
-    except Fatal as error:
-        _with_paid_outputs(error, new.values())
-        raise
-    return [lookup.merge_cached(index, new.get(index, GenerateOutput())) for index in range(len(requests))]
+    for (_, count), group in groups.items():
+        group_llm = llm if mixes_schemas(llm) else requests[group[0]].llm
+        while group:
+            estimates = [estimate_request(requests[index]) for index in group]
+            slots = event_loop.run(limits.reserve(active_step(), group_llm.model_name, estimates)) if limits else []
+            part = group[: len(slots)] if limits else group
+            group, outputs = group[len(part) :], list[GenerateOutput]()
+            try:
+                outputs += _generate_isolating_errors(llm, [requests[index] for index in part], count)
+            except Fatal as error:
+                outputs += [GenerateOutput.failed(_as_row_error(error, group_llm, llm), count) for _ in part]
+            finally:
+                event_loop.run(_settle(slots, [requests[index] for index in part], outputs))
+            new |= zip(part, outputs, strict=True)
+            event_loop.run(_persist_all(lookup, part, outputs))
+    merged = [lookup.merge_cached(index, new.get(index, GenerateOutput())) for index in range(len(requests))]
+    return _count_cached(llm, merged)
+
+
+async def _settle(
+    slots: Sequence[Reservation], requests: Sequence[Request[Model]], outputs: Sequence[GenerateOutput]
+) -> None:
+    """Count what a batch took, and give back what was set aside for it."""
+    for number, (request, output) in enumerate(zip(requests, outputs, strict=False)):
+        record_usage(request.llm.model_name, ModelUsage.of(output))
+        if slots:
+            slots[number].charge(amount_of(request.llm, request.chat, output))
+    for slot in slots:
+        slot.release()
+
+
+def _count_cached(llm: Model, outputs: list[GenerateOutput]) -> list[GenerateOutput]:
+    """Return the outputs, after counting those that were not asked for."""
+    if cached := sum(output.cached for output in outputs):
+        record_usage(llm.model_name, ModelUsage(cached=cached))
+    return outputs
 
 
 def _generate_isolating_errors(
@@ -136,7 +155,7 @@ def _generate_isolating_errors(
 def _with_cost(llm: Model, generations: Any, num_generations: int) -> GenerateOutput:
     """Return an output of `generate` with its cost; a failed one if it is invalid."""
     try:
-        output = GenerateOutput.coerce(generations, num_generations)
+        output = coerce_paid(generations, num_generations)
     except ValueError as error:
         return _failed(llm, error, num_generations)
     output.cost = llm.cost(output.usage) if output.cost is None else output.cost
@@ -153,7 +172,7 @@ async def _persist_all(lookup: CacheLookup, indices: Sequence[int], outputs: Seq
     """Store the outputs of these requests in one commit."""
     pairs = [(index, output) for index, output in zip(indices, outputs, strict=True) if not output.error]
     missing = {index: lookup.missing(index) for index, _ in pairs}
-    await asyncio.gather(*(lookup.persist(index, missing[index], each, range(len(each))) for index, each in pairs))
+    await asyncio.gather(*(lookup.persist(index, missing[index], each, {}, None) for index, each in pairs))
 
 
 def _as_row_error(error: Fatal, request_llm: Model, llm: Model) -> Rejected:
@@ -164,13 +183,6 @@ def _as_row_error(error: Fatal, request_llm: Model, llm: Model) -> Rejected:
     if request_llm is llm or "`structured_output`" not in error.message:
         raise error
     return Rejected(error.message, attempts=0)
-
-
-def _with_paid_outputs(error: Fatal, outputs: Iterable[GenerateOutput]) -> Fatal:
-    """Return the error with the usage and cost of the outputs that were requested before it."""
-    sent = [each for each in outputs if not each.cached and not (each.usage == Usage() and each.error)]
-    error.paid_outputs = [GenerateOutput(usage=each.usage, cost=each.cost, seconds=each.seconds) for each in sent]
-    return error
 
 
 _in_flight: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, asyncio.Event]] = WeakKeyDictionary()
@@ -198,21 +210,27 @@ async def _single_flight(llm: AsyncModel, lookup: CacheLookup, index: int) -> Ge
 
 async def _generate_missing(llm: AsyncModel, lookup: CacheLookup, index: int) -> GenerateOutput:
     """Ask for the generations that are not stored, in as many requests as the API needs for that."""
-    request, missing = lookup.requests[index], lookup.missing(index)
+    request, missing, invalid = lookup.requests[index], lookup.missing(index), lookup.invalid(index)
 
     async def generate(numbers: list[int]) -> GenerateOutput:
-        persist = partial(lookup.persist, index, numbers)
         seed, options = request.options.get("seed"), request.options
         if seed is not None and numbers[0]:
             options = {**options, "seed": seed + numbers[0]}
-        part = Request(request.llm, request.chat, len(numbers), options, persist, Deadline.of(request.llm))
+        cache, deadline = PartCache(lookup, index, numbers), Deadline.of(request.llm)
+        part = Request(request.llm, request.chat, len(numbers), options, cache, deadline)
         try:
+            if stored := invalid.get(numbers[0]):
+                return await retry_invalid(part, stored.to_free_output(), f"{stored.schema_error}")
             return await generate_valid(part)
         except Fatal as error:
             return GenerateOutput.failed(_as_row_error(error, request.llm, llm), len(numbers))
 
-    size = request.llm.max_generations_per_request or len(missing)
-    if size >= len(missing):
-        return await generate(missing)
-    parts = [missing[start : start + size] for start in range(0, len(missing), size)]
-    return GenerateOutput.join(await asyncio.gather(*map(generate, parts)))
+    absent = [number for number in missing if number not in invalid]
+    size = request.llm.max_generations_per_request or max(len(absent), 1)
+    parts = [absent[start : start + size] for start in range(0, len(absent), size)] + [[each] for each in invalid]
+    if len(parts) == 1:
+        return await generate(parts[0])
+    output = GenerateOutput.join(await asyncio.gather(*map(generate, parts)))
+    numbers = [number for part in parts for number in part]
+    output.reorder(sorted(range(len(numbers)), key=numbers.__getitem__))
+    return output

@@ -1,14 +1,16 @@
 """The cache of a batch: which generations are stored, which are to be asked for, and under which keys they go."""
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llms import store
 from llms.engine.request import Request
 from llms.errors import Fatal
-from llms.typing import GenerateOutput
+from llms.typing import ChatType, GenerateOutput
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ class CacheLookup:
         self.requests = requests
         self._use_cache = use_cache
         self._keys: list[list[str]] = []
-        self._stored: dict[str, store.StoredAnswer] = {}
+        self._stored: dict[str, store.StoredAnswer] = {}  # valid ones and, marked, others
         try:
             self._keys = [
                 [store.key_of(each.llm, each.chat, each.options, number) for number in range(each.num_generations)]
@@ -57,9 +59,22 @@ class CacheLookup:
         numbers = range(request.num_generations)
         if not self._keys:
             return list(numbers)
-        missing = [number for number in numbers if self._keys[index][number] not in self._stored]
+        keys = self._keys[index]
+        missing = [number for number in numbers if not (kept := self._stored.get(keys[number])) or kept.schema_error]
         # Generations with a seed are a sequence: asking for some of them would repeat the first ones.
-        return list(numbers) if missing and request.options.get("seed") is not None else missing
+        absent = any(keys[number] not in self._stored for number in missing)
+        return list(numbers) if absent and request.options.get("seed") is not None else missing
+
+    def invalid(self, index: int) -> dict[int, store.StoredAnswer]:
+        """Return the stored generations, by number, that break their structure and are to be asked for again."""
+        missing = self.missing(index)
+        found = (
+            {number: kept for number in missing if (kept := self._stored.get(self._keys[index][number]))}
+            if self._keys
+            else {}
+        )
+        is_sequence = self.requests[index].options.get("seed") is not None and len(found) < len(missing)
+        return {} if is_sequence else found
 
     def request_key(self, index: int) -> tuple[str, ...] | int:
         """Return a key that equal requests share, so that they are sent once; unique if the cache is not used."""
@@ -77,7 +92,7 @@ class CacheLookup:
             self._disable(error)
 
     async def persist(
-        self, index: int, numbers: Sequence[int], output: GenerateOutput, positions: Sequence[int]
+        self, index: int, numbers: Sequence[int], output: GenerateOutput, errors: Mapping[int, str], only: int | None
     ) -> None:
         """Store generations; they are durable when this returns.
 
@@ -85,19 +100,59 @@ class CacheLookup:
             index: The index of the request.
             numbers: The number of each generation in `output`.
             output: Generations of the request.
-            positions: Positions in `output` of those to store.
+            errors: What is wrong with those that break their structure, by position.
+            only: Position of the only one to store; all by default.
 
         Raises:
             Fatal: If they cannot be stored, and answers are read from the store.
         """
-        if not self._keys or not positions or (not self._use_cache and store.path() in _unusable_stores):
-            return
-        answers = store.StoredAnswer.from_output(self.requests[index].llm, output)
+        positions = range(len(output)) if only is None else [only]
+        if self._keys:
+            keys = {position: self._keys[index][numbers[position]] for position in positions}
+            await self._put(self.requests[index], keys, output, errors)
+
+    async def find_retry(self, index: int, number: int, chat: ChatType) -> store.StoredAnswer | None:
+        """Return the stored answer to a chat that asks for a generation of a request again.
+
+        Raises:
+            Fatal: If the store cannot be read.
+        """
+        if not self._keys or not self._use_cache:
+            return None
+        key = self._retry_key(index, number, chat)
         try:
-            await store.put({self._keys[index][numbers[at]]: answers[at] for at in positions})
+            return (await asyncio.to_thread(store.get, [key])).get(key)
+        except store.StoreError as error:
+            self._disable(error)
+            return None
+
+    async def persist_retry(self, index: int, number: int, chat: ChatType, answer: GenerateOutput, error: str) -> None:
+        """Store an answer that breaks its structure under the chat that asked for a generation again.
+
+        Raises:
+            Fatal: If it cannot be stored, and answers are read from the store.
+        """
+        if self._keys:
+            await self._put(self.requests[index], {0: self._retry_key(index, number, chat)}, answer, {0: error})
+
+    async def _put(
+        self, request: Request[Any], keys: Mapping[int, str], output: GenerateOutput, errors: Mapping[int, str]
+    ) -> None:
+        """Store the generations at the positions that have a key."""
+        if not self._use_cache and store.path() in _unusable_stores:
+            return
+        answers = store.StoredAnswer.from_output(request.llm, output)
+        for position, error in errors.items():
+            answers[position].schema_error = error
+        try:
+            await store.put({key: answers[position] for position, key in keys.items()})
         except store.StoreError as error:
             self._disable(error)
             _unusable_stores.add(store.path())
+
+    def _retry_key(self, index: int, number: int, chat: ChatType) -> str:
+        request = self.requests[index]
+        return store.key_of(request.llm, chat, request.options, number)
 
     def merge_cached(self, index: int, new: GenerateOutput) -> GenerateOutput:
         """Return all generations of a request: `new`, which were missing, and those that are stored."""
@@ -120,3 +175,30 @@ class CacheLookup:
         if str(error) not in _warnings:
             _warnings.add(str(error))
             logger.warning("Answers are not stored: %s", error)
+
+
+@dataclass(frozen=True, slots=True)
+class PartCache:
+    """The place in the store of some generations of a request of a batch.
+
+    Attributes:
+        lookup: The cache of the batch.
+        index: The index of the request.
+        numbers: The numbers of the generations, in the order in which they are asked for.
+    """
+
+    lookup: CacheLookup
+    index: int
+    numbers: Sequence[int]
+
+    async def persist(self, output: GenerateOutput, errors: Mapping[int, str], only: int | None = None) -> None:
+        """Store the generations of an output, or only one of them."""
+        await self.lookup.persist(self.index, self.numbers, output, errors, only)
+
+    async def find_retry(self, index: int, chat: ChatType) -> store.StoredAnswer | None:
+        """Return the stored answer to a chat that asks for the generation at this index again."""
+        return await self.lookup.find_retry(self.index, self.numbers[index], chat)
+
+    async def persist_retry(self, index: int, chat: ChatType, answer: GenerateOutput, error: str) -> None:
+        """Store an answer to such a chat that breaks its structure."""
+        await self.lookup.persist_retry(self.index, self.numbers[index], chat, answer, error)

@@ -2,25 +2,32 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from llms.clients.errors import error_from_sdk
 from llms.config import redaction
+from llms.engine.charge import amount_of, coerce_paid, estimate_request
 from llms.engine.model import AsyncModel, Model
 from llms.errors import BudgetExceeded, Fatal, LLMError, Rejected, Throttled, Transient
 from llms.limits import budget
+from llms.limits.budget import Reservation
 from llms.limits.limiter import Limiter, get_limiter
 from llms.limits.shared_limit import shared_slot
-from llms.typing import ChatType, GenerateOutput
+from llms.limits.usage import active_step, record_usage
+from llms.store import StoredAnswer
+from llms.typing import ChatType, GenerateOutput, ModelUsage
 
 MAX_ATTEMPTS = 9
 """Attempts of a request that meets transient errors; their backoff outlasts the restart of a server."""
 
 MAX_THROTTLED = 50
 """Times that a provider may throttle one request; the limiter waits in between."""
+
+MAX_TIMEOUTS = 2
+"""Attempts of a request that bring no answer within the `timeout`: a slow provider generates, and bills, each."""
 
 MAX_BACKOFF_S = 30.0
 """Seconds between two attempts, at most, where the provider names no time."""
@@ -30,8 +37,19 @@ MAX_TOTAL_BACKOFF_S = 600.0
 
 M = TypeVar("M", bound=Model)
 
-Persist = Callable[[GenerateOutput, Sequence[int]], Awaitable[None]]
-"""Makes the generations at these positions of an output durable."""
+
+class RequestCache(Protocol):
+    """The place of a request's generations in the store; they are durable when a method that stores them returns."""
+
+    async def persist(self, output: GenerateOutput, errors: Mapping[int, str], only: int | None = None) -> None:
+        """Store the generations of an output, or only one; `errors` says how some of them break their structure."""
+
+    async def find_retry(self, index: int, chat: ChatType) -> StoredAnswer | None:
+        """Return the stored answer to a chat that asks for the generation at this index again."""
+
+    async def persist_retry(self, index: int, chat: ChatType, answer: GenerateOutput, error: str) -> None:
+        """Store an answer to such a chat that breaks its structure."""
+
 
 OnOutput = Callable[[GenerateOutput], Awaitable[None]]
 """Handles an output before the slot of its request is released."""
@@ -68,8 +86,15 @@ class Deadline:
         return self.at is not None and asyncio.get_running_loop().time() + seconds >= self.at
 
 
-async def _discard(output: GenerateOutput, positions: Sequence[int]) -> None:
-    pass
+class _NoCache:
+    async def persist(self, output: GenerateOutput, errors: Mapping[int, str], only: int | None = None) -> None:
+        pass
+
+    async def find_retry(self, index: int, chat: ChatType) -> StoredAnswer | None:
+        return None
+
+    async def persist_retry(self, index: int, chat: ChatType, answer: GenerateOutput, error: str) -> None:
+        pass
 
 
 @dataclass(slots=True)
@@ -81,7 +106,7 @@ class Request(Generic[M]):
         chat: The conversation to continue.
         num_generations: Generations to ask for.
         options: Runtime parameters that are set, by name.
-        persist: Makes generations durable. It is awaited before the slot of the request is released, so that never more
+        cache: Stores generations. That is awaited before the slot of the request is released, so that never more
             answers are missing on disk than requests are in flight.
         deadline: The deadline of the answer that the request is for.
     """
@@ -90,7 +115,7 @@ class Request(Generic[M]):
     chat: ChatType
     num_generations: int
     options: dict[str, Any]
-    persist: Persist = _discard
+    cache: RequestCache = field(default_factory=_NoCache)
     deadline: Deadline = field(default_factory=Deadline)
 
 
@@ -99,32 +124,32 @@ async def send(request: Request[AsyncModel], on_output: OnOutput | None = None) 
 
     Args:
         request: The request.
-        on_output: Handles the output in place of `request.persist`, which it calls with the generations to keep.
+        on_output: Handles the output in place of `request.cache.persist`, which it calls itself.
 
     Raises:
         Fatal: If no request can work.
     """
     limits, deadline = budget.active_budget(), request.deadline
     if not limits:
-        return await _send_with_retries(request, on_output)
+        return await _send_with_retries(request, on_output, None)
     try:
         async with asyncio.timeout_at(deadline.at):
-            await limits.acquire()
+            (reservation,) = await limits.reserve(active_step(), request.llm.model_name, [estimate_request(request)])
     except BudgetExceeded as error:  # returned, not raised: requests in flight beside it are to finish
         return GenerateOutput.failed(error, request.num_generations)
     except TimeoutError:
         return GenerateOutput.failed(Transient(deadline.message, attempts=0), request.num_generations)
-    outputs: list[GenerateOutput] = []
     try:
-        outputs.append(await _send_with_retries(request, on_output))
-        return outputs[0]
+        return await _send_with_retries(request, on_output, reservation)
     finally:
-        await limits.release(outputs)
+        reservation.release()
 
 
-async def _send_with_retries(request: Request[AsyncModel], on_output: OnOutput | None) -> GenerateOutput:
+async def _send_with_retries(
+    request: Request[AsyncModel], on_output: OnOutput | None, reservation: Reservation | None
+) -> GenerateOutput:
     llm, deadline, limiter = request.llm, request.deadline, limiter_of(request.llm)
-    attempts, throttled, transient, total_backoff = 0, 0, 0, 0.0
+    attempts, throttled, transient, timed_out, total_backoff = 0, 0, 0, 0, 0.0
     failure: LLMError = Transient(deadline.message)
     retry, backoff = True, 0.0
     while retry and not deadline.passes_within(failure.retry_after or backoff):
@@ -141,7 +166,7 @@ async def _send_with_retries(request: Request[AsyncModel], on_output: OnOutput |
                 deadline.start()
                 attempts += 1
                 try:
-                    output = await _attempt(request)
+                    output = await _attempt(request, reservation)
                 except Exception as error:
                     failure = error_from_sdk(error, type(llm).__name__)
                     redaction.redact_error(failure, llm)
@@ -157,8 +182,10 @@ async def _send_with_retries(request: Request[AsyncModel], on_output: OnOutput |
                     slot.on_throttled(failure.retry_after, failure.headers)
                 elif isinstance(failure, Transient):
                     transient += 1
+                    timed_out += failure.timed_out
                     backoff = failure.retry_after or random.uniform(0.5, 1.0) * min(MAX_BACKOFF_S, 2.0**transient / 4)
-                    retry = transient < MAX_ATTEMPTS and total_backoff + backoff <= MAX_TOTAL_BACKOFF_S
+                    is_patient = transient < MAX_ATTEMPTS and timed_out < MAX_TIMEOUTS
+                    retry = is_patient and total_backoff + backoff <= MAX_TOTAL_BACKOFF_S
                     slot.on_failure(failure.retry_after if retry else None)
                 elif isinstance(failure, Fatal):  # outside `except`, where no SDK's error with a key is its context
                     raise failure
@@ -171,7 +198,26 @@ async def _send_with_retries(request: Request[AsyncModel], on_output: OnOutput |
     return GenerateOutput.failed(failure, request.num_generations)
 
 
-async def _attempt(request: Request[AsyncModel]) -> GenerateOutput:
+async def _attempt(request: Request[AsyncModel], reservation: Reservation | None) -> GenerateOutput:
+    """Call the model once, and count what that took, whatever comes of it."""
+    try:
+        output = await _call_model(request)
+    except BaseException as error:
+        failure = error_from_sdk(error, "") if isinstance(error, Exception) else None
+        billed = failure is None or failure.may_be_billed  # it was cancelled, or nothing came back
+        record_usage(request.llm.model_name, ModelUsage(1, unanswered=int(billed)))
+        if reservation and billed:
+            reservation.charge(estimate_request(request).input, answered=False)
+        raise
+    record_usage(request.llm.model_name, ModelUsage.of(output))
+    if reservation:
+        reservation.charge(amount_of(request.llm, request.chat, output))
+    if "error" in output.finish_reasons and not output.error:
+        raise Transient(f"`{type(request.llm).__name__}`: the provider said that the generation failed.")
+    return output
+
+
+async def _call_model(request: Request[AsyncModel]) -> GenerateOutput:
     """Call the model once, within its `timeout` and the deadline."""
     llm, num_generations, deadline = request.llm, request.num_generations, request.deadline
     start, name = asyncio.get_running_loop().time(), type(llm).__name__
@@ -180,15 +226,14 @@ async def _attempt(request: Request[AsyncModel]) -> GenerateOutput:
     try:
         async with timeout:
             generations = await llm.agenerate(request.chat, num_generations, **request.options)
-            output = GenerateOutput.coerce(generations, num_generations)
     except TimeoutError:
         if not timeout.expired():
             raise
         if deadline.passes_within(0):
             raise Transient(deadline.message) from None
-        raise Transient(f"`{name}` gave no answer within {llm.timeout:g} s (`timeout`).") from None
-    if "error" in output.finish_reasons and not output.error:
-        raise Transient(f"`{name}`: the provider said that the generation failed.")
+        message = f"`{name}` gave no answer within {llm.timeout:g} s (`timeout`)."
+        raise Transient(message, timed_out=True) from None
+    output = coerce_paid(generations, num_generations)
     output.cost = llm.cost(output.usage) if output.cost is None else output.cost
     output.seconds = output.seconds or asyncio.get_running_loop().time() - start
     return output
@@ -200,7 +245,7 @@ async def _persist(request: Request[AsyncModel], output: GenerateOutput, on_outp
         if on_output:
             await on_output(output)
         else:
-            await request.persist(output, range(len(output)))
+            await request.cache.persist(output, {})
     except Fatal:
         raise
     except Exception as error:

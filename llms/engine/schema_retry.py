@@ -23,56 +23,75 @@ async def generate_valid(request: Request[AsyncModel]) -> GenerateOutput:
     llm = request.llm
     if not is_constrained(llm):
         return await send(request)
-    texts: list[str | None] = []
     errors: dict[int, str] = {}
 
     async def validate(output: GenerateOutput) -> None:
-        texts.extend(output)
         errors.update(_validate(llm.structured_output, output))
-        await request.persist(output, [index for index in range(len(output)) if index not in errors])
+        await request.cache.persist(output, errors)
 
     output = await send(request, validate)
-    if errors:
-        await asyncio.gather(*(_reask(request, llm, output, index, texts[index], errors[index]) for index in errors))
+    await asyncio.gather(*(_reask(request, llm, output, index, errors[index]) for index in errors))
+    return output
+
+
+async def retry_invalid(request: Request[AsyncModel], output: GenerateOutput, error: str) -> GenerateOutput:
+    """Ask for a stored generation that breaks its structure again, as often as that has not been done yet.
+
+    Args:
+        request: The request it was generated for, with one generation.
+        output: The generation.
+        error: What is wrong with it.
+
+    Raises:
+        Fatal: If no request can work.
+    """
+    if is_constrained(request.llm):
+        await _reask(request, request.llm, output, 0, error)
     return output
 
 
 async def _reask(
-    request: Request[AsyncModel],
-    llm: ConstrainedModel,
-    output: GenerateOutput,
-    index: int,
-    text: str | None,
-    error: str | None,
+    request: Request[AsyncModel], llm: ConstrainedModel, output: GenerateOutput, index: int, error: str
 ) -> None:
-    """Ask for one generation of an output again until it is valid or `max_schema_retries` are used up."""
-    chat = request.chat
+    """Ask for one generation of an output again until it is valid or `max_schema_retries` are used up.
 
-    async def validate(answer: GenerateOutput) -> None:
-        nonlocal text, error
-        text = answer[0]
-        error = _validate(llm.structured_output, answer).get(0)
-        output.replace_generation(index, answer)
-        if not error:
-            await request.persist(output, [index])
-
+    Every answer is stored, so that it is never paid for twice: a valid one in place of the generation, an invalid one
+    under the chat that it answers.
+    """
+    chat, problem = request.chat, {index: error}
     for _ in range(llm.max_schema_retries):
         if output.finish_reasons[index] == "length":
-            error = "it was cut short; raise `max_new_tokens`"
+            problem[index] = "it was cut short; raise `max_new_tokens`"
             break
-        chat = _with_error_feedback(chat, text, error or "")
+        chat = _with_error_feedback(chat, output[index], problem[index])
+        if (stored := await request.cache.find_retry(index, chat)) and stored.schema_error:
+            output.replace_generation(index, stored.to_free_output())
+            problem[index] = stored.schema_error
+            continue
+
+        async def validate(answer: GenerateOutput, chat: ChatType = chat) -> None:
+            errors = _validate(llm.structured_output, answer)
+            output.replace_generation(index, answer)
+            if not errors:
+                problem.clear()
+                await request.cache.persist(output, {}, only=index)
+            else:
+                problem[index] = errors[0]
+                await request.cache.persist_retry(index, chat, answer, errors[0])
+
         retry = Request(request.llm, chat, 1, request.options, deadline=request.deadline)
         answer = await send(retry, validate)
         if answer.error:
-            output.error = answer.error
+            output[index], output.error = None, answer.error
             return
-        if not error:
+        if not problem:
             return
-    output.finish_reasons[index] = "error"
     output.error = Rejected(
-        f"None of {output.attempts} answers keeps to the `structured_output`, the last one {text!r:.200}: {error}.",
+        f"None of {output.attempts} answers keeps to the `structured_output`, the last one "
+        f"{output[index]!r:.200}: {problem[index]}.",
         attempts=output.attempts,
     )
+    output[index], output.finish_reasons[index] = None, "error"
 
 
 def _validate(structure: StructuredOutputType, output: GenerateOutput) -> dict[int, str]:
@@ -81,9 +100,11 @@ def _validate(structure: StructuredOutputType, output: GenerateOutput) -> dict[i
     for index, text in enumerate(output):
         if text is None and output.finish_reasons[index] in ("content_filter", "refusal"):
             continue  # a refusal has no structure
-        output[index], error = _extract_valid(structure, text)
+        valid, error = _extract_valid(structure, text)
         if error:
             errors[index] = error
+        else:
+            output[index] = valid
     return errors
 
 

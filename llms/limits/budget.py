@@ -1,35 +1,171 @@
 """Budget of a run: dollars or tokens. Requests wait when those in flight may use it up, and fail once it is spent."""
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from llms.errors import BudgetExceeded
-from llms.typing import GenerateOutput, Usage
 
 MAX_UNMEASURED_IN_FLIGHT = 8
-"""Requests in flight while the cost of a request is unknown."""
+"""Requests of a step to a model in flight while it is not known what they cost."""
+
+MAX_IN_FLIGHT_PER_ANSWER = 4
+"""Requests in flight, at most, for each that was answered: the next ones may cost more than the first ones did."""
+
+RECENT_ANSWERS = 64
+"""Answers that say what the next one will cost."""
+
+EXPECTED_QUANTILE = 0.95
+
+JUMP = 2.0
+"""An answer that costs so many times what was reserved for it is followed by caution."""
+
+
+class Amount(NamedTuple):
+    """Something to spend.
+
+    Attributes:
+        cost: Dollars.
+        tokens: Tokens, input and output together.
+    """
+
+    cost: float = 0.0
+    tokens: float = 0.0
+
+    def plus(self, other: "Amount") -> "Amount":
+        """Return the sum."""
+        return Amount(self.cost + other.cost, self.tokens + other.tokens)
+
+    def times(self, factor: float) -> "Amount":
+        """Return the multiple."""
+        return Amount(self.cost * factor, self.tokens * factor)
+
+    def at_least(self, other: "Amount") -> "Amount":
+        """Return the larger of each."""
+        return Amount(max(self.cost, other.cost), max(self.tokens, other.tokens))
+
+
+class Estimate(NamedTuple):
+    """An estimate of one request before it is sent.
+
+    Attributes:
+        input: Its prompt alone.
+        ceiling: Its prompt and the longest answer it allows; its prompt alone if it allows any.
+    """
+
+    input: Amount = Amount()
+    ceiling: Amount = Amount()
+
+
+@dataclass(eq=False, slots=True)
+class Reservation:
+    """The part of a budget set aside for one request, from its first attempt to its last."""
+
+    budget: "Budget"
+    requests: "_Requests"
+    estimate: Estimate
+
+    def charge(self, spent: Amount, answered: bool = True) -> None:
+        """Count what an attempt cost, at once; less than nothing counts as nothing.
+
+        Args:
+            spent: What it cost.
+            answered: Whether that was measured, and says what the next requests will cost.
+        """
+        self.budget.charge(self, spent, answered)
+
+    def release(self) -> None:
+        """Give back what was set aside, and admit the next requests."""
+        self.budget.release(self)
+
+
+@dataclass(eq=False, slots=True)
+class _Requests:
+    """The requests of one step to one model: those in flight, those that wait, and what those before them cost."""
+
+    name: str
+    in_flight: int = 0
+    inputs: Amount = Amount()  # estimates of those in flight
+    ceilings: Amount = Amount()
+    answers: int = 0
+    total: Amount = Amount()
+    total_input: Amount = Amount()
+    recent: deque[Amount] = field(default_factory=lambda: deque(maxlen=RECENT_ANSWERS))
+    cautious: int = 0  # answers until the dearest is no longer expected
+    usual: Amount = Amount()
+    waiters: "deque[tuple[Estimate, asyncio.Future[Reservation | None]]]" = field(default_factory=deque)
+
+    def expect(self, estimate: Estimate) -> Amount:
+        """Return what the next request is expected to cost."""
+        return self._expect(1, estimate.input) if self.answers else estimate.ceiling
+
+    @property
+    def reserved(self) -> Amount:
+        """What those in flight are expected to cost."""
+        return self._expect(self.in_flight, self.inputs) if self.answers else self.ceilings
+
+    def _expect(self, count: int, inputs: Amount) -> Amount:
+        """Return what so many requests will cost: what is usual, and more if their prompts are longer than usual."""
+        extra = inputs.plus(self.total_input.times(-count / self.answers)).at_least(Amount())
+        return self.usual.times(count).plus(extra)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether too few were answered to have more in flight."""
+        return self.in_flight >= max(MAX_UNMEASURED_IN_FLIGHT, MAX_IN_FLIGHT_PER_ANSWER * self.answers)
+
+    def count(self, estimate: Estimate, change: int) -> None:
+        """Count one more or one less in flight."""
+        self.in_flight += change
+        is_empty = not self.in_flight  # then nothing is left of how floats add up
+        self.inputs = Amount() if is_empty else self.inputs.plus(estimate.input.times(change))
+        self.ceilings = Amount() if is_empty else self.ceilings.plus(estimate.ceiling.times(change))
+
+    def measure(self, spent: Amount, estimate: Estimate) -> None:
+        """Learn from an answer what the next ones will cost."""
+        jumped = self.answers and any(each > JUMP * usual for each, usual in zip(spent, self.usual, strict=True))
+        self.cautious = RECENT_ANSWERS if jumped else max(0, self.cautious - 1)
+        self.answers += 1
+        self.total = self.total.plus(spent)
+        self.total_input = self.total_input.plus(estimate.input)
+        self.recent.append(spent)
+        rank = (len(self.recent) if self.cautious else math.ceil(EXPECTED_QUANTILE * len(self.recent))) - 1
+        dear = Amount(*(sorted(each)[rank] for each in zip(*self.recent, strict=True)))
+        self.usual = self.total.times(1 / self.answers).at_least(dear)
 
 
 class Budget:
     """A limit on dollars or tokens, shared by all models and batches of a run. Lives on the shared event loop.
 
-    A request is admitted when it fits in with those in flight, each assumed to cost the mean so far. The limit is
-    therefore exceeded by no more than the last requests deviate from the mean. Failures that cost nothing do not count
-    into the mean.
+    A request is admitted when it fits in with those in flight, each expected to cost what nineteen of twenty recent
+    answers of its step and model stay below, or what the dearest of them did once one has cost far more than expected.
+    So what is spent exceeds the limit by those in flight at the dearest answer so far, at most, and as a rule by less
+    than one answer.
 
     Args:
-        max_cost: Dollars to spend at most; answers of unknown price count as free.
+        max_cost: Dollars to spend at most; answers of unknown price count as those before them.
         max_tokens: Tokens to spend at most, input and output together.
+        spent: What earlier attempts of the run have spent.
+        attempts: Attempts of the run, this one included.
     """
 
-    def __init__(self, max_cost: float | None = None, max_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        max_cost: float | None = None,
+        max_tokens: int | None = None,
+        spent: Amount = Amount(),  # noqa: B008
+        attempts: int = 1,
+    ) -> None:
         self.limits = {"max_cost": max_cost, "max_tokens_total": max_tokens}
-        self.spent = dict.fromkeys(self.limits, 0.0)
-        self._in_flight = self._measured = 0
-        self._waiters: deque[asyncio.Future[bool]] = deque()
+        self.spent = spent
+        self.attempts = attempts
+        self._requests: dict[Hashable, _Requests] = {}
+        self._in_flight = 0
 
     @contextmanager
     def activate(self) -> Iterator[None]:
@@ -41,74 +177,109 @@ class Budget:
         finally:
             _active_budget.reset(token)
 
-    async def acquire(self, max_requests: int = 1) -> int:
-        """Wait until another request fits; `release` must follow.
+    async def reserve(self, step: str, model: str, estimates: Sequence[Estimate]) -> list[Reservation]:
+        """Wait until a request fits, and set aside what it is expected to cost; each must be released.
 
         Args:
-            max_requests: Requests to start together.
+            step: Name of the step that asks.
+            model: Name of the model.
+            estimates: Requests to start together.
 
         Returns:
-            How many of them fit, one at least.
+            Reservations for as many of the first requests as fit, for one at least.
 
         Raises:
             BudgetExceeded: If the rest of the budget does not suffice for one.
         """
-        if not await self._acquire_one():
-            raise BudgetExceeded(self._message())
-        count = 1
-        while count < max_requests and self._fits():
-            self._in_flight += 1
-            count += 1
-        return count
+        if (step, model) not in self._requests:
+            self._requests[step, model] = _Requests(f"of `{step}` to `{model}`" if step else f"to `{model}`")
+        requests = self._requests[step, model]
+        first = await self._wait(requests, estimates[0])
+        if first is None:
+            raise BudgetExceeded(self._message(requests, estimates[0]))
+        reservations = [first]
+        for estimate in estimates[1:]:
+            if not self._fits(requests, estimate):
+                break
+            reservations.append(self._admit(requests, estimate))
+        return reservations
 
-    async def release(self, outputs: Sequence[GenerateOutput] = (), requests: int = 1) -> None:
-        """Book the outputs of requests that ended, and admit the next ones."""
-        for output in outputs:
-            self._measured += not output.error or output.usage != Usage()
-            self.spent["max_cost"] += output.cost or 0.0
-            self.spent["max_tokens_total"] += output.usage.input_tokens + output.usage.output_tokens
-        self._in_flight -= requests
+    def charge(self, reservation: Reservation, spent: Amount, answered: bool) -> None:
+        """Count what an attempt cost. Usually called by a `Reservation`."""
+        spent = Amount(*(max(0.0, part) if math.isfinite(part) else 0.0 for part in spent))
+        self.spent = self.spent.plus(spent)
+        if answered and spent != Amount():  # what cost nothing says nothing of what the next ones cost
+            reservation.requests.measure(spent, reservation.estimate)
+
+    def release(self, reservation: Reservation) -> None:
+        """Give back a reservation. Usually called by it."""
+        self._in_flight -= 1
+        reservation.requests.count(reservation.estimate, -1)
         self._wake_waiters()
 
-    async def _acquire_one(self) -> bool:
-        if not self._waiters and self._fits():
-            self._in_flight += 1
-            return True
+    async def _wait(self, requests: _Requests, estimate: Estimate) -> Reservation | None:
+        """Return a reservation once it fits; `None` if it never will."""
+        if not requests.waiters and self._fits(requests, estimate):
+            return self._admit(requests, estimate)
         if not self._in_flight:
-            return False
-        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+            return None
+        admitted: asyncio.Future[Reservation | None] = asyncio.get_running_loop().create_future()
+        requests.waiters.append((estimate, admitted))
         try:
-            return await waiter
+            return await admitted
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled() and waiter.result():  # admitted meanwhile: pass it on
-                self._in_flight -= 1
-                self._wake_waiters()
+            if admitted.done() and not admitted.cancelled() and (reservation := admitted.result()):
+                reservation.release()  # admitted meanwhile: pass it on
             raise
 
     def _wake_waiters(self) -> None:
-        while self._waiters and (self._waiters[0].done() or self._fits() or not self._in_flight):
-            waiter = self._waiters.popleft()
-            if not waiter.done():  # else it was cancelled
-                fits = self._fits()
-                self._in_flight += fits
-                waiter.set_result(fits)
+        """Admit those that fit, the last step's first, so that rows are finished; with none in flight, none ever will.
 
-    def _fits(self) -> bool:
-        if not self._measured:
-            return self._in_flight < MAX_UNMEASURED_IN_FLIGHT
-        return all(
-            limit is None or self.spent[name] * (1 + (self._in_flight + 1) / self._measured) <= limit
-            for name, limit in self.limits.items()
-        )
+        Those of one step and model are admitted in the order in which they came.
+        """
+        for requests in reversed(self._requests.values()):
+            while requests.waiters:
+                estimate, admitted = requests.waiters[0]
+                if not admitted.done():  # else it was cancelled
+                    if self._fits(requests, estimate):
+                        admitted.set_result(self._admit(requests, estimate))
+                    elif not self._in_flight:
+                        admitted.set_result(None)
+                    else:
+                        break
+                requests.waiters.popleft()
 
-    def _message(self) -> str:
+    def _admit(self, requests: _Requests, estimate: Estimate) -> Reservation:
+        self._in_flight += 1
+        requests.count(estimate, 1)
+        return Reservation(self, requests, estimate)
+
+    def _fits(self, requests: _Requests, estimate: Estimate) -> bool:
+        return not requests.is_full and not self._exceeded(requests, estimate)
+
+    def _exceeded(self, requests: _Requests, estimate: Estimate) -> list[str]:
+        """Return the names of the limits that another request may pass."""
+        total = self.spent.plus(requests.expect(estimate))
+        for each in self._requests.values():
+            total = total.plus(each.reserved)
+        most = zip(self.limits.items(), total, strict=True)
+        return [name for (name, limit), amount in most if limit is not None and amount > limit * (1 + 1e-9)]
+
+    def _message(self, requests: _Requests, estimate: Estimate) -> str:
+        spent = dict(zip(self.limits, (f"${self.spent.cost:,.6g}", f"{self.spent.tokens:,.0f} tokens"), strict=True))
+        during = f" in {spell(self.attempts)} attempts" if self.attempts > 1 else ""
+        passed = f"the next request {requests.name} may pass it"
         reached = [
-            f"`{name}={limit:g}` ({self.spent[name]:,.6g} spent, the next request would pass it)"
-            for name, limit in self.limits.items()
-            if limit is not None and self.spent[name] * (1 + 1 / max(1, self._measured)) > limit
+            f"`{name}={self.limits[name]:g}` ({spent[name]} spent{during}; {passed})"
+            for name in self._exceeded(requests, estimate)
         ]
         return f"The run stopped at {' and '.join(reached)}. The same command with more goes on from here."
+
+
+def spell(number: int) -> str:
+    """Return a small number as a word."""
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    return words[number] if number < len(words) else f"{number:,}"
 
 
 _active_budget: ContextVar[Budget | None] = ContextVar("budget", default=None)

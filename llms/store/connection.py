@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-VERSION = 2
+VERSION = 3
 """Version of the schema, in the file's `user_version`."""
 
 SQLITE_BUSY_TIMEOUT_S = 30.0
@@ -21,8 +21,18 @@ _CREATE = """
         seconds REAL NOT NULL, model TEXT NOT NULL, provider TEXT NOT NULL, created REAL NOT NULL
     )
 """
+_CREATE_SPENDING = """
+    CREATE TABLE IF NOT EXISTS spending (
+        run TEXT NOT NULL, attempt INTEGER NOT NULL, step TEXT NOT NULL, model TEXT NOT NULL,
+        requests INTEGER NOT NULL, unanswered INTEGER NOT NULL, input_tokens INTEGER NOT NULL,
+        output_tokens INTEGER NOT NULL, cache_read_input_tokens INTEGER NOT NULL,
+        reasoning_output_tokens INTEGER NOT NULL, cache_creation_input_tokens INTEGER NOT NULL,
+        cost REAL, seconds REAL NOT NULL, updated REAL NOT NULL, PRIMARY KEY (run, attempt, step, model)
+    )
+"""
 _ADDED_COLUMNS = {
     2: ("cache_creation_input_tokens INTEGER NOT NULL DEFAULT 0", "logprobs TEXT"),
+    3: ("schema_error TEXT",),
 }
 """Columns by the version that added them; an older file gets them when it is opened."""
 
@@ -97,6 +107,7 @@ def _set_up(connection: sqlite3.Connection, file: Path) -> None:
         connection.execute("BEGIN IMMEDIATE")
         (version,) = connection.execute("PRAGMA user_version").fetchone()  # another process may have been first
         connection.execute(_CREATE)
+        connection.execute(_CREATE_SPENDING)
         for column in (column for added, columns in _ADDED_COLUMNS.items() if version < added for column in columns):
             connection.execute(f"ALTER TABLE answers ADD COLUMN {column}")
         connection.execute(f"PRAGMA user_version = {VERSION}")

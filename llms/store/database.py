@@ -6,18 +6,21 @@ Errors are not stored. Of a request only a hash is stored, because prompts can b
 import asyncio
 import atexit
 import json
+import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from llms.store.connection import connect, path, translate_errors
 from llms.typing import FinishReason, GenerateOutput, Logprobs, ModelInfo, Usage
+
+logger = logging.getLogger(__name__)
 
 COMMIT_DELAY_S = 0.005
 """Seconds to collect answers before a commit: a commit of a hundred costs as much as of one."""
@@ -27,13 +30,14 @@ READ_CHUNK = 500
 
 COLUMNS = (
     "key, text, finish_reason, reasoning, input_tokens, output_tokens, cache_read_input_tokens, "
-    "reasoning_output_tokens, cache_creation_input_tokens, logprobs, seconds, model, provider, created"
+    "reasoning_output_tokens, cache_creation_input_tokens, logprobs, schema_error, seconds, model, provider, "
+    "created"
 )
 # The newest answer replaces others: a run that does not read the store still writes it. Texts are passed as bytes,
 # because models write lone surrogates (half of an emoji), which are not UTF-8.
 _INSERT = f"""
     REPLACE INTO answers ({COLUMNS})
-    VALUES (?, CAST(? AS TEXT), ?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    VALUES (?, CAST(? AS TEXT), ?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?, ?)
 """
 _SELECT = f"SELECT {COLUMNS} FROM answers WHERE key IN (SELECT value FROM json_each(?))"
 
@@ -52,6 +56,7 @@ class StoredAnswer:
         model: The name of the model.
         provider: The name of the model's class.
         created: Time in seconds since 1970.
+        schema_error: What is wrong with a text that breaks the structure it was asked for; it is to be asked for again.
     """
 
     text: str | None
@@ -63,6 +68,7 @@ class StoredAnswer:
     model: str = ""
     provider: str = ""
     created: float = field(default_factory=time.time)
+    schema_error: str | None = None
 
     @classmethod
     def from_output(cls, llm: ModelInfo, output: GenerateOutput) -> "list[StoredAnswer]":
@@ -84,6 +90,12 @@ class StoredAnswer:
             usage=self.usage,
             seconds=self.seconds,
         )
+
+    def to_free_output(self) -> GenerateOutput:
+        """Return this generation as an output without usage and cost, which were counted when it was paid for."""
+        output = replace(self, usage=Usage(), seconds=0.0).to_output()
+        output.cost = 0.0
+        return output
 
 
 def prepare() -> None:
@@ -108,8 +120,42 @@ async def put(answers: Mapping[str, StoredAnswer]) -> None:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
     with _lock:
-        _store().queue.put((rows, loop, done))
+        _store().queue.put(_PendingWrite(_INSERT, rows, loop, done))
     await done
+
+
+def enqueue(statement: str, rows: list[tuple[Any, ...]]) -> None:
+    """Execute a statement for these rows with the next commit, which nobody waits for; a failure is logged.
+
+    Raises:
+        StoreError: If the store cannot be opened.
+    """
+    with _lock:
+        _store().queue.put(_PendingWrite(statement, rows))
+
+
+def flush() -> None:
+    """Wait until what was enqueued is committed.
+
+    Raises:
+        StoreError: If the store cannot be opened.
+    """
+    committed = threading.Event()
+    with _lock:
+        _store().queue.put(_PendingWrite(_INSERT, [], on_end=committed.set))
+    committed.wait()
+
+
+def query(statement: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """Return the rows that a statement selects.
+
+    Raises:
+        StoreError: If the store cannot be read.
+    """
+    with _lock:
+        store = _store()
+        with translate_errors(store.file):
+            return store.reader.execute(statement, parameters).fetchall()
 
 
 def get(keys: Iterable[str]) -> dict[str, StoredAnswer]:
@@ -141,6 +187,7 @@ def _to_row(key: str, answer: StoredAnswer) -> tuple[Any, ...]:
         usage.reasoning_output_tokens,
         usage.cache_creation_input_tokens,
         answer.logprobs and json.dumps(answer.logprobs),
+        _encode(answer.schema_error),
         answer.seconds,
         answer.model,
         answer.provider,
@@ -149,17 +196,25 @@ def _to_row(key: str, answer: StoredAnswer) -> tuple[Any, ...]:
 
 
 def _from_row(row: tuple[Any, ...]) -> tuple[str, StoredAnswer]:
-    key, text, finish_reason, reasoning, *usage, logprobs, seconds, model, provider, created = row
-    likely = logprobs and json.loads(logprobs)
-    return key, StoredAnswer(text, finish_reason, reasoning, likely, Usage(*usage), seconds, model, provider, created)
+    key, text, finish_reason, reasoning, *usage, logprobs, schema_error, seconds, model, provider, created = row
+    likely, used = logprobs and json.loads(logprobs), Usage(*usage)
+    answer = StoredAnswer(text, finish_reason, reasoning, likely, used, seconds, model, provider, created, schema_error)
+    return key, answer
 
 
 def _encode(text: str | None) -> bytes | None:
     return None if text is None else text.encode("utf-8", "surrogatepass")
 
 
-_PendingWrite = tuple[list[tuple[Any, ...]], asyncio.AbstractEventLoop, "asyncio.Future[None]"]
-"""Rows to write, and the loop and future to notify."""
+@dataclass(slots=True)
+class _PendingWrite:
+    """A statement to execute for rows, and whom to notify: a future on its loop, or a function."""
+
+    statement: str
+    rows: list[tuple[Any, ...]]
+    loop: asyncio.AbstractEventLoop | None = None
+    done: "asyncio.Future[None] | None" = None
+    on_end: Callable[[], None] | None = None
 
 
 class _Store:
@@ -178,12 +233,18 @@ class _Store:
             batch = [first, *self._drain_queue()]
             failure = None
             try:
-                self._commit([row for rows, _, _ in batch for row in rows])
+                self._commit(batch)
             except Exception as error:
                 failure = error
-            for loop in {loop for _, loop, _ in batch}:  # each is woken once, not once per answer
+                if any(not each.done and each.rows for each in batch):
+                    logger.warning("What the run spent is not recorded: %s", error)
+            for loop in {each.loop for each in batch if each.loop}:  # each is woken once, not once per answer
                 with suppress(RuntimeError):  # it is closed
-                    loop.call_soon_threadsafe(_resolve, [done for _, each, done in batch if each is loop], failure)
+                    waiting = [each.done for each in batch if each.loop is loop and each.done]
+                    loop.call_soon_threadsafe(_resolve, waiting, failure)
+            for each in batch:
+                if each.on_end:
+                    each.on_end()
 
     def _drain_queue(self) -> Iterator[_PendingWrite]:
         try:
@@ -193,11 +254,12 @@ class _Store:
         except Empty:
             pass
 
-    def _commit(self, rows: list[tuple[Any, ...]]) -> None:
+    def _commit(self, writes: Iterable[_PendingWrite]) -> None:
         with translate_errors(self.file):
             self.writer.execute("BEGIN IMMEDIATE")
             try:
-                self.writer.executemany(_INSERT, rows)
+                for each in writes:
+                    self.writer.executemany(each.statement, each.rows)
                 self.writer.execute("COMMIT")
             except BaseException:
                 if self.writer.in_transaction:  # a full disk ends it

@@ -41,6 +41,7 @@ from llms import (
 )
 from llms.any_llm import model_classes, resolve_model
 from llms.clients import event_loop
+from llms.limits.usage import UsageCollector
 from llms.typing import ChatType, GenerateOutput, HiddenState, Usage
 from tests.support.api_profiles import installed, profile_of, sample, some, ways
 
@@ -473,9 +474,10 @@ def test_what_was_answered_is_kept_when_a_later_part_of_the_batch_breaks():
             return [GenerateOutput([self.held] * num_generations, usage=Usage(3, 1), cost=0.5) for _ in inputs]
 
     chats = [(CHAT, "a"), (CHAT, "a"), (CHAT, "b")]
-    with pytest.raises(Fatal, match="out of memory") as caught:
+    with pytest.raises(Fatal, match="out of memory"), UsageCollector().activate() as usage:
         Breaking().generate_outputs(chats)
-    assert [(each.usage, each.cost) for each in caught.value.paid_outputs] == [(Usage(3, 1), 0.5)] * 2
+    (used,) = usage.by_model.values()
+    assert (used.usage, used.cost) == (Usage(6, 2), 1.0)
     Breaking.broken = False
     outputs = Breaking().generate_outputs(chats)
     assert outputs == [["a"], ["a"], ["b"]] and [output.cached for output in outputs] == [True, True, False]

@@ -13,6 +13,7 @@ import pytest
 from llms import AsyncLLM, Fatal, OpenAILLM, Price, Rejected, Throttled, Transient
 from llms.clients import event_loop
 from llms.engine import request
+from llms.limits.usage import UsageCollector
 from llms.typing import ChatType, GenerateOutput, Usage
 
 CHATS: list[ChatType] = [[{"role": "user", "content": f"question {each}"}] for each in range(50)]
@@ -166,11 +167,19 @@ def test_a_refusal_that_lasts_longer_than_the_deadline_is_not_waited_out(monkeyp
 @pytest.mark.usefixtures("short_pauses")
 def test_a_model_of_ones_own_that_takes_too_long_is_asked_again(monkeypatch):
     slow = lambda: asyncio.sleep(600)  # noqa: E731
-    assert scripted(monkeypatch, slow, slow, timeout=0.1).generate(CHATS[:1]) == [["x"]]
-    assert Scripted.asked == 3
-    (output,) = scripted(monkeypatch, *[slow] * 20, timeout=0.01).generate(CHATS[:1])
+    assert scripted(monkeypatch, slow, timeout=0.1).generate(CHATS[:1]) == [["x"]]
+    assert Scripted.asked == 2
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_a_model_that_always_takes_too_long_is_not_paid_nine_times(monkeypatch):
+    slow = lambda: asyncio.sleep(600)  # noqa: E731
+    with UsageCollector().activate() as usage:
+        (output,) = scripted(monkeypatch, *[slow] * 20, timeout=0.01).generate(CHATS[:1])
     assert isinstance(output.error, Transient) and "within 0.01 s (`timeout`)" in str(output.error)
-    assert Scripted.asked == output.attempts == request.MAX_ATTEMPTS
+    assert Scripted.asked == output.attempts == request.MAX_TIMEOUTS
+    (used,) = usage.by_model.values()
+    assert used.requests == used.unanswered == request.MAX_TIMEOUTS
 
 
 def test_without_a_timeout_a_model_of_ones_own_has_all_the_time_it_wants(monkeypatch):
@@ -253,10 +262,10 @@ def test_what_no_request_survives_stops_the_run_whichever_sdk_says_it(monkeypatc
 
 def test_what_was_paid_before_a_run_stopped_is_told(monkeypatch):
     paid = lambda: GenerateOutput(["x"], usage=Usage(5, 1), cost=0.25)  # noqa: E731
-    with pytest.raises(Fatal) as caught:
+    with pytest.raises(Fatal), UsageCollector().activate() as usage:
         scripted(monkeypatch, paid, paid, raising(Fatal("no credit")), max_concurrency=1).generate(CHATS[:5])
-    assert [(each.usage, each.cost, list(each)) for each in caught.value.paid_outputs] == [(Usage(5, 1), 0.25, [])] * 2
-    assert [each.cost for each in pickle.loads(pickle.dumps(caught.value)).paid_outputs] == [0.25] * 2
+    (used,) = usage.by_model.values()
+    assert (used.requests, used.usage, used.cost, used.unanswered) == (3, Usage(10, 2), 0.5, 0)
 
 
 class OneAtATime(Slow):

@@ -10,6 +10,7 @@ from llms import OpenAILLM, Price, Rejected, Transient
 from llms.structured.output import with_schema_prompt
 
 CHAT = [{"role": "user", "content": "Who is Ada?"}]
+OTHER = '{"name": "Bob", "age": 1}'
 GOOD, BAD = '{"name": "Ada", "age": 36}', '{"name": "Ada", "age": -1}'
 
 
@@ -82,7 +83,7 @@ def test_what_is_wrapped_around_the_json_is_taken_off(wire, text):
     assert model(wire).generate([CHAT]) == [[GOOD]]
 
 
-def test_a_good_answer_is_in_the_store_and_a_bad_one_is_not(wire):
+def test_bad_answers_are_in_the_store_too_and_none_is_paid_for_twice(wire):
     says(wire, BAD, GOOD)
     llm = model(wire)
     assert llm.generate_outputs([CHAT]) == [[GOOD]]
@@ -90,9 +91,33 @@ def test_a_good_answer_is_in_the_store_and_a_bad_one_is_not(wire):
     assert again == [GOOD] and again.cached and len(wire.requests) == 2
     wire.answer = lambda request: wire.Reply(wire.completion(BAD))
     other = [{"role": "user", "content": "Who is Bob?"}]
-    for times in (1, 2):  # a failed row is tried again
-        assert llm.generate_outputs([other])[0].error
-        assert len(wire.requests) == 2 + 3 * times
+    for _ in range(2):  # the same command goes on with the count of attempts
+        (failed,) = llm.generate_outputs([other])
+        assert failed == [None] and failed.attempts == 3 and "None of 3 answers" in str(failed.error)
+        assert len(wire.requests) == 5
+    (failed,) = model(wire, max_schema_retries=4).generate_outputs([other])
+    assert failed.attempts == 5 and len(wire.requests) == 7
+    wire.answer = lambda request: wire.Reply(wire.completion(GOOD))
+    assert model(wire, max_schema_retries=5).generate_outputs([other]) == [[GOOD]] == llm.generate_outputs([other])
+    assert len(wire.requests) == 8
+    assert llm.generate([other]) == [[GOOD]] and len(wire.requests) == 9, "without the cache all is asked anew"
+
+
+def test_of_several_generations_only_what_is_missing_or_bad_is_asked_for(wire):
+    llm = model(wire, max_schema_retries=0)
+    wire.script(wire.Reply(wire.completion(GOOD, BAD, GOOD)))
+    assert llm.generate_outputs([CHAT], 3)[0].error
+    wire.answer = lambda request: wire.Reply(wire.completion(*[OTHER] * (request.body.get("n") or 1)))
+    (output,) = model(wire, max_schema_retries=1).generate_outputs([CHAT], 5)
+    assert output == [GOOD, OTHER, GOOD, OTHER, OTHER]
+    assert [request.body.get("n") for request in wire.requests] == [3, 2, None]
+
+
+def test_an_answer_that_was_cut_is_not_paid_for_again_by_the_same_command(wire):
+    says(wire, '{"name": "Ad', finish_reason="length")
+    for _ in range(2):
+        (output,) = model(wire).generate_outputs([CHAT])
+        assert len(wire.requests) == 1 and "`max_new_tokens`" in str(output.error)
 
 
 def test_every_chat_may_have_its_own_structure(wire):

@@ -2,21 +2,28 @@
 
 import asyncio
 import json
+import math
+import random
+from collections import Counter
 from typing import ClassVar
 
 import pytest
 
 from flows import Pipeline
 from flows.errors import ConfigurationError
-from llms import LLM, AsyncLLM, BudgetExceeded, LlamaServerLLM, OpenAILLM, Price, Transient
+from llms import LLM, AsyncLLM, BudgetExceeded, LlamaServerLLM, OpenAILLM, Price
 from llms.clients import event_loop
-from llms.limits.budget import MAX_UNMEASURED_IN_FLIGHT, Budget
+from llms.limits.budget import MAX_UNMEASURED_IN_FLIGHT, Amount, Budget, Estimate, Reservation
+from llms.limits.usage import UsageCollector
 from llms.typing import ChatType, GenerateOutput, Usage
 from tasks import LoadDataFromDicts, TextGeneration
+from tests.support.virtual_time import simulate
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 PRICE = {"input": 1_000_000, "output": 0}  # of the wire: nine tokens of input a request, so nine dollars
+
+UNKNOWN = Estimate()
 
 
 def run(wire, rows=60, llm=None, folder=None, **limits):
@@ -88,17 +95,27 @@ def test_models_of_this_machine_cost_nothing(wire):
     assert run(wire, rows=3, llm=LlamaServerLLM(), max_cost=1).summary.cost == 0
 
 
+async def reserve(budget: Budget, count: int = 1, estimate: Estimate = UNKNOWN, step: str = "s") -> list[Reservation]:
+    return await budget.reserve(step, "m", [estimate] * count)
+
+
+def spend(*reservations: Reservation, tokens: float, cost: float = 0.0) -> None:
+    for reservation in reservations:
+        reservation.charge(Amount(cost, tokens))
+        reservation.release()
+
+
 def test_one_request_more_is_no_request_less():
     """Those that wait are admitted one by one as others end; the limit is never passed."""
     budget, seen, spent = Budget(max_tokens=100), [], 0
 
     async def one() -> None:
         nonlocal spent
-        await budget.acquire()
+        (reservation,) = await reserve(budget)
         seen.append(budget._in_flight)
         await asyncio.sleep(0)
         spent += 5
-        await budget.release([GenerateOutput(["x"], usage=Usage(2, 3))])
+        spend(reservation, tokens=5)
 
     async def all_of_them() -> list[BaseException | None]:
         return await asyncio.gather(*(one() for _ in range(50)), return_exceptions=True)
@@ -111,14 +128,14 @@ def test_one_request_more_is_no_request_less():
 def test_whoever_gives_up_waiting_leaves_the_turn_to_the_next():
     async def check() -> None:
         budget = Budget(max_tokens=1000)
-        for _ in range(MAX_UNMEASURED_IN_FLIGHT):
-            await budget.acquire()
-        waiting = [asyncio.create_task(budget.acquire()) for _ in range(3)]
+        first = await reserve(budget, MAX_UNMEASURED_IN_FLIGHT)
+        waiting = [asyncio.create_task(reserve(budget)) for _ in range(3)]
         await asyncio.sleep(0)
         waiting[0].cancel()
-        await budget.release([GenerateOutput(["x"], usage=Usage(1, 1))])
+        spend(first[0], tokens=2)
+        spend(first[1], tokens=2)
         await asyncio.gather(*waiting[1:])
-        assert waiting[0].cancelled() and budget._in_flight == MAX_UNMEASURED_IN_FLIGHT - 1 + 2
+        assert waiting[0].cancelled() and budget._in_flight == MAX_UNMEASURED_IN_FLIGHT
 
     event_loop.run(check())
 
@@ -127,22 +144,21 @@ def test_a_failure_that_nobody_was_billed_for_says_nothing_of_what_one_costs():
     """Else the first ones that fail would let all others go at once."""
 
     async def check() -> None:
-        budget, failed = Budget(max_tokens=100), GenerateOutput.failed(Transient("away"), 1)
+        budget = Budget(max_tokens=100)
         for _ in range(3):
-            await budget.acquire()
-            await budget.release([failed])
-        waiting = [asyncio.create_task(budget.acquire()) for _ in range(50)]
-        await asyncio.sleep(0)
-        assert budget._in_flight == MAX_UNMEASURED_IN_FLIGHT
-        for _ in range(50):  # a run in which all fail comes to its end
-            await budget.release([failed])
-        assert await asyncio.gather(*waiting) == [1] * 50 and budget._in_flight == 0
-        await budget.acquire()
-        paid = GenerateOutput([None], usage=Usage(40, 0), error=Transient("cut"))  # a failure, too
-        await budget.release([paid])
-        assert await budget.acquire() == 1
-        with pytest.raises(BudgetExceeded):  # a third one of 40 would pass the limit
-            await asyncio.wait_for(asyncio.gather(budget.acquire(), budget.release([paid])), 10)
+            spend(*await reserve(budget), tokens=0)
+        waiting = [asyncio.create_task(reserve(budget)) for _ in range(50)]
+        for ended in range(50):  # a run in which all fail comes to its end
+            await asyncio.sleep(0)
+            assert budget._in_flight == min(MAX_UNMEASURED_IN_FLIGHT, 50 - ended)
+            spend(*await waiting[ended], tokens=0)
+        paid, other = await reserve(budget, 2)
+        spend(paid, tokens=40)
+        with pytest.raises(BudgetExceeded, match="80 tokens spent.*of `s` to `m`"):  # a third of 40 would pass it
+            third = asyncio.create_task(reserve(budget, estimate=Estimate(Amount(tokens=0))))
+            await asyncio.sleep(0)
+            spend(other, tokens=40)
+            await asyncio.wait_for(third, 10)
 
     event_loop.run(check())
 
@@ -150,14 +166,163 @@ def test_a_failure_that_nobody_was_billed_for_says_nothing_of_what_one_costs():
 def test_those_that_would_begin_together_begin_as_far_as_they_fit():
     async def check() -> None:
         budget = Budget(max_tokens=100)
-        assert await budget.acquire(50) == MAX_UNMEASURED_IN_FLIGHT
-        await budget.release(
-            [GenerateOutput(["x"], usage=Usage(1, 4))] * MAX_UNMEASURED_IN_FLIGHT, MAX_UNMEASURED_IN_FLIGHT
-        )
-        assert await budget.acquire(50) == (100 - 5 * MAX_UNMEASURED_IN_FLIGHT) // 5
-        assert await asyncio.wait_for(asyncio.gather(budget.acquire(50), budget.release([], 12)), 10) == [12, None]
+        first = await reserve(budget, 50)
+        assert len(first) == MAX_UNMEASURED_IN_FLIGHT
+        spend(*first, tokens=5)
+        second = await reserve(budget, 50)
+        assert len(second) == (100 - 5 * MAX_UNMEASURED_IN_FLIGHT) // 5
+        waiting = asyncio.create_task(reserve(budget, 50))
+        await asyncio.sleep(0)
+        for each in second:
+            each.release()
+        assert len(await asyncio.wait_for(waiting, 10)) == 12
 
     event_loop.run(check())
+
+
+def test_a_step_that_has_asked_nothing_yet_begins_with_a_few_whatever_others_cost():
+    async def check() -> None:
+        budget = Budget(max_tokens=100_000)
+        for _ in range(20):
+            spend(*await reserve(budget, 50, step="cheap"), tokens=10)
+        assert len(await reserve(budget, 500, step="dear")) == MAX_UNMEASURED_IN_FLIGHT
+
+    event_loop.run(check())
+
+
+def test_the_longest_answer_that_is_allowed_is_set_aside_until_one_is_measured():
+    async def check() -> None:
+        budget, estimate = Budget(max_tokens=1000), Estimate(Amount(tokens=10), Amount(tokens=410))
+        first = await reserve(budget, 8, estimate)
+        assert len(first) == 2
+        spend(*first, tokens=20)
+        assert len(await reserve(budget, 50, estimate)) == MAX_UNMEASURED_IN_FLIGHT
+
+    event_loop.run(check())
+
+
+def test_a_prompt_that_is_longer_than_usual_is_expected_to_cost_more():
+    async def check() -> None:
+        budget = Budget(max_tokens=1000)
+        spend(*await reserve(budget, 5, Estimate(Amount(tokens=10), Amount(tokens=10))), tokens=20)
+        with pytest.raises(BudgetExceeded):
+            await reserve(budget, 1, Estimate(Amount(tokens=900), Amount(tokens=900)))
+        spend(*await reserve(budget, 1, Estimate(Amount(tokens=880), Amount(tokens=880))), tokens=890)
+
+    event_loop.run(check())
+
+
+def test_once_an_answer_costs_far_more_than_expected_the_next_ones_are_expected_to_as_well():
+    async def check() -> None:
+        budget = Budget(max_tokens=10_000)
+        for _ in range(30):
+            spend(*await reserve(budget, 4), tokens=10)
+        spend(*await reserve(budget), tokens=1000)
+        assert len(await reserve(budget, 500)) == (10_000 - 30 * 40 - 1000) // 1000
+
+    event_loop.run(check())
+
+
+def test_rows_that_have_begun_are_finished_before_others_begin():
+    """The last step's requests go first when the budget is short."""
+
+    async def check() -> None:
+        budget = Budget(max_tokens=100)
+        (held,) = await reserve(budget, step="first")
+        spend(*await reserve(budget, step="first"), tokens=30)
+        spend(*await reserve(budget, step="last"), tokens=30)
+        waiting = {name: asyncio.create_task(reserve(budget, step=name)) for name in ("first", "last")}
+        await asyncio.sleep(0)
+        spend(held, tokens=0)
+        done, _ = await asyncio.wait(waiting.values(), return_when=asyncio.FIRST_COMPLETED)
+        assert done == {waiting["last"]}
+        spend(*waiting["last"].result(), tokens=30)
+        with pytest.raises(BudgetExceeded):
+            await waiting["first"]
+
+    event_loop.run(check())
+
+
+@pytest.mark.parametrize("odd", [-1000.0, math.nan, math.inf, -math.inf])
+def test_an_odd_figure_never_raises_what_is_left(odd):
+    async def check() -> None:
+        budget = Budget(max_cost=1, max_tokens=100)
+        for _ in range(5):
+            spend(*await reserve(budget), tokens=odd, cost=odd)
+        assert budget.spent == (0, 0)
+        spend(*await reserve(budget), tokens=10, cost=0.1)
+        assert budget.spent == (0.1, 10)
+
+    event_loop.run(check())
+
+
+def test_what_earlier_attempts_have_spent_counts():
+    async def check() -> None:
+        budget = Budget(max_cost=1.0, spent=Amount(0.71, 0), attempts=2)
+        spend(*await reserve(budget), tokens=1, cost=0.29)
+        with pytest.raises(BudgetExceeded, match=r"`max_cost=1` \(\$1 spent in two attempts;"):
+            await reserve(budget)
+
+    event_loop.run(check())
+
+
+def run_schedule(seed: int) -> tuple[float, float, int, float]:
+    """Spend a budget at random; return the limit, what was spent, the most in flight, and the dearest answer."""
+    draw = random.Random(seed)
+    limit = 10 ** draw.uniform(2, 6)
+    concurrency, budget = draw.choice([1, 8, 50, 500]), Budget(max_tokens=int(limit))
+    steps = [
+        (draw.choice(["same", "normal", "growing", "jump"]), limit * 10 ** draw.uniform(-4, -1))
+        for _ in range(draw.randint(1, 4))
+    ]
+    slots, most, dearest, count = asyncio.Semaphore(concurrency), 0, 0.0, Counter[int]()
+
+    def cost(step: int) -> float:
+        kind, mean = steps[step]
+        count[step] += 1
+        match kind:
+            case "normal":
+                return mean * draw.lognormvariate(-0.5, 1)
+            case "growing":
+                return mean * (1 + count[step] / 20)
+            case "jump":
+                return mean * (30 if count[step] > 60 else 1)
+            case _:
+                return mean
+
+    async def one(step: int) -> None:
+        nonlocal most, dearest
+        try:
+            (reservation,) = await budget.reserve(f"{step}", "m", [Estimate()])
+        except BudgetExceeded:
+            return
+        try:
+            async with slots:
+                most = max(most, budget._in_flight)
+                spent = cost(step)
+                await asyncio.sleep(draw.uniform(0.1, 2))
+                if draw.random() < 0.05:
+                    raise asyncio.CancelledError
+                dearest = max(dearest, spent)
+                reservation.charge(Amount(tokens=spent))
+        except asyncio.CancelledError:
+            reservation.charge(Amount(tokens=draw.uniform(-10, 0)), answered=False)
+        finally:
+            reservation.release()
+
+    async def all_of_them() -> None:
+        rows = draw.randint(50, 2000)
+        await asyncio.gather(*(one(step) for _ in range(rows) for step in range(len(steps))))
+
+    simulate(all_of_them())
+    assert budget._in_flight == 0 and not any(each.waiters for each in budget._requests.values())
+    return budget.limits["max_tokens_total"] or 0, budget.spent.tokens, most, dearest
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_limit_is_exceeded_by_those_in_flight_at_the_dearest_so_far_at_most(seed):
+    limit, spent, most, dearest = run_schedule(seed)
+    assert spent <= limit + most * dearest
 
 
 class Batch(LLM):
@@ -192,10 +357,10 @@ def test_an_engine_that_takes_a_batch_stops_at_the_limit_too(wire, tmp_path):
 
 def test_an_engine_that_takes_a_batch_is_asked_as_much_as_fits_and_tells_what_was_spent():
     Batch.sizes.clear()
-    with pytest.raises(BudgetExceeded) as caught, Budget(max_cost=30).activate():
+    with pytest.raises(BudgetExceeded), Budget(max_cost=30).activate(), UsageCollector().activate() as usage:
         Batch().generate_outputs(chats(100))
     assert Batch.sizes == [MAX_UNMEASURED_IN_FLIGHT, 30 - MAX_UNMEASURED_IN_FLIGHT]
-    assert len(caught.value.paid_outputs) == sum(each.cost for each in caught.value.paid_outputs) == 30
+    assert usage.by_model["batch"].requests == usage.by_model["batch"].cost == 30
 
 
 def test_without_a_limit_it_is_asked_all_at_once_and_its_cost_is_known():
@@ -224,6 +389,6 @@ def test_a_model_of_ones_own_is_counted(wire):
 
 
 def test_what_a_run_had_spent_when_it_stopped_is_told():
-    with pytest.raises(BudgetExceeded) as caught, Budget(max_cost=20).activate():
+    with pytest.raises(BudgetExceeded), Budget(max_cost=20).activate(), UsageCollector().activate() as usage:
         Sampler().generate_outputs(chats(60))
-    assert len(caught.value.paid_outputs) == 20 and all(each.cost == 1.0 for each in caught.value.paid_outputs)
+    assert usage.by_model["sampler"].requests == usage.by_model["sampler"].cost == 20
