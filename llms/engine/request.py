@@ -141,8 +141,14 @@ async def send(request: Request[AsyncModel], on_output: OnOutput | None = None) 
         return GenerateOutput.failed(Transient(deadline.message, attempts=0), request.num_generations)
     try:
         return await _send_with_retries(request, on_output, reservation)
+    except BudgetExceeded as error:
+        return GenerateOutput.failed(error, request.num_generations)
     finally:
         reservation.release()
+
+
+class _Unaffordable(Exception):
+    """Raised when the budget no longer allows a request that is about to be sent."""
 
 
 async def _send_with_retries(
@@ -163,6 +169,8 @@ async def _send_with_retries(
                 shared_slot(llm.shared_limit) if llm.shared_limit else nullcontext(),
             ):
                 wait.reschedule(None)
+                if reservation and not reservation.confirm():
+                    raise _Unaffordable
                 deadline.start()
                 attempts += 1
                 try:
@@ -191,6 +199,9 @@ async def _send_with_retries(
                     raise failure
                 else:
                     retry = False
+        except _Unaffordable:  # what others cost has changed while it waited for its slot, which it does not keep
+            if reservation:
+                await reservation.renew()
         except TimeoutError:  # it waited for a slot until its deadline
             failure = Transient(deadline.message + (f" The attempt before: {failure.message}" if attempts else ""))
             break

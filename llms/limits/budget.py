@@ -69,6 +69,26 @@ class Reservation:
     budget: "Budget"
     requests: "_Requests"
     estimate: Estimate
+    is_held: bool = True
+    is_sent: bool = False
+
+    def confirm(self) -> bool:
+        """Return whether the request may be sent now: what others cost may have changed since it was admitted."""
+        if not self.is_sent:
+            self.is_sent = not self.budget.exceeded(self.requests, self.estimate, only_sent=True)
+            if self.is_sent:
+                self.requests.sent.count(self.estimate, 1)
+        return self.is_sent
+
+    async def renew(self) -> None:
+        """Give back what was set aside, and wait until the request fits again.
+
+        Raises:
+            BudgetExceeded: If the rest of the budget does not suffice for it.
+        """
+        self.release()
+        await self.budget.readmit(self)
+        self.is_held = True
 
     def charge(self, spent: Amount, answered: bool = True) -> None:
         """Count what an attempt cost, at once; less than nothing counts as nothing.
@@ -80,8 +100,26 @@ class Reservation:
         self.budget.charge(self, spent, answered)
 
     def release(self) -> None:
-        """Give back what was set aside, and admit the next requests."""
-        self.budget.release(self)
+        """Give back what was set aside, and admit the next requests; later calls have no effect."""
+        if self.is_held:
+            self.is_held = False
+            self.budget.release(self)
+
+
+@dataclass(eq=False, slots=True)
+class _Group:
+    """Some requests, and the sums of their estimates."""
+
+    requests: int = 0
+    inputs: Amount = Amount()
+    ceilings: Amount = Amount()
+
+    def count(self, estimate: Estimate, change: int) -> None:
+        """Count one more or one less."""
+        self.requests += change
+        is_empty = not self.requests  # then nothing is left of how floats add up
+        self.inputs = Amount() if is_empty else self.inputs.plus(estimate.input.times(change))
+        self.ceilings = Amount() if is_empty else self.ceilings.plus(estimate.ceiling.times(change))
 
 
 @dataclass(eq=False, slots=True)
@@ -89,9 +127,8 @@ class _Requests:
     """The requests of one step to one model: those in flight, those that wait, and what those before them cost."""
 
     name: str
-    in_flight: int = 0
-    inputs: Amount = Amount()  # estimates of those in flight
-    ceilings: Amount = Amount()
+    admitted: _Group = field(default_factory=_Group)
+    sent: _Group = field(default_factory=_Group)  # of those
     answers: int = 0
     total: Amount = Amount()
     total_input: Amount = Amount()
@@ -104,10 +141,9 @@ class _Requests:
         """Return what the next request is expected to cost."""
         return self._expect(1, estimate.input) if self.answers else estimate.ceiling
 
-    @property
-    def reserved(self) -> Amount:
-        """What those in flight are expected to cost."""
-        return self._expect(self.in_flight, self.inputs) if self.answers else self.ceilings
+    def reserved(self, group: _Group) -> Amount:
+        """Return what those of a group are expected to cost."""
+        return self._expect(group.requests, group.inputs) if self.answers else group.ceilings
 
     def _expect(self, count: int, inputs: Amount) -> Amount:
         """Return what so many requests will cost: what is usual, and more if their prompts are longer than usual."""
@@ -117,14 +153,7 @@ class _Requests:
     @property
     def is_full(self) -> bool:
         """Whether too few were answered to have more in flight."""
-        return self.in_flight >= max(MAX_UNMEASURED_IN_FLIGHT, MAX_IN_FLIGHT_PER_ANSWER * self.answers)
-
-    def count(self, estimate: Estimate, change: int) -> None:
-        """Count one more or one less in flight."""
-        self.in_flight += change
-        is_empty = not self.in_flight  # then nothing is left of how floats add up
-        self.inputs = Amount() if is_empty else self.inputs.plus(estimate.input.times(change))
-        self.ceilings = Amount() if is_empty else self.ceilings.plus(estimate.ceiling.times(change))
+        return self.admitted.requests >= max(MAX_UNMEASURED_IN_FLIGHT, MAX_IN_FLIGHT_PER_ANSWER * self.answers)
 
     def measure(self, spent: Amount, estimate: Estimate) -> None:
         """Learn from an answer what the next ones will cost."""
@@ -214,8 +243,20 @@ class Budget:
     def release(self, reservation: Reservation) -> None:
         """Give back a reservation. Usually called by it."""
         self._in_flight -= 1
-        reservation.requests.count(reservation.estimate, -1)
+        reservation.requests.admitted.count(reservation.estimate, -1)
+        if reservation.is_sent:
+            reservation.requests.sent.count(reservation.estimate, -1)
+            reservation.is_sent = False
         self._wake_waiters()
+
+    async def readmit(self, reservation: Reservation) -> None:
+        """Wait until a request fits that was given back. Usually called by its reservation.
+
+        Raises:
+            BudgetExceeded: If the rest of the budget does not suffice for it.
+        """
+        if await self._wait(reservation.requests, reservation.estimate) is None:
+            raise BudgetExceeded(self._message(reservation.requests, reservation.estimate))
 
     async def _wait(self, requests: _Requests, estimate: Estimate) -> Reservation | None:
         """Return a reservation once it fits; `None` if it never will."""
@@ -251,17 +292,17 @@ class Budget:
 
     def _admit(self, requests: _Requests, estimate: Estimate) -> Reservation:
         self._in_flight += 1
-        requests.count(estimate, 1)
+        requests.admitted.count(estimate, 1)
         return Reservation(self, requests, estimate)
 
     def _fits(self, requests: _Requests, estimate: Estimate) -> bool:
-        return not requests.is_full and not self._exceeded(requests, estimate)
+        return not requests.is_full and not self.exceeded(requests, estimate)
 
-    def _exceeded(self, requests: _Requests, estimate: Estimate) -> list[str]:
-        """Return the names of the limits that another request may pass."""
+    def exceeded(self, requests: _Requests, estimate: Estimate, only_sent: bool = False) -> list[str]:
+        """Return the names of the limits that another request may pass, given all that are in flight or only sent."""
         total = self.spent.plus(requests.expect(estimate))
         for each in self._requests.values():
-            total = total.plus(each.reserved)
+            total = total.plus(each.reserved(each.sent if only_sent else each.admitted))
         most = zip(self.limits.items(), total, strict=True)
         return [name for (name, limit), amount in most if limit is not None and amount > limit * (1 + 1e-9)]
 
@@ -271,7 +312,7 @@ class Budget:
         passed = f"the next request {requests.name} may pass it"
         reached = [
             f"`{name}={self.limits[name]:g}` ({spent[name]} spent{during}; {passed})"
-            for name in self._exceeded(requests, estimate)
+            for name in self.exceeded(requests, estimate)
         ]
         return f"The run stopped at {' and '.join(reached)}. The same command with more goes on from here."
 

@@ -296,19 +296,22 @@ def run_schedule(seed: int) -> tuple[float, float, int, float]:
             (reservation,) = await budget.reserve(f"{step}", "m", [Estimate()])
         except BudgetExceeded:
             return
-        try:
+        while True:
             async with slots:
-                most = max(most, budget._in_flight)
-                spent = cost(step)
-                await asyncio.sleep(draw.uniform(0.1, 2))
-                if draw.random() < 0.05:
-                    raise asyncio.CancelledError
-                dearest = max(dearest, spent)
-                reservation.charge(Amount(tokens=spent))
-        except asyncio.CancelledError:
-            reservation.charge(Amount(tokens=draw.uniform(-10, 0)), answered=False)
-        finally:
-            reservation.release()
+                if reservation.confirm():
+                    most = max(most, sum(each.sent.requests for each in budget._requests.values()))
+                    spent = cost(step)
+                    await asyncio.sleep(draw.uniform(0.1, 2))
+                    if draw.random() < 0.05:  # cancelled
+                        reservation.charge(Amount(tokens=draw.uniform(-10, 0)), answered=False)
+                    else:
+                        dearest = max(dearest, spent)
+                        reservation.charge(Amount(tokens=spent))
+                    return reservation.release()
+            try:
+                await reservation.renew()
+            except BudgetExceeded:
+                return
 
     async def all_of_them() -> None:
         rows = draw.randint(50, 2000)
