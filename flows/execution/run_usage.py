@@ -6,7 +6,6 @@ from typing import Self
 
 from prefect.context import FlowRunContext
 
-from llms.limits.budget import Amount
 from llms.limits.usage import UsageCollector
 from llms.store import StoreError, spending
 from llms.typing import ModelUsage
@@ -54,13 +53,6 @@ class RunUsage(UsageCollector):
             logger.warning("What earlier attempts of this run have spent is not known: %s", error)
             return cls()
         return cls(spending.Attempt(run, PREVIEW if is_preview else max(earlier, default=PREVIEW) + 1), earlier)
-
-    @property
-    def spent(self) -> Amount:
-        """What was spent so far; what has no known price counts as free."""
-        totals = self.totals.values()
-        tokens = sum(each.usage.input_tokens + each.usage.output_tokens for each in totals)
-        return Amount(sum(each.cost or 0.0 for each in totals), tokens)
 
     def add(self, step: str, model: str, used: ModelUsage) -> None:
         """Add the usage of a model in a step."""

@@ -3,13 +3,15 @@
 import asyncio
 import math
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 from llms.errors import BudgetExceeded
+from llms.typing import ModelUsage
 
 MAX_UNMEASURED_IN_FLIGHT = 8
 """Requests of a step to a model in flight while it is not known what they cost."""
@@ -155,6 +157,11 @@ class _Requests:
         """Whether too few were answered to have more in flight."""
         return self.admitted.requests >= max(MAX_UNMEASURED_IN_FLIGHT, MAX_IN_FLIGHT_PER_ANSWER * self.answers)
 
+    def resume(self, total: Amount, answers: int) -> None:
+        """Begin with what so many answers of earlier attempts cost."""
+        self.total = self.total_input = total  # what their prompts cost is not known: no more than all
+        self.answers, self.usual = answers, total.times(1 / answers)
+
     def measure(self, spent: Amount, estimate: Estimate) -> None:
         """Learn from an answer what the next ones will cost."""
         jumped = self.answers and any(each > JUMP * usual for each, usual in zip(spent, self.usual, strict=True))
@@ -179,7 +186,7 @@ class Budget:
     Args:
         max_cost: Dollars to spend at most; answers of unknown price count as those before them.
         max_tokens: Tokens to spend at most, input and output together.
-        spent: What earlier attempts of the run have spent.
+        earlier: What earlier attempts of the run have used, by step and model.
         attempts: Attempts of the run, this one included.
     """
 
@@ -187,14 +194,19 @@ class Budget:
         self,
         max_cost: float | None = None,
         max_tokens: int | None = None,
-        spent: Amount = Amount(),  # noqa: B008
+        earlier: Mapping[tuple[str, str], ModelUsage] = MappingProxyType({}),
         attempts: int = 1,
     ) -> None:
         self.limits = {"max_cost": max_cost, "max_tokens_total": max_tokens}
-        self.spent = spent
+        self.spent = Amount()
         self.attempts = attempts
-        self._requests: dict[Hashable, _Requests] = {}
+        self._requests: dict[tuple[str, str], _Requests] = {}
         self._in_flight = 0
+        for (step, model), used in earlier.items():
+            spent = Amount(used.cost or 0.0, used.usage.input_tokens + used.usage.output_tokens)
+            self.spent = self.spent.plus(spent)
+            if answers := used.requests - used.unanswered:
+                self._requests_of(step, model).resume(spent, answers)
 
     @contextmanager
     def activate(self) -> Iterator[None]:
@@ -220,9 +232,7 @@ class Budget:
         Raises:
             BudgetExceeded: If the rest of the budget does not suffice for one.
         """
-        if (step, model) not in self._requests:
-            self._requests[step, model] = _Requests(f"of `{step}` to `{model}`" if step else f"to `{model}`")
-        requests = self._requests[step, model]
+        requests = self._requests_of(step, model)
         first = await self._wait(requests, estimates[0])
         if first is None:
             raise BudgetExceeded(self._message(requests, estimates[0]))
@@ -232,6 +242,11 @@ class Budget:
                 break
             reservations.append(self._admit(requests, estimate))
         return reservations
+
+    def _requests_of(self, step: str, model: str) -> _Requests:
+        if (step, model) not in self._requests:
+            self._requests[step, model] = _Requests(f"of `{step}` to `{model}`" if step else f"to `{model}`")
+        return self._requests[step, model]
 
     def charge(self, reservation: Reservation, spent: Amount, answered: bool) -> None:
         """Count what an attempt cost. Usually called by a `Reservation`."""

@@ -15,7 +15,7 @@ from llms import LLM, AsyncLLM, BudgetExceeded, LlamaServerLLM, OpenAILLM, Price
 from llms.clients import event_loop
 from llms.limits.budget import MAX_UNMEASURED_IN_FLIGHT, Amount, Budget, Estimate, Reservation
 from llms.limits.usage import UsageCollector
-from llms.typing import ChatType, GenerateOutput, Usage
+from llms.typing import ChatType, GenerateOutput, ModelUsage, Usage
 from tasks import LoadDataFromDicts, TextGeneration
 from tests.support.virtual_time import simulate
 from tests.support.waiting import wait_until
@@ -258,8 +258,8 @@ def test_an_odd_figure_never_raises_what_is_left(odd):
 
 def test_what_earlier_attempts_have_spent_counts():
     async def check() -> None:
-        budget = Budget(max_cost=1.0, spent=Amount(0.71, 0), attempts=2)
-        spend(*await reserve(budget), tokens=1, cost=0.29)
+        budget = Budget(max_cost=1.0, earlier={("s", "m"): ModelUsage(7, cost=0.7)}, attempts=2)
+        spend(*await reserve(budget, 50), tokens=1, cost=0.1)
         with pytest.raises(BudgetExceeded, match=r"`max_cost=1` \(\$1 spent in two attempts;"):
             await reserve(budget)
 
