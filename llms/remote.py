@@ -30,7 +30,7 @@ class RemoteLLM(AsyncLLM, StructuredLLM, ABC):
     api_key: SecretStr | None = Field(
         default=None, description="API key; read from the provider's environment variable when empty."
     )
-    timeout: float = Field(default=120.0, gt=0, description="Seconds to wait for one response.")  # type: ignore[override]
+    timeout: float = Field(default=600.0, gt=0, description="Seconds to wait for one response.")  # type: ignore[override]
     structured_mode: StructuredMode | None = Field(
         default=None, description="How it is held to a JSON schema; the strictest way its API has when empty."
     )

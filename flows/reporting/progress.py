@@ -125,15 +125,18 @@ class _StepCounters:
     failures: int = 0
     history: deque[tuple[float, int, int]] = field(default_factory=deque)
 
-    def rates(self, now: float, output_tokens: int) -> tuple[float, float]:
+    def record(self, now: float, output_tokens: int) -> None:
+        """Add the present counts to the history."""
+        self.history.append((now, self.rows_in or self.rows, output_tokens))
+
+    def rates(self, now: float) -> tuple[float, float]:
         """Return rows and tokens per second over the rate window."""
-        done = self.rows_in or self.rows
-        self.history.append((now, done, output_tokens))
         while len(self.history) > 2 and self.history[1][0] < now - RATE_WINDOW_S:
             self.history.popleft()
         then, rows, tokens = self.history[0]
         seconds = max(now - then, 0.001)
-        return (done - rows) / seconds, (output_tokens - tokens) / seconds
+        _, rows_now, tokens_now = self.history[-1]
+        return (rows_now - rows) / seconds, (tokens_now - tokens) / seconds
 
 
 class ProgressTracker:
@@ -165,6 +168,7 @@ class ProgressTracker:
             counters.rows_in += result.rows_in
             counters.rows += len(result.rows)
             counters.failures += len(result.failures)
+            counters.record(time.monotonic(), self._usage_by_step()[step.name].usage.output_tokens)
 
     def snapshot(self) -> RunSnapshot:
         """Return the run's current progress."""
@@ -177,7 +181,8 @@ class ProgressTracker:
                 if on_disk := self.summary.steps.get(step.name):
                     counters.rows = max(counters.rows, on_disk.rows)
                     counters.failures = max(counters.failures, on_disk.failures)
-                rate, tokens = counters.rates(now, used.usage.output_tokens)
+                counters.record(now, used.usage.output_tokens)
+                rate, tokens = counters.rates(now)
                 expected = self._expected(step, passed_on)
                 passed_on[step.name] = None if expected is None else expected * self._ratio(step, counters)
                 done = counters.rows_in or counters.rows

@@ -22,8 +22,7 @@ COMPLETED_WITH_FAILURES = "Completed with failures"
 """Name of a state of type `COMPLETED`."""
 
 BUDGET_SPENT = "Budget spent"
-"""Name of a state of type `FAILED`: the dataset is incomplete, automations that wait for it must not start, and *Retry*
-resumes the run."""
+"""Name of a state of type `FAILED`: the dataset is incomplete, and automations that wait for it must not start."""
 
 TOO_MANY_FAILURES = "Too many failures"
 """Name of a state of type `FAILED`."""

@@ -57,6 +57,8 @@ def _delete(file: Path, seconds: float, model: str | None) -> None:
         gone = connection.execute(
             "DELETE FROM answers WHERE created <= ?1 AND (?2 IS NULL OR model = ?2)", (time.time() - seconds, model)
         ).rowcount
+        if model is None:
+            connection.execute("DELETE FROM spending WHERE updated <= ?", (time.time() - seconds,))
         connection.execute("VACUUM")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     print(f"{file}: {gone:,} answers deleted, {max(0, before - _size(file)) / 1e6:,.1f} MB freed")

@@ -22,6 +22,7 @@ from flows.reporting import progress, terminal
 from flows.reporting.progress import ProgressTracker, RunSnapshot, StepSnapshot, notify
 from flows.runtime.humanize import duration
 from llms import LlamaServerLLM
+from llms.limits.usage import UsageCollector
 from llms.typing import Usage
 from tasks import Filter, GroupColumns, LoadDataFromDicts, TextGeneration, sample_n_steps
 from tasks.typing import BatchResult, Failure, ModelUsage, Row
@@ -56,12 +57,13 @@ def counted(made: Pipeline, limit: int | None = None) -> tuple[ProgressTracker, 
     """The counts of a pipeline that nobody runs, and what tells them that a step has finished a batch."""
     graph = made._build_graph({})
     graph.check()
-    counts = ProgressTracker(graph, limit, Summary())
+    usage = UsageCollector()
+    counts = ProgressTracker(graph, limit, Summary(), usage)
 
     def finished(name: str, rows_in: int, rows: int, failures: int = 0, cost: float | None = 0.0) -> None:
         outcome = BatchResult([Row()] * rows, [Failure(name, "E", "no", Row())] * failures, rows_in=rows_in)
         if name == "ask":
-            outcome.model_usage = {"m": ModelUsage(rows_in, 0, Usage(10 * rows_in, 20 * rows), cost)}
+            usage.add(name, "m", ModelUsage(rows_in, 0, Usage(10 * rows_in, 20 * rows), cost))
         counts.on_done(graph.by_name[name], outcome)
 
     return counts, finished

@@ -280,7 +280,7 @@ class TestSaved:
         kept = {"model": "m", "generation_kwargs": {"temperature": "0.5"}}
         self.left(rest, kept)
         found = resolve_model("openai-llm/forms")
-        assert isinstance(found, OpenAILLM) and found.timeout == 120.0
+        assert isinstance(found, OpenAILLM) and found.timeout == 600.0
         assert found.options({}).model_dump(exclude_none=True) == {"temperature": 0.5}
 
     @pytest.mark.parametrize(
