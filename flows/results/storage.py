@@ -1,19 +1,22 @@
 """Reading and writing the records of results: only what our serializer wrote is read, and only its user may read it."""
 
 import logging
+from abc import ABC
+from pathlib import PurePath
 from typing import Any
 
 import orjson
 from prefect.filesystems import LocalFileSystem, WritableFileSystem
 from prefect.results import ResultStore
+from pydantic import SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
-from flows.results import BatchResultSerializer
+from flows.results import KEY_PREFIX, BatchResultSerializer
 from llms.store.private_files import make_private_file, make_private_folder
 
 logger = logging.getLogger(__name__)
 
 
-class CheckedStorage(WritableFileSystem):
+class CheckedStorage(WritableFileSystem, ABC):  # `ABC`, so that Prefect does not list it among its blocks
     """A result storage that returns a record only if `BatchResultSerializer` wrote it and nothing has changed it since.
 
     Prefect deserializes a record with whatever serializer the record itself names, and `pickle` runs code: whoever may
@@ -32,6 +35,8 @@ class CheckedStorage(WritableFileSystem):
             ValueError: If it is not ours, or damaged.
         """
         content: Any = self.storage.read_path(path, **options)
+        if not _is_ours(path):
+            return content
         place = f"{self._resolve_path(path) or path}"
         try:
             result = _result_in(content)
@@ -46,10 +51,15 @@ class CheckedStorage(WritableFileSystem):
 
     def write_path(self, path: str, content: bytes, **options: Any) -> Any:
         """Write a record, in a local folder for its user alone unless it is a saved block, which several may share."""
-        if isinstance(self.storage, LocalFileSystem) and self._block_document_id is None:
+        if _is_ours(path) and isinstance(self.storage, LocalFileSystem) and self._block_document_id is None:
             make_private_folder((file := self.storage._resolve_path(path)).parent)
             make_private_file(file)
         return self.storage.write_path(path, content, **options)
+
+    @model_serializer(mode="wrap")
+    def ser_model(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
+        """Return the storage inside: tasks that a step starts elsewhere are not ours to check."""
+        return self.storage.model_dump(mode=info.mode, context=info.context, serialize_as_any=True)
 
     def _resolve_path(self, path: str) -> Any:
         resolve = getattr(self.storage, "_resolve_path", None)
@@ -57,11 +67,15 @@ class CheckedStorage(WritableFileSystem):
 
 
 def check_records(store: ResultStore) -> None:
-    """Have a task's result store read and write through a `CheckedStorage`."""
+    """Have a task's result store read and write our records through a `CheckedStorage`; others are as ever."""
     inner = store.result_storage
     if inner is not None and not isinstance(inner, CheckedStorage):
         store.result_storage = CheckedStorage(storage=inner)
         store.result_storage._block_document_id = inner._block_document_id  # records name the block they are in
+
+
+def _is_ours(path: str) -> bool:
+    return KEY_PREFIX in PurePath(path).parts  # keys are read as they are, and written as absolute paths
 
 
 def _result_in(content: bytes) -> str:

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 from prefect.results import ResultStore
+from prefect.serializers import PickleSerializer
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from flows import Pipeline
@@ -160,6 +161,15 @@ def test_only_the_user_may_read_results(folder):
     modes = {each.relative_to(folder).parts[1:]: stat.S_IMODE(each.stat().st_mode) for each in folder.rglob("*")}
     assert modes[("doubled",)] == 0o700 and modes[("doubled", "0123")] == 0o600
     assert modes[("shared", "0123")] == 0o644, "a saved block may be shared: its folder decides"
+
+
+def test_tasks_that_a_step_starts_keep_results_as_ever(folder, caplog):
+    store = store_in(folder).model_copy(update={"serializer": PickleSerializer()})
+    store.write({1, 2}, "theirs")
+    assert store.read("theirs").result == {1, 2} and not caplog.records
+    elsewhere = ResultStore.model_validate(store.model_dump(exclude={"cache"}, serialize_as_any=True))
+    assert type(elsewhere.result_storage) is LocalFileSystem
+    assert elsewhere.read("theirs").result == {1, 2}
 
 
 made: list[int] = []
