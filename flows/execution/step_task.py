@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from prefect.results import get_result_store
 from prefect.transactions import get_transaction
 
 from flows import results
 from flows.errors import RunFailed
+from flows.results.storage import check_records
 from flows.settings.step_parameters import get_llm
 from tasks import Join, Step
 from tasks.dag import Route
@@ -68,6 +70,7 @@ class StepTask:
         }
 
     def _cache_key(self, _: Any, parameters: Mapping[str, Any]) -> str | None:
+        check_records(get_result_store())  # here, because Prefect asks for the key just before it reads the record
         return results.result_key(self.step, f"{self.cache_identity}", parameters["batches"])
 
     def __call__(self, batches: Sequence[BatchResult]) -> BatchResult:

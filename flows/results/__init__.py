@@ -4,13 +4,14 @@
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import version
 from typing import Any
 
 import orjson
 from prefect.serializers import Serializer
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from flows.results.fingerprint import NotHashable, fingerprint
 from tasks import Step
@@ -20,8 +21,8 @@ from tasks.typing import BatchResult, ModelUsage, Row, RowLineage
 KEY_PREFIX = "distilflow"
 """Prefix of every key, which separates them from other results in the same storage."""
 
-REVISION = 1
-"""Part of every key: raise it when the framework computes something else from the same rows."""
+REVISION = 2
+"""Part of every key: raise it when the framework computes something else from the same rows, or writes it otherwise."""
 
 
 def step_identity(step: Step, upstream: Iterable[str], routes: Iterable[Route]) -> str | None:
@@ -63,26 +64,62 @@ def combine_digests(one: str | None, other: str | None) -> str | None:
     return None if one is None or other is None else _hash(f"{one} {other}".encode())
 
 
+@dataclass
+class ResultContent:
+    """A result as it is written."""
+
+    rows_in: int
+    digest: str
+    answers: dict[str, int]
+    rows: list[tuple[str | None, list[int] | None, dict[str, Any]]]
+
+
+_RESULT_CONTENT = TypeAdapter(ResultContent)
+
+
 class BatchResultSerializer(Serializer):
     """Serializes a `BatchResult` without failures as JSON; one that is loaded counts all its answers as cached."""
 
     type: str = Field(default="distilflow", frozen=True)
 
     def dumps(self, obj: BatchResult) -> bytes:
-        """Serialize the rows with their lineage, and the number of answers in them."""
+        """Serialize the rows with their lineage and the number of answers in them, with a checksum of it all."""
         answers = {model: used.requests + used.cached for model, used in obj.model_usage.items()}
         rows = list(_encode_rows(obj.rows))
-        return orjson.dumps({"rows_in": obj.rows_in, "digest": obj.digest, "answers": answers, "rows": rows})
+        content = orjson.dumps({"rows_in": obj.rows_in, "digest": obj.digest, "answers": answers, "rows": rows})
+        return _with_checksum(content)
 
     def loads(self, blob: bytes) -> BatchResult:
-        """Deserialize a result."""
-        stored = orjson.loads(blob)
+        """Deserialize a result.
+
+        Raises:
+            ValueError: If it is not as `dumps` wrote it.
+        """
+        stored = self.validate_content(blob)
         return BatchResult(
-            rows=[Row(row, _decode_lineage(origin, id)) for origin, id, row in stored["rows"]],
-            model_usage={model: ModelUsage(cached=answers) for model, answers in stored["answers"].items()},
-            rows_in=stored["rows_in"],
-            digest=stored["digest"],
+            rows=[Row(row, _decode_lineage(origin, id)) for origin, id, row in stored.rows],
+            model_usage={model: ModelUsage(cached=answers) for model, answers in stored.answers.items()},
+            rows_in=stored.rows_in,
+            digest=stored.digest,
         )
+
+    def validate_content(self, blob: bytes) -> ResultContent:
+        """Return a serialized result's content.
+
+        Raises:
+            ValueError: If it is not as `dumps` wrote it; the message says why, without its content.
+        """
+        if blob != _with_checksum(content := b"{" + blob[_CHECKSUM_BYTES:]):
+            raise ValueError("its checksum is not that of its content")
+        try:
+            return _RESULT_CONTENT.validate_python(orjson.loads(content))
+        except ValueError:
+            raise ValueError("it has another shape than a result") from None
+
+
+def _with_checksum(content: bytes) -> bytes:
+    """Return an object in JSON with its checksum as its first member."""
+    return b'{"checksum":"%b",%b' % (_hash(content).encode(), content[1:])
 
 
 def _encode_rows(rows: Iterable[Row]) -> Iterator[list[Any]]:
@@ -95,3 +132,6 @@ def _decode_lineage(origin: str | None, id: list[int] | None) -> str | None:
 
 def _hash(text: bytes) -> str:
     return blake2b(text, digest_size=16).hexdigest()
+
+
+_CHECKSUM_BYTES = len(_with_checksum(b"{"))

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llms.store import path as store_path
+from llms.store.private_files import make_private_folder
 
 REVISION = 2
 """Part of every name: raise it when the arrays of an automaton change their meaning."""
@@ -55,7 +56,7 @@ def write(name: str, arrays: Arrays) -> None:
     """Write arrays under a name, atomically; nothing where the disk does not take them."""
     folder = cache_folder()
     with suppress(OSError):  # without a file it is compiled again
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(folder)
         handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:

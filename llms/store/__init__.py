@@ -1,7 +1,8 @@
 """The store of answers: one SQLite file for all runs of this machine."""
 
+from llms.store.answer import StoredAnswer
 from llms.store.connection import StoreError, connect, path, translate_errors
-from llms.store.database import StoredAnswer, close, get, prepare, put
+from llms.store.database import close, get, prepare, put
 from llms.store.key import IRRELEVANT, key_of
 
 __all__ = [

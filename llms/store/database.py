@@ -8,104 +8,58 @@ import atexit
 import json
 import logging
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from llms.store.connection import connect, path, translate_errors
-from llms.typing import FinishReason, GenerateOutput, Logprobs, ModelInfo, Usage
+from llms.store.answer import INSERT, SELECT, StoredAnswer, from_row, to_row
+from llms.store.connection import (
+    SQLITE_BUSY_TIMEOUT_S,
+    AnswerRefused,
+    OpenFile,
+    check_writable,
+    path,
+    translate_errors,
+)
 
 logger = logging.getLogger(__name__)
 
 COMMIT_DELAY_S = 0.005
 """Seconds to collect answers before a commit: a commit of a hundred costs as much as of one."""
 
+CLOSE_TIMEOUT_S = SQLITE_BUSY_TIMEOUT_S + 5
+"""Seconds that the end of the program waits for the last commit, which may wait for a lock of another program."""
+
 READ_CHUNK = 500
 """Keys to read at a time; in between other threads get the lock."""
 
-COLUMNS = (
-    "key, text, finish_reason, reasoning, input_tokens, output_tokens, cache_read_input_tokens, "
-    "reasoning_output_tokens, cache_creation_input_tokens, logprobs, schema_error, seconds, model, provider, "
-    "created"
+_ROW_ERRORS = (
+    sqlite3.DataError,
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    OverflowError,
 )
-# The newest answer replaces others: a run that does not read the store still writes it. Texts are passed as bytes,
-# because models write lone surrogates (half of an emoji), which are not UTF-8.
-_INSERT = f"""
-    REPLACE INTO answers ({COLUMNS})
-    VALUES (?, CAST(? AS TEXT), ?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?, ?)
-"""
-_SELECT = f"SELECT {COLUMNS} FROM answers WHERE key IN (SELECT value FROM json_each(?))"
-
-
-@dataclass(slots=True)
-class StoredAnswer:
-    """One stored generation.
-
-    Attributes:
-        text: The text; `None` if the model returned none.
-        finish_reason: Why it ended.
-        reasoning: The reasoning before it, if the provider returns it separately.
-        logprobs: The log probabilities of its tokens, if requested.
-        usage: Tokens of the whole request for the first of its generations, none for the others.
-        seconds: Duration of the request.
-        model: The name of the model.
-        provider: The name of the model's class.
-        created: Time in seconds since 1970.
-        schema_error: What is wrong with a text that breaks the structure it was asked for; it is to be asked for again.
-    """
-
-    text: str | None
-    finish_reason: FinishReason | None = None
-    reasoning: str | None = None
-    logprobs: Logprobs | None = None
-    usage: Usage = field(default_factory=Usage)
-    seconds: float = 0.0
-    model: str = ""
-    provider: str = ""
-    created: float = field(default_factory=time.time)
-    schema_error: str | None = None
-
-    @classmethod
-    def from_output(cls, llm: ModelInfo, output: GenerateOutput) -> "list[StoredAnswer]":
-        """Return the generations of a request as they are stored."""
-        usages = [output.usage, *(Usage() for _ in output[1:])]
-        model, provider, now = llm.model_name, type(llm).__name__, time.time()
-        return [
-            cls(*generation, output.seconds, model, provider, now)
-            for generation in zip(output, output.finish_reasons, output.reasoning, output.logprobs, usages, strict=True)
-        ]
-
-    def to_output(self) -> GenerateOutput:
-        """Return this generation as an output; `GenerateOutput.join` makes one of several."""
-        return GenerateOutput(
-            [self.text],
-            finish_reasons=[self.finish_reason],
-            reasoning=[self.reasoning],
-            logprobs=[self.logprobs],
-            usage=self.usage,
-            seconds=self.seconds,
-        )
-
-    def to_free_output(self) -> GenerateOutput:
-        """Return this generation as an output without usage and cost, which were counted when it was paid for."""
-        output = replace(self, usage=Usage(), seconds=0.0).to_output()
-        output.cost = 0.0
-        return output
+"""Errors that are about one row, not about the file."""
 
 
 def prepare() -> None:
-    """Open the store, which may wait for a lock, so that the event loop does not when the first answers come.
+    """Open the store and check that it can be written, before anything is paid for; only once, until a write fails.
+
+    It may wait for a lock, which the event loop should not do when the first answers come.
 
     Raises:
         StoreError: If it cannot be used.
     """
     with _lock:
-        _store()
+        store = _store()
+    store.check_writable()  # outside of our lock, which the event loop takes
 
 
 async def put(answers: Mapping[str, StoredAnswer]) -> None:
@@ -116,11 +70,11 @@ async def put(answers: Mapping[str, StoredAnswer]) -> None:
     Raises:
         StoreError: If they could not be written.
     """
-    rows = [_to_row(key, answer) for key, answer in answers.items() if answer.finish_reason != "error"]
+    rows = [to_row(key, answer) for key, answer in answers.items() if answer.finish_reason != "error"]
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
     with _lock:
-        _store().queue.put(_PendingWrite(_INSERT, rows, loop, done))
+        _store().queue.put(_PendingWrite(INSERT, rows, loop, done))
     await done
 
 
@@ -142,8 +96,8 @@ def flush() -> None:
     """
     committed = threading.Event()
     with _lock:
-        _store().queue.put(_PendingWrite(_INSERT, [], on_end=committed.set))
-    committed.wait()
+        _store().queue.put(_PendingWrite(INSERT, [], on_end=committed.set))
+    committed.wait(CLOSE_TIMEOUT_S)
 
 
 def query(statement: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
@@ -155,7 +109,7 @@ def query(statement: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
     with _lock:
         store = _store()
         with translate_errors(store.file):
-            return store.reader.execute(statement, parameters).fetchall()
+            return store.current().reader.execute(statement, parameters).fetchall()
 
 
 def get(keys: Iterable[str]) -> dict[str, StoredAnswer]:
@@ -170,40 +124,10 @@ def get(keys: Iterable[str]) -> dict[str, StoredAnswer]:
         with _lock:
             store = _store()
             with translate_errors(store.file):
-                rows += store.reader.execute(_SELECT, (json.dumps(every[start : start + READ_CHUNK]),)).fetchall()
-    return dict(map(_from_row, rows))
-
-
-def _to_row(key: str, answer: StoredAnswer) -> tuple[Any, ...]:
-    usage = answer.usage
-    return (
-        key,
-        _encode(answer.text),
-        answer.finish_reason,
-        _encode(answer.reasoning),
-        usage.input_tokens,
-        usage.output_tokens,
-        usage.cache_read_input_tokens,
-        usage.reasoning_output_tokens,
-        usage.cache_creation_input_tokens,
-        answer.logprobs and json.dumps(answer.logprobs),
-        _encode(answer.schema_error),
-        answer.seconds,
-        answer.model,
-        answer.provider,
-        answer.created,
-    )
-
-
-def _from_row(row: tuple[Any, ...]) -> tuple[str, StoredAnswer]:
-    key, text, finish_reason, reasoning, *usage, logprobs, schema_error, seconds, model, provider, created = row
-    likely, used = logprobs and json.loads(logprobs), Usage(*usage)
-    answer = StoredAnswer(text, finish_reason, reasoning, likely, used, seconds, model, provider, created, schema_error)
-    return key, answer
-
-
-def _encode(text: str | None) -> bytes | None:
-    return None if text is None else text.encode("utf-8", "surrogatepass")
+                rows += (
+                    store.current().reader.execute(SELECT, (json.dumps(every[start : start + READ_CHUNK]),)).fetchall()
+                )
+    return dict(map(from_row, rows))
 
 
 @dataclass(slots=True)
@@ -222,29 +146,50 @@ class _Store:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.reader, self.writer = connect(file), connect(file)
+        self._open: OpenFile | None = OpenFile(file)
+        self._opening = threading.Lock()
+        self._is_checked = False
         self.queue: SimpleQueue[_PendingWrite | None] = SimpleQueue()
         self.thread = threading.Thread(target=self._write_loop, name="llms-store", daemon=True)
         self.thread.start()
+
+    def current(self) -> OpenFile:
+        """Return the file that is at the path now; a new one, with a warning, if somebody took the former away."""
+        with self._opening:
+            if self._open and not self._open.is_current():
+                logger.warning(
+                    "The store of answers `%s` was deleted, moved or replaced while it was in use. Answers go on into "
+                    "the file that is there now; those from before are where the former file is.",
+                    self.file,
+                )
+                self._open.abandon()
+                self._open = None
+            self._open = self._open or OpenFile(self.file)
+            return self._open
+
+    def check_writable(self) -> None:
+        if not self._is_checked:
+            check_writable(self.file)
+            self._is_checked = True
 
     def _write_loop(self) -> None:
         while first := self.queue.get():
             time.sleep(COMMIT_DELAY_S)
             batch = [first, *self._drain_queue()]
-            failure = None
-            try:
-                self._commit(batch)
-            except Exception as error:
-                failure = error
-                if any(not each.done and each.rows for each in batch):
-                    logger.warning("What the run spent is not recorded: %s", error)
+            failures = self._write(batch)
             for loop in {each.loop for each in batch if each.loop}:  # each is woken once, not once per answer
+                results = [
+                    (each.done, error)
+                    for each, error in zip(batch, failures, strict=True)
+                    if each.done and each.loop is loop
+                ]
                 with suppress(RuntimeError):  # it is closed
-                    waiting = [each.done for each in batch if each.loop is loop and each.done]
-                    loop.call_soon_threadsafe(_resolve, waiting, failure)
-            for each in batch:
+                    loop.call_soon_threadsafe(_resolve, results)
+            for each, error in zip(batch, failures, strict=True):
                 if each.on_end:
                     each.on_end()
+                if error and not each.done:
+                    logger.warning("What a run has spent is not recorded: %s", error)
 
     def _drain_queue(self) -> Iterator[_PendingWrite]:
         try:
@@ -254,27 +199,50 @@ class _Store:
         except Empty:
             pass
 
+    def _write(self, batch: list[_PendingWrite]) -> list[Exception | None]:
+        """Write a batch in one commit, or one by one if SQLite refuses a row of it; return what failed."""
+        try:
+            self._commit(batch)
+        except AnswerRefused as error:
+            return [error] if len(batch) == 1 else [failure for each in batch for failure in self._write([each])]
+        except Exception as error:
+            self._is_checked = False
+            return [error] * len(batch)
+        return [None] * len(batch)
+
     def _commit(self, writes: Iterable[_PendingWrite]) -> None:
-        with translate_errors(self.file):
-            self.writer.execute("BEGIN IMMEDIATE")
-            try:
-                for each in writes:
-                    self.writer.executemany(each.statement, each.rows)
-                self.writer.execute("COMMIT")
-            except BaseException:
-                if self.writer.in_transaction:  # a full disk ends it
-                    self.writer.execute("ROLLBACK")
-                raise
+        is_kept = False
+        while not is_kept:
+            opened = self.current()
+            with translate_errors(self.file):
+                opened.writer.execute("BEGIN IMMEDIATE")
+                try:
+                    for each in writes:
+                        opened.writer.executemany(each.statement, each.rows)
+                    opened.writer.execute("COMMIT")
+                except BaseException as error:
+                    if opened.writer.in_transaction:  # a full disk ends it
+                        opened.writer.execute("ROLLBACK")
+                    if isinstance(error, _ROW_ERRORS):
+                        raise AnswerRefused(
+                            f"An answer cannot be stored in `{self.file}`, because SQLite refuses it ({error}): run "
+                            "with `use_cache=False`."
+                        ) from None
+                    raise
+            is_kept = opened.is_current()  # else it is in a file that was taken away meanwhile
 
     def close(self) -> None:
+        """Write what is queued, and close the file."""
         self.queue.put(None)
-        self.thread.join()
-        self.reader.close()
-        self.writer.close()
+        self.thread.join(CLOSE_TIMEOUT_S)
+        if self.thread.is_alive():
+            logger.error("The last answers are not in the store `%s`, which another program locks.", self.file)
+        elif self._open:
+            self._open.close()
 
 
-def _resolve(futures: "list[asyncio.Future[None]]", failure: Exception | None) -> None:
-    for done in futures:
+def _resolve(results: "list[tuple[asyncio.Future[None], Exception | None]]") -> None:
+    for done, failure in results:
         if done.done():  # cancelled
             continue
         if failure:

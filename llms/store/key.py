@@ -5,15 +5,14 @@ import os
 from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import blake2b
-from inspect import unwrap
 from pathlib import Path
-from types import CodeType, FunctionType
 from typing import Any
 
 from prefect.blocks.core import Block
 from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic_core import to_jsonable_python
 
+from llms.store.code import CodeHasher
 from llms.store.connection import StoreError
 from llms.typing import ChatType, ModelInfo
 
@@ -49,8 +48,8 @@ def key_of(llm: ModelInfo, chat: ChatType, options: Mapping[str, Any], generatio
 
     Args:
         llm: The model. Its block's slug, its name, the base URL in use and its fields except the `IRRELEVANT` count,
-            not the module of its class. A user's own class counts with its name and code, so that after an edit no
-            older answer is used.
+            not the module of its class. A user's own class counts with its name, its code and what that refers to
+            (`llms.store.code`), so that after an edit no older answer is used.
         chat: The chat.
         options: The runtime parameters that are set, as `LLM.options` coerced them. `1`, `1.0` and `True` differ: an
             extra request is better than a wrong answer.
@@ -96,40 +95,16 @@ def resolve_file(value: Any) -> Any:
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_to_plain).encode
 
 
-_LIBRARIES = {"llms", "prefect", "pydantic", "abc", "typing", "builtins"}
-"""Packages whose classes, and whose functions in other classes, users do not edit."""
-
-
 @lru_cache(maxsize=100)
 def _class_identity(cls: type) -> list[Any]:
-    """Return the slug of a shipped class, and the name and code of a user's own, regardless of their modules."""
+    """Return the slug of a shipped class, and the code of a user's own, regardless of their modules.
+
+    It is computed once in a process, before a model's first request: what its code refers to may change as it works,
+    such as a list of its calls.
+    """
     ours = next(each for each in cls.__mro__ if _package_of(each) == "llms" and issubclass(each, Block))
-    theirs = [each for each in cls.__mro__ if _package_of(each) not in _LIBRARIES]
-    return [ours.get_block_type_slug(), [[each.__qualname__, _class_code(each)] for each in theirs]]
+    return [ours.get_block_type_slug(), [] if _package_of(cls) == "llms" else CodeHasher().describe(cls)]
 
 
-def _package_of(what: type | FunctionType) -> str:
-    return what.__module__.partition(".")[0]
-
-
-def _class_code(cls: type) -> list[Any]:
-    """Return the bytecode of a class's functions, without lines and comments, and its constants."""
-    found: list[Any] = []
-    for name, value in sorted(vars(cls).items()):
-        inner = next((getattr(value, each) for each in ("fget", "__func__", "func") if hasattr(value, each)), value)
-        function = unwrap(inner) if callable(inner) else None
-        if isinstance(function, FunctionType) and _package_of(function) not in _LIBRARIES:
-            defaults = [repr(function.__defaults__), repr(function.__kwdefaults__)]
-            found.append([name, _bytecode(function.__code__), defaults])
-        elif not name.startswith("_") and isinstance(value, str | int | float | None):
-            found.append([name, value])
-    return found
-
-
-def _bytecode(code: CodeType) -> list[Any]:
-    constants = [_bytecode(each) if isinstance(each, CodeType) else _format_constant(each) for each in code.co_consts]
-    return [code.co_code.hex(), code.co_names, constants]
-
-
-def _format_constant(value: Any) -> str:
-    return repr(sorted(value, key=repr)) if isinstance(value, frozenset) else repr(value)  # sets have no order
+def _package_of(cls: type) -> str:
+    return cls.__module__.partition(".")[0]

@@ -4,13 +4,16 @@ import asyncio
 import os
 import pkgutil
 import random
+import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from importlib import import_module
 from inspect import isabstract
 from pathlib import Path
@@ -23,7 +26,7 @@ import llms
 from llms import LLM, AsyncLLM, Fatal, LlamaServerLLM, OpenAILLM, Rejected, store
 from llms.any_llm import model_classes
 from llms.clients import event_loop
-from llms.store import IRRELEVANT, StoredAnswer, StoreError, key_of
+from llms.store import IRRELEVANT, StoredAnswer, StoreError, database, key_of
 from llms.store import connection as store_file
 from llms.typing import ChatType, GenerateOutput, Logprobs, Usage
 from tests.support.api_profiles import some
@@ -498,6 +501,218 @@ def test_the_file_of_a_newer_version_is_left_alone(file: Path) -> None:
     newer.close()
     refused("is of a newer distilflow .*99", file)
     assert "newer distilflow" in command().stderr
+
+
+# --- the file is taken away -------------------------------------------------------------------------------------------
+
+
+def answers_in(file: Path) -> set[str]:
+    with closing(sqlite3.connect(file)) as connection:
+        return {text for (text,) in connection.execute("SELECT text FROM answers")}
+
+
+def deleted(file: Path) -> None:
+    file.unlink()
+
+
+def deleted_with_its_logs(file: Path) -> None:
+    for each in file.parent.iterdir():
+        each.unlink()
+
+
+def folder_deleted(file: Path) -> None:
+    shutil.rmtree(file.parent)
+
+
+def moved(file: Path) -> None:
+    file.rename(file.with_name("moved.db"))
+
+
+def folder_moved(file: Path) -> None:
+    file.parent.rename(file.parent.with_name("moved"))
+
+
+def replaced(file: Path) -> None:
+    other = file.with_name("other.db")
+    with closing(store.connect(other)) as connection:
+        connection.execute("INSERT INTO meta VALUES ('mine', 1)")
+    other.replace(file)
+
+
+TAKEN_AWAY = [deleted, deleted_with_its_logs, folder_deleted, moved, folder_moved, replaced]
+
+
+@pytest.mark.parametrize("take_away", TAKEN_AWAY)
+@pytest.mark.parametrize("reading_first", [False, True])
+def test_answers_go_into_the_file_that_is_at_the_path(
+    take_away: Callable[[Path], None], reading_first: bool, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(a=StoredAnswer("before"))
+    assert not caplog.records
+    take_away(file)
+    if reading_first:
+        assert store.get(["a"]) == {}
+    put(b=StoredAnswer("after"), c=StoredAnswer("also"))
+    put(d=StoredAnswer("and later"))
+    assert store.get(["a", "b", "c", "d"]).keys() == {"b", "c", "d"}
+    [warning] = caplog.messages
+    assert str(file) in warning and "deleted, moved or replaced" in warning
+    assert answers_in(file) == {"after", "also", "and later"}
+    store.close()
+    assert answers_in(file) == {"after", "also", "and later"}
+    for former in (file.with_name("moved.db"), file.parent.with_name("moved") / file.name):
+        if former.exists():
+            assert answers_in(former) == {"before"}, "it has all that was acknowledged"
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_link_to_the_file_is_no_other_file(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    real = file.parent.with_name("elsewhere") / "real.db"
+    real.parent.mkdir()
+    file.parent.mkdir()
+    file.symlink_to(real)
+    put(a=StoredAnswer("a"))
+    assert store.get(["a"]) and file.is_symlink() and answers_in(real) == {"a"} and not caplog.records
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("take_away", [deleted, moved, replaced])
+@pytest.mark.parametrize("seed", range(2))
+def test_several_processes_go_on_in_one_new_file(take_away: Callable[[Path], None], seed: int, file: Path) -> None:
+    """What was acknowledged once the file was gone is in the new one, even if all processes are killed then."""
+    processes = [started(WRITES, name, "1000000") for name in ("a", "b", "c")]
+    for process in processes:
+        assert process.stdout
+        for _ in range(20):
+            process.stdout.readline()
+    time.sleep(random.Random(seed).uniform(0.0, 0.2))
+    take_away(file)
+    taken = time.time()
+    time.sleep(1)
+    for process in processes:
+        process.kill()
+    lines = [line for process in processes for line in process.communicate()[0].splitlines(keepends=True)]
+    keys = [line.strip() for line in lines if line.endswith("\n")]
+    found = store.get(keys)
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    for name in "abc":
+        assert any(key.startswith(name) and answer.created > taken for key, answer in found.items())
+    last = {key.rpartition("-")[0]: key for key in keys}  # of each of the tasks that write one after another
+    assert len(last) == 60 and found.keys() >= set(last.values())
+
+
+# --- what cannot be written -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [StoredAnswer("bad", usage=Usage(2**70)), StoredAnswer("bad", seconds=float("nan"))])
+def test_an_answer_that_sqlite_refuses_does_not_take_others_with_it(bad: StoredAnswer) -> None:
+    async def several() -> list[BaseException | None]:
+        puts = [store.put({f"k{number}": StoredAnswer("good")}) for number in range(20)]
+        return await asyncio.gather(*puts[:10], store.put({"bad": bad}), *puts[10:], return_exceptions=True)
+
+    results = asyncio.run(several())
+    assert [number for number, result in enumerate(results) if result] == [10]
+    assert isinstance(results[10], StoreError) and "`use_cache=False`" in str(results[10])
+    assert len(store.get([f"k{number}" for number in range(20)])) == 20 and not store.get(["bad"])
+
+
+def test_the_end_does_not_wait_for_ever(file: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    put(a=StoredAnswer("a"))
+    monkeypatch.setattr(database, "CLOSE_TIMEOUT_S", 0.3)
+    other = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+
+    async def leaves() -> None:
+        asyncio.create_task(store.put({"b": StoredAnswer("b")}))
+        await asyncio.sleep(0.1)
+
+    asyncio.run(leaves())
+    store.close()
+    assert f"`{file}`" in caplog.text and "The last answers are not in the store" in caplog.text
+    other.close()
+
+
+NO_ROOM = """
+import resource, sys
+from llms import store
+
+store.get(["a"])
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+try:
+    store.prepare()
+except store.StoreError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+store.prepare()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of files here")
+def test_a_full_disk_is_found_before_anything_is_paid_for(file: Path) -> None:
+    process = started(NO_ROOM, "0")
+    assert f"The store of answers `{file}` " in process.communicate()[0] and not process.returncode
+
+
+def test_a_store_is_checked_once_and_after_a_write_that_failed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks: list[Path] = []
+    check = database.check_writable
+    monkeypatch.setattr(database, "check_writable", lambda file: (checks.append(file), check(file)))
+    for _ in range(3):
+        store.prepare()
+    assert checks == [file]
+    monkeypatch.setattr(store_file, "SQLITE_BUSY_TIMEOUT_S", 0.1)
+    store.close()
+    put(a=StoredAnswer("a"))
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="is locked"):
+            store.prepare()
+        with pytest.raises(StoreError, match="is locked"):
+            put(b=StoredAnswer("b"))
+    store.prepare()
+    assert checks == [file] * 3
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        store.prepare()
+        with pytest.raises(StoreError, match="is locked"):
+            put(b=StoredAnswer("b"))
+        with pytest.raises(StoreError, match="is locked"):
+            store.prepare()
+    assert checks == [file] * 4
+
+
+# --- who may read it --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("present", [False, True])
+def test_only_the_user_may_read_answers(file: Path, present: bool) -> None:
+    previous = os.umask(0o022)
+    try:
+        if present:
+            put(a=StoredAnswer("a"))
+            crashed = sqlite3.connect(file)  # so that the logs stay
+            crashed.execute("SELECT * FROM answers").fetchall()
+            store.close()
+            file.parent.chmod(0o755)
+            for each in file.parent.iterdir():
+                each.chmod(0o644)
+        put(b=StoredAnswer("b"))
+    finally:
+        os.umask(previous)
+    modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in [file.parent, *file.parent.iterdir()]}
+    assert modes.pop(file.parent.name) == (0o755 if present else 0o700), "a folder that was there may be for more"
+    assert modes == {"answers.db": 0o600, "answers.db-wal": 0o600, "answers.db-shm": 0o600}
+
+
+def test_a_file_that_a_group_writes_stays_the_groups(file: Path) -> None:
+    put(a=StoredAnswer("a"))
+    store.close()
+    file.chmod(0o664)
+    put(b=StoredAnswer("b"))
+    assert stat.S_IMODE(file.stat().st_mode) == 0o660
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
