@@ -23,7 +23,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import TaskRunSort
 from prefect.exceptions import TerminationSignal
 
-from flows import ConfigurationError, Distiset, Pipeline, RunFailed
+from flows import ConfigurationError, Pipeline, RunFailed
 from flows.dataset.formats import read_batches
 from flows.dataset.writer import ShardWriter
 from flows.execution import executor
