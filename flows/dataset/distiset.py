@@ -1,11 +1,12 @@
 """The dataset of a run: a folder of Parquet or JSONL files, read on demand."""
 
 import json
+import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +24,17 @@ from flows.settings.run_settings import OutputFormat
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
+T = TypeVar("T")
+
 MAX_IN_MEMORY_BYTES = 4 << 20
 """Size of files that are read into memory, where they take several times as much; larger ones are memory-mapped."""
 
 
 class Distiset(Mapping[str, "DatasetDict"]):
     """The datasets of a run by leaf step (`default` if there is one), each with a `train` split, read on access.
+
+    All that is read is of one run. If another run replaces the dataset after a part was read, the other parts cannot be
+    read any more.
 
     Attributes:
         folder: Folder of the files: `<leaf>/*.parquet` or `<leaf>/*.jsonl`, `errors.parquet` if a row failed,
@@ -40,7 +46,8 @@ class Distiset(Mapping[str, "DatasetDict"]):
         self.split: Split | None = None
         """Arguments of `train_test_split`; `None` if it was not called, or if the files are split already."""
         self._unsplit: Distiset | None = None
-        self._run: dict[str, Any] = json.loads((folder / "run.json").read_text())
+        self._was_read = False
+        self._load_run()
 
     @classmethod
     def load(cls, folder: str | Path) -> "Distiset":
@@ -56,6 +63,40 @@ class Distiset(Mapping[str, "DatasetDict"]):
         return cls(Path(folder))
 
     load_from_disk = load
+
+    def _load_run(self) -> None:
+        with (self.folder / "run.json").open(encoding="utf-8") as file:
+            self._version = _file_version(os.fstat(file.fileno()))
+            self._run: dict[str, Any] = json.load(file)
+
+    def read_whole(self, read: Callable[[], T]) -> T:
+        """Return what a function reads of the folder, all of it from one run.
+
+        Raises:
+            ConfigurationError: If another run has replaced the dataset since something was read.
+        """
+        while True:
+            version = self._version
+            try:
+                result = read()
+            except Exception:
+                if self._is_still(version):
+                    raise
+            else:
+                if self._is_still(version):
+                    self._was_read = True
+                    return result
+            if self._was_read:
+                raise ConfigurationError(
+                    f"another run has replaced the dataset in `{self.folder}` since it was loaded: load it again."
+                )
+
+    def _is_still(self, version: tuple[int, ...]) -> bool:
+        """Return whether the folder holds the dataset of that version; go on to the new one if nothing was read yet."""
+        now = _file_version((self.folder / "run.json").stat())
+        if now != self._version and not self._was_read:
+            self._load_run()
+        return now == version
 
     def save_to_disk(self, folder: str | Path) -> None:
         """Copy data, errors, `run.json` and card to a folder, for `load`.
@@ -138,9 +179,12 @@ class Distiset(Mapping[str, "DatasetDict"]):
     def errors(self) -> "Dataset":
         """Failed rows: `step`, `error`, `message`, `attempts`, `origin`, the `row` as JSON, `raw_output`."""
         file = self.folder / "errors.parquet"
-        return _read_dataset([file] if file.exists() else [], ERRORS_SCHEMA)
+        return self.read_whole(lambda: _read_dataset([file] if file.exists() else [], ERRORS_SCHEMA))
 
     def __getitem__(self, leaf: str) -> "DatasetDict":
+        return self.read_whole(lambda: self._read_leaf(leaf))
+
+    def _read_leaf(self, leaf: str) -> "DatasetDict":
         from datasets import DatasetDict
 
         if leaf not in self._run["leaves"]:
@@ -169,7 +213,11 @@ class Distiset(Mapping[str, "DatasetDict"]):
 
     def head(self, leaf: str, rows: int = 3) -> list[dict[str, Any]]:
         """Read the first rows of a leaf, without reading the rest."""
-        return read_head(self._files(leaf), rows)
+        return self.read_whole(lambda: read_head(self._files(leaf), rows))
+
+
+def _file_version(file: os.stat_result) -> tuple[int, ...]:
+    return file.st_dev, file.st_ino, file.st_mtime_ns, file.st_size
 
 
 def _split_rows(rows: "Dataset", split: Split) -> dict[Any, Any]:

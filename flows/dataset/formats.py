@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic_core import to_json
 
+from flows.dataset.disk import create_file
+
 ROW_GROUP_SIZE = 2_000
 """Rows per row group: what is buffered in memory before it is written."""
 
@@ -38,7 +40,8 @@ class JsonlWriter:
 
 
 def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter | JsonlWriter:
-    """Open a new file in the format of its suffix."""
+    """Open a new file in the format of its suffix, which its owner alone may read."""
+    create_file(path)
     return JsonlWriter(path) if path.suffix == ".jsonl" else pq.ParquetWriter(path, schema, compression="zstd")
 
 

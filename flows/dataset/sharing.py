@@ -2,13 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol, TypedDict, get_args
 
+from flows.dataset.disk import create_file, make_folder, write_text
 from flows.dataset.formats import ROW_GROUP_SIZE, ROWS_PER_SHARD, open_writer
-from flows.dataset.output_folder import check_output
+from flows.dataset.staging import Staging, check_output, list_files
 from flows.errors import ConfigurationError
 from flows.settings.run_settings import OutputFormat
 
@@ -32,6 +33,10 @@ class SplittableDataset(Protocol):
         """File format of the leaves."""
         ...
 
+    def read_whole(self, read: Callable[[], None], /) -> None:
+        """Call a function that reads the folder; again, if the folder was replaced meanwhile."""
+        ...
+
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of the leaves."""
         ...
@@ -47,21 +52,24 @@ def save(dataset: SplittableDataset, folder: Path) -> None:
     Raises:
         ConfigurationError: If the folder holds something else.
     """
-    if folder.absolute() == dataset.folder.absolute():
-        raise ConfigurationError(f"`{folder}` is where the dataset is: choose another folder.")
     check_output(folder)
-    partial, previous = (folder.with_name(f"{folder.name}.{suffix}") for suffix in ("partial", "former"))
-    for each in (partial, previous):
-        shutil.rmtree(each, ignore_errors=True)
-    if dataset.split:
-        partial.mkdir(parents=True)
-        _write_split(dataset, partial)
-    else:
-        shutil.copytree(dataset.folder, partial)
-    if folder.exists():
-        folder.rename(previous)
-    partial.rename(folder)
-    shutil.rmtree(previous, ignore_errors=True)
+    if folder.resolve() == dataset.folder.resolve():
+        raise ConfigurationError(f"`{folder}` is where the dataset is: choose another folder.")
+    staging = Staging(folder)
+
+    def write() -> None:
+        staging.clear()
+        if dataset.split:
+            _write_split(dataset, staging.partial)
+        else:
+            _copy(dataset.folder, staging.partial)
+
+    try:
+        dataset.read_whole(write)
+    except BaseException:
+        staging.release()
+        raise
+    staging.promote()
 
 
 def push(
@@ -109,14 +117,23 @@ def push(
     return str(url)
 
 
+def _copy(folder: Path, target: Path) -> None:
+    for file in list_files(folder):
+        copy = target / file.relative_to(folder)
+        make_folder(copy.parent)
+        shutil.copyfile(file, create_file(copy))
+
+
 def _write_split(dataset: SplittableDataset, folder: Path) -> None:
     run: dict[str, Any] = json.loads((dataset.folder / "run.json").read_text(encoding="utf-8"))
+    run["files"] = []
     card = (dataset.folder / "README.md").read_text(encoding="utf-8")
     for leaf in dataset:
-        (folder / leaf).mkdir()
+        make_folder(folder / leaf)
         for name, rows in dataset[leaf].items():
             for number, start in enumerate(range(0, max(len(rows), 1), ROWS_PER_SHARD)):
                 file = folder / leaf / f"{name}-{number:05d}.{dataset.output_format}"
+                run["files"].append(file.relative_to(folder).as_posix())
                 with open_writer(file, rows.features.arrow_schema) as writer:
                     shard = rows.select(range(start, min(start + ROWS_PER_SHARD, len(rows)))).with_format("arrow")
                     for table in shard.iter(ROW_GROUP_SIZE):
@@ -125,7 +142,7 @@ def _write_split(dataset: SplittableDataset, folder: Path) -> None:
         splits = [f"  - split: {name}\n    path: {leaf}/{name}-*.{dataset.output_format}" for name in ("train", "test")]
         card = card.replace(unsplit, "\n".join(splits))
     if (errors := dataset.folder / "errors.parquet").exists():
-        shutil.copy(errors, folder)
+        shutil.copyfile(errors, create_file(folder / "errors.parquet"))
     run["split"] = dataset.split
-    (folder / "run.json").write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_text(folder / "run.json", json.dumps(run, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / "README.md", card)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic_core import to_json
 
+from flows.dataset.disk import make_folder
 from flows.dataset.formats import ROW_GROUP_SIZE, ROWS_PER_SHARD, JsonlWriter, open_writer, read_batches
 from flows.settings.run_settings import OutputFormat
 
@@ -67,7 +68,7 @@ class ShardWriter:
         if self._writer is None or table.schema != self.schema or self._rows_in_shard >= ROWS_PER_SHARD:
             self._close_shard()
             self.schema = table.schema
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             path = self.folder / f"part-{len(self._shards):05d}.{self.format}"
             self._shards.append((path, table.schema))
             self._writer = open_writer(path, table.schema)

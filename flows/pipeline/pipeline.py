@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from flows.dag import diagram
 from flows.dag.graph import Graph
 from flows.dataset.distiset import Distiset
+from flows.dataset.staging import check_output
 from flows.errors import ConfigurationError
 from flows.execution.run import Run
 from flows.pipeline import document
@@ -193,6 +194,8 @@ class Pipeline:
             sample = settings.model_copy(update={"dry_run": approval.SAMPLE_ROWS})
             return cast(Estimate, Run(self.name, self._build_graph(parameters), recorded, sample).execute().estimate)
 
+        if settings.output and not settings.dry_run:
+            check_output(settings.output)  # before the rows of an estimate are paid for
         if settings.approve and not settings.dry_run:
             budget = approval.wait_for_approval(estimate, settings.max_cost, settings.max_tokens_total)
             settings = settings.model_copy(update=budget)

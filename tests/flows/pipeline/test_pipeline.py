@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from unittest.mock import Mock
@@ -24,7 +23,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import TaskRunSort
 from prefect.exceptions import TerminationSignal
 
-from flows import ConfigurationError, Distiset, Pipeline, RunFailed
+from flows import ConfigurationError, Pipeline, RunFailed
 from flows.dataset.formats import read_batches
 from flows.dataset.writer import ShardWriter
 from flows.execution import executor
@@ -165,30 +164,6 @@ class TestRun:
             process.kill()
         assert simple(["a"]).run(output=tmp_path / "out").summary.rows == 1
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("moved", [0, 1, 2])
-    def test_a_dataset_is_not_lost_to_a_kill_while_it_is_put_in_place(self, tmp_path, monkeypatch, moved):
-        simple(["old"]).run(output=tmp_path / "out")
-        rename = Path.rename
-
-        def killed(path, target):
-            nonlocal moved
-            if not moved:
-                raise KeyboardInterrupt
-            moved -= 1
-            return rename(path, target)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "rename", killed)
-            patch.setattr("flows.dataset.output_folder.shutil.rmtree", lambda *_, **__: None)
-            folder, kept = tmp_path / "out", moved == 2
-            with pytest.raises(KeyboardInterrupt) if not kept else nullcontext():
-                simple(["new"]).run(output=folder)
-        with pytest.raises(RunFailed):
-            simple(["boom"]).run(output=folder)
-        assert Distiset.load(folder)["default"]["train"]["instruction"] == ["new"]
-        assert {path.name for path in tmp_path.iterdir()} == {"out", "out.partial"}
 
     @pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), TerminationSignal(signal.SIGTERM)])
     def test_an_interrupt_that_prefect_fails_to_handle_is_one(self, tmp_path, monkeypatch, interrupt):
