@@ -1,4 +1,9 @@
+# ruff: noqa: E402
 """Language models as Prefect blocks: configuration that turns chats into texts."""
+
+import os
+
+os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect, Hugging Face and vLLM would send what is used
 
 from llms.anthropic import AnthropicLLM
 from llms.any_llm import AnyLLM

@@ -114,7 +114,7 @@ class LlamaServerLLM(AsyncLLM, LocalLLM):
             )
         output = await complete({"grammar": str(grammar)})
         room = min(max_tokens, self.n_ctx - output.usage.input_tokens)
-        if self._is_cut(output) and room >= path.num_tokens:
+        if await asyncio.to_thread(self._is_cut, output) and room >= path.num_tokens:
             shorter = await complete(grammar.closing_request(room, path))
             shorter.usage, shorter.seconds = output.usage + shorter.usage, output.seconds + shorter.seconds
             return shorter

@@ -1,4 +1,9 @@
+# ruff: noqa: E402
 """Steps as Prefect tasks: rows in, rows out."""
+
+import os
+
+os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect, Hugging Face and vLLM would send what is used
 
 from tasks.base import GeneratorStep, GlobalStep, Step
 from tasks.columns.combine_outputs import CombineOutputs

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from functools import cache
 from pathlib import Path
 
@@ -217,3 +217,54 @@ def test_servers_are_for_this_machine_only() -> None:
         assert listening(int(url.removesuffix("/api").rpartition(":")[2])) == LOOPBACK
         with pytest.raises(ConfigurationError, match="only this machine's"):
             serve.start_server(processes, "http://192.0.2.1:4200/api", log)
+
+
+WATCH = """
+import os, sys
+
+def watch(event, arguments):
+    if event == "socket.connect":
+        host = str(arguments[1][0]) if isinstance(arguments[1], tuple) else "127.0.0.1"
+    elif event == "socket.getaddrinfo":
+        host = str(arguments[0])
+    else:
+        return
+    if host not in ("127.0.0.1", "::1", "localhost", "None"):
+        with open(os.environ["REACHED"], "a") as file:
+            file.write(host + "\\n")
+
+sys.addaudithook(watch)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+@pytest.mark.slow
+def test_a_first_run_in_a_terminal_reaches_nobody_but_its_model(tmp_path: Path, wire: Wire) -> None:
+    """All processes of it: Prefect would tell its maker that somebody has begun to use it."""
+    import pty
+
+    (tmp_path / "sitecustomize.py").write_text(WATCH)
+    own = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "DISTILFLOW_HOME": str(tmp_path / "store"),
+    }
+    own |= {
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[1]}",
+        "REACHED": str(tmp_path / "reached"),
+    }  # not CI's
+    own |= {"OPENAI_API_KEY": "k", "TERM": "xterm"}
+    llm = f"OpenAILLM model=m base_url={wire.url}"
+    command = [sys.executable, "-m", "flows.text_generation", "--llm", llm, "--limit", "1", "--output", "out"]
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen(command, cwd=tmp_path, env=own, stdin=terminal, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    with suppress(OSError):  # Linux's word for the end of a terminal
+        while part := os.read(screen, 10_000):
+            shown += part
+    os.close(screen)
+    assert process.wait(60) == 0, shown.decode()
+    assert len(wire.requests) == 1
+    assert not (tmp_path / "reached").exists(), (tmp_path / "reached").read_text()

@@ -3,10 +3,8 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from types import FrameType
 from typing import IO, Any, Self
 
@@ -20,7 +18,7 @@ class Processes:
     """Context manager that starts Prefect commands and shuts them down in reverse order.
 
     Each command has its own session, so that Ctrl-C reaches this process only, which shuts the others down in turn. A
-    second Ctrl-C skips the graceful shutdown.
+    second Ctrl-C skips the graceful shutdown. Where this process is killed, the others end themselves.
     """
 
     def __init__(self) -> None:
@@ -40,22 +38,23 @@ class Processes:
             signal.signal(number, handler)
 
     def prefect(
-        self, name: str, *words: str, env: Mapping[str, str] | None = None, output: IO[Any] | None = None
+        self,
+        name: str,
+        *words: str,
+        env: Mapping[str, str] | None = None,
+        output: IO[Any] | None = None,
+        garbage_thread: bool = False,
     ) -> "subprocess.Popen[bytes]":
         """Start `python -m prefect …`, with its output on the terminal or in a file."""
-        return self.start(name, [sys.executable, "-m", "prefect", *words], env, output)
+        from flows.runtime import child  # imports all of `flows`: not before something is to be started
 
-    def start(
-        self, name: str, command: list[str], env: Mapping[str, str] | None = None, output: IO[Any] | None = None
-    ) -> "subprocess.Popen[bytes]":
-        """Start a command, with its output on the terminal or in a file."""
-        process = subprocess.Popen(
-            command,
+        process = child.start(
+            "prefect",
+            *words,
+            garbage_thread=garbage_thread,
             env=os.environ | (env or {}),
-            stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
-            start_new_session=True,
         )
         self._running.append((name, process))
         return process
@@ -70,14 +69,16 @@ class Processes:
 
     def _shut_down(self, process: "subprocess.Popen[bytes]") -> None:
         """Terminate the descendants, so that flow runs report their state, then the process, then kill the rest."""
+        from flows.runtime.child import descendants, send_signal
+
         runs = descendants(process.pid)
         for pid in runs:
-            _send(pid, signal.SIGTERM)
+            send_signal(pid, signal.SIGTERM)
         self._wait_until(lambda: not any(_alive(pid) for pid in runs))
         process.terminate()
         self._wait_until(lambda: process.poll() is not None)
         for pid in filter(_alive, [*runs, process.pid]):
-            _send(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL)
         process.wait()
 
     def _wait_until(self, ended: Callable[[], bool]) -> None:
@@ -89,26 +90,8 @@ class Processes:
         self._forced = True
 
 
-def descendants(pid: int) -> list[int]:
-    """Return the ids of a process's children, and of theirs."""
-    try:
-        listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout
-    except FileNotFoundError:  # in a small container, which ends them with itself
-        return []
-    parents = {int(child): int(parent) for child, parent in map(str.split, listing.splitlines())}
-    found = [pid]
-    for each in found:  # grows while it is iterated
-        found.extend(child for child, parent in parents.items() if parent == each)
-    return found[1:]
-
-
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _send(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
 
 
 def _alive(pid: int) -> bool:

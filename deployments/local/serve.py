@@ -89,8 +89,6 @@ def start_server(processes: Processes, url: str, log: IO[Any]) -> None:
     Raises:
         ConfigurationError: If the address is another machine's, or the server does not start.
     """
-    from flows.runtime.server import server_command  # imports all of `flows`: not before a server is to be started
-
     address = urlsplit(url)
     if address.hostname not in ("127.0.0.1", "localhost", "::1"):
         raise ConfigurationError(
@@ -99,7 +97,7 @@ def start_server(processes: Processes, url: str, log: IO[Any]) -> None:
     words = ["--host", address.hostname, "--port", str(address.port or 4200)]
     env = SERVER_SETTINGS | {"PREFECT_UI_URL": url.removesuffix("/api")}  # in messages of automations
     env |= {"PREFECT_SERVER_UI_API_URL": url}  # the UI would use port 4200 whatever the server's is
-    process = processes.start("server", server_command("prefect", "server", "start", *words), env, log)
+    process = processes.prefect("server", "server", "start", *words, env=env, output=log, garbage_thread=True)
     deadline = time.monotonic() + SERVER_START_TIMEOUT_S
     while not is_healthy(url):
         if process.poll() is not None or time.monotonic() > deadline:

@@ -1,12 +1,15 @@
-"""A temporary Prefect server, used when no server is configured; it ends with this process.
+"""A temporary Prefect server, used when no server is configured; it ends with this process, however that ends.
 
 Prefect would start one too, but only when the flow is called, and after importing all of the server into this process.
-This one starts in a process of its own while the models load. With `PREFECT_API_URL` set, or a profile that names a
+This one starts in a process of its own while the models load, and has a random password, which keeps the other users of
+this machine out. With `PREFECT_API_URL` set, or a profile that names a
 server, nothing is started.
 """
 
 import atexit
+import base64
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -15,12 +18,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
-from urllib.error import URLError
-from urllib.request import ProxyHandler, build_opener
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, Request, build_opener
 
 import prefect
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+from flows.runtime import child
 
 SERVER_START_TIMEOUT_S = 180.0
 """The first server on a machine migrates its database."""
@@ -45,17 +49,6 @@ TEMPORARY_SERVER_ENV = {
 """Services a server for one run needs: it records events in large batches, schedules nothing and has no UI."""
 
 
-def server_command(module: str, *words: str) -> list[str]:
-    """Return the command that runs a module, such as `prefect`, as a server that collects its garbage in a thread."""
-    collect = Path(__file__).with_name("garbage.py")
-    code = f"""
-import runpy
-runpy.run_path({str(collect)!r})["collect_in_a_thread"]()
-runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
-"""
-    return [sys.executable, "-c", code, *words]
-
-
 def reserve_port() -> tuple[int, socket.socket]:
     """Return a free port of this machine, and a socket that keeps it so until it is closed.
 
@@ -78,18 +71,10 @@ class _Server:
         self.url = f"http://127.0.0.1:{port}/api"
         words = ["--app-dir", str(prefect.__module_path__.parent), "--factory", "prefect.server.api.server:create_app"]
         words += ["--host", "127.0.0.1", "--port", f"{port}", "--log-level", "error"]
-        log, path = tempfile.mkstemp(prefix="prefect-server-", suffix=".log")
-        self.log = Path(path)
-        try:
-            self.process = subprocess.Popen(
-                server_command("uvicorn", *words),
-                env={**TEMPORARY_SERVER_ENV, **os.environ},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        finally:
-            os.close(log)
+        self.auth_string = f"distilflow:{secrets.token_urlsafe()}"
+        env = {**TEMPORARY_SERVER_ENV, **os.environ, "PREFECT_SERVER_API_AUTH_STRING": self.auth_string}
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  without a name: nothing is left of it
+        self.process = child.start("uvicorn", *words, garbage_thread=True, env=env, stdout=self._log, stderr=self._log)
         atexit.register(self.stop)
 
     def wait(self) -> str:
@@ -98,18 +83,29 @@ class _Server:
         Raises:
             RuntimeError: If it does not come up.
         """
-        opener, deadline = build_opener(ProxyHandler({})), time.monotonic() + SERVER_START_TIMEOUT_S
+        deadline = time.monotonic() + SERVER_START_TIMEOUT_S
         while self.process.poll() is None and time.monotonic() < deadline:
-            try:
-                with opener.open(f"{self.url}/health", timeout=5):
-                    return self.url
-            except (URLError, OSError):
-                time.sleep(0.05)
-        tail = self.log.read_text()[-2000:]
+            if self._status("") == 401 and self._status(self.auth_string) == 200:
+                return self.url  # with any other password it would be somebody else's
+            time.sleep(0.05)
+        self._log.seek(0)
+        tail = self._log.read().decode(errors="replace")[-2000:]
         raise RuntimeError(f"Prefect's temporary server did not start; it said:\n{tail}")
 
+    def _status(self, auth_string: str) -> int | None:
+        """Return the HTTP status of a request with this password; `None` if nobody answers."""
+        credentials = base64.b64encode(auth_string.encode()).decode()
+        request = Request(f"{self.url}/admin/version", headers={"Authorization": f"Basic {credentials}"})
+        try:
+            with build_opener(ProxyHandler({})).open(request, timeout=5) as reply:
+                return reply.status
+        except HTTPError as error:
+            return error.code
+        except OSError:
+            return None
+
     def stop(self) -> None:
-        """Terminate the process and remove its log."""
+        """Terminate the process."""
         self._port_holder.close()
         self.process.terminate()
         try:
@@ -117,7 +113,7 @@ class _Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.log.unlink(missing_ok=True)
+        self._log.close()
 
 
 @cache
@@ -142,5 +138,23 @@ def available() -> Iterator[None]:
     if PREFECT_API_URL.value():
         yield
     else:
-        with temporary_settings({PREFECT_API_URL: _temporary_server().wait()}):
+        server = _temporary_server()
+        url, auth_string = server.wait(), server.auth_string
+        environment = {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": auth_string}  # of the processes started here
+        with (
+            temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: auth_string}),
+            _environment(environment),
+        ):
             yield
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ |= {} if value is None else {name: value}

@@ -6,7 +6,7 @@ import re
 from llms.engine.model import AsyncModel, ConstrainedModel, is_constrained
 from llms.engine.request import Request, send
 from llms.errors import Rejected
-from llms.structured.validation import validation_error
+from llms.structured.validation import TOO_SLOW, validation_error
 from llms.typing import ChatType, GenerateOutput, StructuredOutputType
 
 CODE_FENCE = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
@@ -26,7 +26,11 @@ async def generate_valid(request: Request[AsyncModel]) -> GenerateOutput:
     errors: dict[int, str] = {}
 
     async def validate(output: GenerateOutput) -> None:
-        errors.update(_validate(llm.structured_output, output))
+        try:
+            errors.update(await asyncio.to_thread(_validate, llm.structured_output, output))
+        except Rejected as error:  # it cannot be checked, but it was paid for
+            await request.cache.persist(output, dict.fromkeys(range(len(output)), error.message))
+            raise
         await request.cache.persist(output, errors)
 
     output = await send(request, validate)
@@ -70,7 +74,7 @@ async def _reask(
             continue
 
         async def validate(answer: GenerateOutput, chat: ChatType = chat) -> None:
-            errors = _validate(llm.structured_output, answer)
+            errors = await asyncio.to_thread(_validate, llm.structured_output, answer)
             output.replace_generation(index, answer)
             if not errors:
                 problem.clear()
@@ -116,11 +120,14 @@ def _extract_valid(structure: StructuredOutputType, text: str | None) -> tuple[s
     if text is None:
         return None, "it is empty"
     error = validation_error(structure, text)
-    if error and structure["format"] == "json":
+    if error and error != TOO_SLOW and structure["format"] == "json":
         candidates = [*CODE_FENCE.findall(text), text[text.find("{") : text.rfind("}") + 1]]
-        stripped = [each.strip() for each in candidates]
-        if found := next((each for each in stripped if each and not validation_error(structure, each)), None):
-            return found, None
+        for candidate in filter(None, map(str.strip, candidates)):
+            found = validation_error(structure, candidate)
+            if not found:
+                return candidate, None
+            if found == TOO_SLOW:
+                return None, found
     return (None, error) if error else (text, None)
 
 

@@ -7,6 +7,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+import regex
+
 from llms.errors import Fatal
 from llms.structured.grammar import EMPTY_TEXT, CharSet, Expr, concat, one_of, repeat, union
 
@@ -125,7 +127,7 @@ def _ascii_class(category: str) -> CharSet:
     """Return `\\d`, `\\w` or `\\s` as all engines understand it: JSON Schema means fewer characters than Python."""
     if category == "CATEGORY_DIGIT":
         return one_of("0123456789")
-    return one_of(" \t\n\r\f\v") if category == "CATEGORY_SPACE" else _word_chars()
+    return one_of(" \t\n\r\f\v") if category == "CATEGORY_SPACE" else _word_chars(all)
 
 
 @cache
@@ -134,13 +136,14 @@ def _unicode_class(category: str) -> CharSet:
     if "_NOT" in category:
         return _ascii_class(category.replace("_NOT", "")).complement
     members = {"CATEGORY_DIGIT": str.isdecimal, "CATEGORY_SPACE": str.isspace}.get(category)
-    return _filter_chars(members, 0x20000) if members else _word_chars()
+    return _filter_chars(members, 0x20000) if members else _word_chars(any)
 
 
 @cache
-def _word_chars() -> CharSet:
-    """Return the letters and digits of every script, and the underscore."""
-    return _filter_chars(lambda char: char.isalnum() or char == "_", 0x30000)
+def _word_chars(by: Callable[[Iterable[object]], bool]) -> CharSet:
+    """Return the letters and digits of every script, and the underscore, by `all` engines or by `any`."""
+    word = regex.compile(r"\w")
+    return _filter_chars(lambda char: by((char.isalnum() or char == "_", word.match(char))), 0x30000)
 
 
 def _filter_chars(belongs: Callable[[str], bool], limit: int) -> CharSet:

@@ -22,7 +22,8 @@ import psutil
 from prefect import flow
 
 from flows import Distiset, Pipeline
-from flows.runtime.server import TEMPORARY_SERVER_ENV, server_command
+from flows.runtime import child
+from flows.runtime.server import TEMPORARY_SERVER_ENV
 from llms import OpenAILLM
 from tasks import GroupColumns, LoadDataFromFiles, TextGeneration
 from tests.benchmarks import requests
@@ -136,8 +137,7 @@ class Prefect:
         words += ["--host", "127.0.0.1", "--port", f"{self.port}", "--log-level", "critical"]
         settings = TEMPORARY_SERVER_ENV | {"PREFECT_SERVER_SERVICES_FOREMAN_ENABLED": "1"}
         environment = {**settings, **os.environ, "PREFECT_SERVER_DATABASE_TIMEOUT": "60"}
-        command = server_command("uvicorn", *words)
-        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+        self.process = child.start("uvicorn", *words, garbage_thread=True, env=environment, stderr=subprocess.DEVNULL)
         opener = build_opener(ProxyHandler({}))
         while True:
             try:

@@ -5,7 +5,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.local.processes import SHUTDOWN_TIMEOUT_S
 from tests.support.ports import reserve_port
+from tests.support.processes import kill_processes_of, processes_of
 from tests.support.waiting import wait_until
 
 
@@ -37,9 +37,7 @@ def test_one_command_brings_all_of_it_up_and_one_ctrl_c_down(tmp_path: Path, wir
     try:
         goes_up_and_down(process, port, tmp_path, wire)
     finally:
-        for pid in processes_of(home):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_processes_of(home)
         process.wait()
 
 
@@ -65,15 +63,3 @@ def goes_up_and_down(process: "subprocess.Popen[bytes]", port: int, tmp_path: Pa
     assert pq.read_table(tmp_path / "outputs/hosted/text_generation/default").num_rows == 3
     states = sqlite3.connect(home / "prefect.db").execute("select state_name from flow_run").fetchall()
     assert sorted(states) == [("Completed",), ("Crashed",)], "no run is said to be running that is not"
-
-
-def processes_of(home: Path) -> list[int]:
-    """The processes whose Prefect lives there."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"PREFECT_HOME={home}".encode() in (path / "environ").read_bytes().split(b"\0"):
-                found.append(int(path.name))
-        except OSError:
-            continue
-    return found

@@ -18,7 +18,7 @@ import httpx
 from filelock import FileLock
 from prefect.utilities.asyncutils import run_coro_as_sync
 
-from flows.runtime.server import server_command
+from flows.runtime import child
 from tests.support.ports import reserve_port
 from tests.support.waiting import PROCESS_LOGS, log_ends, wait_until
 
@@ -115,14 +115,9 @@ class PrefectServer:
         services = {"PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "2", "PREFECT_HOME": str(self.home)}
         services |= {"PREFECT_UI_URL": self.url.removesuffix("/api")}
         with self.log.open("ab") as log:
-            self.process = process = subprocess.Popen(
-                server_command("prefect", "server", "start", "--port", str(self.port)),
-                cwd=ROOT,
-                env=os.environ | services,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            words = ["server", "start", "--port", str(self.port)]
+            options = {"cwd": ROOT, "env": os.environ | services, "stdout": log, "stderr": log}
+            self.process = process = child.start("prefect", *words, garbage_thread=True, **options)
         RUNNING[self.url] = process
         wait_until(lambda: self.answers() or process.poll() is not None, 120)
         assert self.answers(), f"the server did not start: {self.log.read_text()[-2000:]}"
