@@ -157,8 +157,12 @@ class CacheLookup:
     def merge_cached(self, index: int, new: GenerateOutput) -> GenerateOutput:
         """Return all generations of a request: `new`, which were missing, and those that are stored."""
         missing, keys = self.missing(index), self._keys[index] if self._keys else []
-        if new.error or len(missing) == self.requests[index].num_generations:
+        if len(missing) == self.requests[index].num_generations:
             return new
+        if new.error:
+            failed = GenerateOutput.failed(new.error, len(keys))
+            failed.usage, failed.cost, failed.seconds, failed.attempts = new.usage, new.cost, new.seconds, new.attempts
+            return failed
         fresh = dict(zip(missing, new.split(), strict=True))
         parts = [fresh.get(number) or self._stored[key].to_output() for number, key in enumerate(keys)]
         output = GenerateOutput.join(parts)
