@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypedDict, get_args
 
 from flows.dataset.disk import create_file, make_folder, write_text
 from flows.dataset.formats import ROW_GROUP_SIZE, ROWS_PER_SHARD, open_writer
-from flows.dataset.staging import Staging, check_output, list_files
+from flows.dataset.staging import MARKER, Staging, check_output, list_files
 from flows.errors import ConfigurationError
 from flows.settings.run_settings import OutputFormat
 
@@ -99,6 +99,7 @@ def push(
                 folder_path=folder,
                 revision=revision,
                 commit_message=commit_message or f"{dataset!r}".partition(";")[0].removeprefix("Distiset("),
+                ignore_patterns=[MARKER],
                 delete_patterns=[
                     *(f"{leaf}/*.{suffix}" for leaf in dataset for suffix in get_args(OutputFormat)),
                     "errors.parquet",

@@ -219,7 +219,6 @@ def _lock(file: Path, output: Path) -> tuple[FileLock, os.stat_result]:
     """
     lock = FileLock(file, mode=0o600, thread_local=False)
     while True:
-        _check_lock_file(file)
         create_file(file)
         with suppress(FileNotFoundError):  # the run that had it ended in between, and deleted the file
             before = file.lstat()

@@ -297,6 +297,16 @@ class TestStrangers:
             replace(tmp_path / "out", 2)
         assert read(tmp_path / "out.partial") == 1
 
+    @pytest.mark.parametrize("name", ["out.partial", "out.former"])
+    def test_a_dataset_put_where_a_killed_run_had_the_one_it_replaced(self, tmp_path, name):
+        replace(tmp_path / "out", 1)
+        (tmp_path / "out" / staging.MARKER).write_text("replaces 1\n")  # killed after it had deleted that one
+        replace(tmp_path / "mine", 2)
+        (tmp_path / "mine").rename(tmp_path / name)
+        with pytest.raises(ConfigurationError, match=f"{name}` is a folder of its own, which is in the way"):
+            replace(tmp_path / "out", 3)
+        assert read(tmp_path / name) == 2 and read(tmp_path / "out") == 1
+
     @needs_exchange
     def test_a_file_that_comes_during_the_run_stays_where_it_is(self, tmp_path):
         output = tmp_path / "out"
