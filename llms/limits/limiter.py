@@ -11,14 +11,22 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Hashable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from llms.errors import Fatal
 from llms.limits.concurrency import MIN_IN_FLIGHT_FOR_CUT, ConcurrencyController, LimitChange
 from llms.limits.loop_lag import LoopLagMonitor
 from llms.limits.rates import RateLimits
+from llms.limits.throttling import (
+    MAX_PAUSE_S,
+    REPORTED_PAUSE_S,
+    LimiterCounts,
+    ThrottleEpisode,
+    describe_key,
+    report_pause,
+)
 
 INITIAL_BACKOFF_S = 0.5
 """Pause after a refusal without `Retry-After`; doubles with every episode until a success."""
@@ -26,28 +34,6 @@ INITIAL_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
 TIMER_TOLERANCE_S = 1e-6
 """Time by which the loop's timers may be early."""
-
-
-class ThrottleEpisode(NamedTuple):
-    """Refusals of requests sent before the first of them, counted as one."""
-
-    started_at: float
-    over_concurrency: bool  # too many in flight, rather than too fast
-    in_flight: int
-    accepted: int  # requests sent since the episode before, without the refused ones
-    seconds: float  # since the episode before
-
-
-@dataclass(slots=True)
-class LimiterCounts:
-    """Counts for the run's summary."""
-
-    admitted: int = 0
-    throttled: int = 0
-    failed: int = 0
-    episodes: int = 0
-    peak_in_flight: int = 0
-    seconds_paused: float = 0.0
 
 
 class Slot:
@@ -92,7 +78,7 @@ class Slot:
         self._limiter._on_success(self, seconds, tokens, headers)
 
     def on_throttled(self, retry_after: float | None = None, headers: Mapping[str, str] | None = None) -> None:
-        """Report a refusal: nobody is admitted for `retry_after` seconds."""
+        """Report a refusal: nobody is admitted for `retry_after` seconds, `MAX_PAUSE_S` at most."""
         self._limiter._on_throttled(self, retry_after, headers)
 
     def on_failure(self, retry_after: float | None = None) -> None:
@@ -110,6 +96,7 @@ class Limiter:
             server of one's own); from there the limit doubles per round of answers.
         rpm: Requests per minute, evenly spread.
         tpm: Tokens per minute, evenly spread.
+        name: What is told of it in the log.
     """
 
     def __init__(
@@ -119,9 +106,10 @@ class Limiter:
         initial: int | None = None,
         rpm: float | None = None,
         tpm: float | None = None,
+        name: str = "The provider",
     ) -> None:
         now = asyncio.get_running_loop().time()
-        self.counts = LimiterCounts()
+        self.counts, self._name = LimiterCounts(), name
         self.in_flight = 0
         self._concurrency = ConcurrencyController(max_in_flight, initial or max_in_flight)
         self._rates, self._loop_lag = RateLimits(rpm, tpm, now, max_in_flight), LoopLagMonitor()
@@ -253,10 +241,13 @@ class Limiter:
         self._pause(now, pause)
 
     def _pause(self, now: float, seconds: float) -> None:
-        until = now + seconds
+        until = now + min(seconds, MAX_PAUSE_S)
         if until > self._paused_until:
-            self.counts.seconds_paused += until - max(now, self._paused_until)
+            added = until - max(now, self._paused_until)
+            self.counts.seconds_paused += added
             self._paused_until = until
+            if added > REPORTED_PAUSE_S:  # and not for those refused beside it, which hardly add to it
+                report_pause(self._name, seconds, until - now)
 
     def _start_episode(self, now: float) -> None:
         """Handle the first refusal of a request sent in this epoch; other refusals join its episode."""
@@ -314,7 +305,7 @@ def get_limiter(
         for loop in [loop for loop in _limiters if loop.is_closed()]:  # a timer or a waiter may keep its loop alive
             del _limiters[loop]
         limiters = _limiters[running] = {}
-    key = (key, max_in_flight, rpm, tpm)
-    if key not in limiters:
-        limiters[key] = Limiter(max_in_flight, rpm=rpm, tpm=tpm)
-    return limiters[key]
+    full_key = (key, max_in_flight, rpm, tpm)
+    if full_key not in limiters:
+        limiters[full_key] = Limiter(max_in_flight, rpm=rpm, tpm=tpm, name=describe_key(key))
+    return limiters[full_key]

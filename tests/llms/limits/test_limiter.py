@@ -267,6 +267,28 @@ def test_bad_weather_pauses_growth_only():
     simulate(main())
 
 
+@pytest.mark.parametrize(("retry_after", "pause", "told"), [(59, 59, ""), (120, 120, "2 min"), (86400, 600, "24 h")])
+def test_a_long_pause_has_an_end_and_is_told_once(retry_after, pause, told, caplog):
+    async def main():
+        key = ("https://user:secret@api.example.com/v1", 7, "m")
+        limiter, provider_at = await opened(get_limiter(key)), now()
+
+        async def refused():
+            async with limiter.slot() as slot:
+                await asyncio.sleep(0.01)
+                slot.on_throttled(retry_after)
+
+        await asyncio.gather(*(refused() for _ in range(20)))
+        async with limiter.slot():
+            return now() - provider_at
+
+    with caplog.at_level("WARNING", "llms"):
+        assert simulate(main()) == pytest.approx(pause, abs=2)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == bool(told)
+    assert not told or lines[0].startswith(f"`m` at `api.example.com` asks to wait {told}: the next request goes at ")
+
+
 @pytest.mark.parametrize("burst", [1, 10, 600], ids="burst{}".format)
 @pytest.mark.parametrize("latency", [0.1, 0.5, 3.0], ids="{}s".format)
 @pytest.mark.parametrize("retry_after", [0.1, 1.0, None], ids="retry-after-{}".format)
