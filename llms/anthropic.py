@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, HttpUrl
 
 from llms.clients import event_loop
 from llms.clients.errors import error_from_sdk, error_message, rate_limit_headers
+from llms.clients.http import REQUEST_HEADERS, guard_response
 from llms.clients.images import parse_data_url
 from llms.config.extras import import_optional
 from llms.config.strict import StrictModel
@@ -177,7 +178,9 @@ class AnthropicLLM(RemoteLLM):
             # 0 is no limit to aiohttp: admission is the engine's, and a queue for connections spends the time-out.
             # Retries and the time-out are ours too.
             limits = import_optional("httpx2", self).Limits(max_connections=0)
-            http_client = sdk.DefaultAioHttpClient(timeout=None, limits=limits)
+            http_client = sdk.DefaultAioHttpClient(
+                timeout=None, limits=limits, headers=REQUEST_HEADERS, event_hooks={"response": [guard_response]}
+            )
             return sdk.AsyncAnthropic(api_key=key, base_url=url, timeout=None, max_retries=0, http_client=http_client)
 
         return event_loop.shared_client((type(self).__name__, url, key), build, lambda client: client.close())

@@ -9,7 +9,8 @@ from pydantic import Field, HttpUrl
 
 from llms.clients import event_loop
 from llms.clients.chat_completions import decode, encode_structured_output
-from llms.clients.errors import error_from_response, error_from_sdk, rate_limit_headers
+from llms.clients.errors import error_from_response, error_from_sdk, own_error, rate_limit_headers
+from llms.clients.http import open_session
 from llms.config.extras import import_optional
 from llms.config.prices import MILLION, SAMPLE_TOKENS, Price
 from llms.config.strict import StrictModel
@@ -116,8 +117,9 @@ class LiteLLM(RemoteLLM):
 
     async def _complete(self, request: dict[str, Any]) -> GenerateOutput:
         litellm = event_loop.shared_client("litellm", self._sdk, lambda litellm: litellm.close_litellm_async_clients())
+        session = event_loop.shared_client("aiohttp", open_session, lambda session: session.close())
         try:
-            response = await litellm.acompletion(**request)
+            response = await litellm.acompletion(shared_session=session, **request)
         except litellm.UnsupportedParamsError as error:
             raise Fatal(f"`{self.model}` cannot be asked so: {error.message.partition(' To drop')[0]}") from None
         except Exception as error:
@@ -162,6 +164,8 @@ class LiteLLM(RemoteLLM):
 
     def _error(self, error: Exception) -> LLMError:
         """Return the error as ours; LiteLLM has attributes of its own for the headers and the body."""
+        if ours := own_error(error):
+            return ours
         headers, body = getattr(error, "litellm_response_headers", None), getattr(error, "body", None)
         status, message = getattr(error, "status_code", None), getattr(error, "message", None) or str(error)
         if not isinstance(status, int) or status == 200:  # an unreadable answer is not a refusal

@@ -20,6 +20,8 @@ import sys
 import threading
 import time
 import tomllib
+import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -29,7 +31,7 @@ from typing import Any
 import pytest
 
 from llms import AzureOpenAILLM, Fatal, LlamaServerLLM, LLMError, OpenAILLM, Rejected, Throttled, Transient, store
-from llms.clients import event_loop
+from llms.clients import event_loop, http
 from llms.engine import request
 from llms.limits import limiter
 from llms.typing import ChatType, GenerateOutput, Usage
@@ -616,6 +618,71 @@ def test_a_key_with_a_line_break_is_said_at_once_and_not_shown(provider, pauses)
     error = provider.failure(**{name: f"{KEY}\nX-Other: 1" for name, value in fields.items() if value == KEY})
     assert type(error) is Fatal and not provider.wire.requests and not pauses
     harmless(error)
+
+
+@only(WAYS)
+@pytest.mark.parametrize("status", [302, 307, 308])
+def test_a_redirect_is_not_followed(provider, status, pauses):
+    """Neither the key nor the headers of a gateway nor the prompt arrive at the host it points to."""
+    more = {"default_headers": {"X-Gateway": KEY}} if "default_headers" in provider.cls.model_fields else {}
+    with serving() as other:
+        place = other.url.replace("127.0.0.1", "localhost")
+        location = f"{place.replace('://', f'://me:{KEY}@')}/elsewhere?key={KEY}#{KEY}"
+        provider.wire.answer = lambda request: provider.wire.Reply({}, status, {"Location": location})
+        error = provider.failure(**more)
+        assert not other.requests
+    assert type(error) is Fatal and not pauses and len(provider.wire.requests) == 1
+    assert f"redirects to `{place.removesuffix('/v1')}` ({status})" in str(error) and "`base_url`" in str(error)
+    harmless(error)
+
+
+def packed(size: int) -> bytes:
+    """So many bytes of nothing, made a thousandth of by gzip."""
+    packer = zlib.compressobj(wbits=31)
+    return b"".join(packer.compress(bytes(2**20)) for _ in range(size // 2**20)) + packer.flush()
+
+
+@only(TRANSPORTS)
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_an_answer_that_is_too_large_fails_alone_and_is_never_in_memory(provider, encoding, monkeypatch, pauses):
+    monkeypatch.setattr(http, "MAX_RESPONSE_BYTES", 8 * 2**20)
+    body = packed(256 * 2**20) if encoding == "gzip" else bytes(9 * 2**20)
+    provider.llm().load()
+    provider.wire.answer = lambda request: provider.wire.Reply(body, headers={"Content-Encoding": encoding})
+    tracemalloc.start()
+    try:
+        error = provider.failure()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert type(error) is Rejected and "more than 8 MiB" in str(error) and not pauses and error.attempts == 1
+    assert peak < 48 * 2**20
+    provider.wire.answer = lambda request: provider.reply("Madrid.")
+    assert provider.ask() == ["Madrid."]
+    harmless(error)
+
+
+@only(TRANSPORTS)
+@pytest.mark.parametrize("wbits", [31, 15, -15], ids=["gzip", "deflate", "deflate without its header"])
+def test_an_answer_that_is_compressed_is_read(provider, wbits):
+    plain = json.dumps(provider.profile.reply("Madrid. " * 99)).encode()
+    packer = zlib.compressobj(wbits=wbits)
+    headers = {"Content-Encoding": "gzip" if wbits == 31 else "deflate"} | provider.profile.headers
+    provider.wire.script(provider.wire.Reply(packer.compress(plain) + packer.flush(), headers=headers))
+    assert provider.ask() == ["Madrid. " * 99]
+    (request,) = provider.wire.requests
+    assert provider.profile.package == "litellm" or request.headers["accept-encoding"] == "gzip, deflate"
+
+
+@only([way for way in TRANSPORTS if way in REMOTE])
+def test_a_cookie_of_one_key_is_not_sent_with_another(provider):
+    provider.wire.answer = lambda request: provider.wire.Reply(
+        provider.profile.reply("Madrid."), headers=provider.profile.headers | {"Set-Cookie": "whose=first; Path=/"}
+    )
+    fields = provider.way.fields(provider.url.replace("127.0.0.1", "localhost"))  # aiohttp keeps none of an IP address
+    for key in ("sk-of-the-first-one", "sk-of-the-second"):
+        provider.ask(**{name: key if value == KEY else value for name, value in fields.items()})
+    assert [request.headers.get("cookie") for request in provider.wire.requests] == [None, None]
 
 
 @only(TRANSPORTS)
