@@ -1,7 +1,7 @@
 """Base classes of models: Prefect blocks that hold configuration and turn chats into texts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self, final
 
 from prefect.blocks.core import Block
@@ -80,6 +80,10 @@ class LLM(StrictModel, Block, ABC):
             if message := stale_block_message(f"{cls.get_block_type_slug()}/{block_document.name}", error):
                 raise RuntimeError(message) from None
             raise
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, redaction.hide_secrets(value)
 
     @property
     @abstractmethod
