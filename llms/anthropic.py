@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import os
 import re
 import time
 from collections.abc import Callable
 from itertools import takewhile
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, Field, HttpUrl
+from pydantic import BaseModel, Field, HttpUrl, SecretStr
 
 from llms.clients import event_loop
 from llms.clients.errors import error_from_sdk, error_message, rate_limit_headers
@@ -28,6 +29,9 @@ SAMPLING_OPTIONS = ("temperature", "top_p", "top_k")
 """Options that the API takes under its old version only, and the SDK no longer has."""
 
 SAMPLING_HEADERS = {"anthropic-version": "2023-06-01"}
+
+HEADERS_ENV = "ANTHROPIC_CUSTOM_HEADERS"
+"""Variable of more headers, which the SDK reads."""
 
 FINISH_REASONS: dict[str, FinishReason] = {
     "end_turn": "stop",
@@ -115,6 +119,11 @@ class AnthropicLLM(RemoteLLM):
         super().prepare()
         import_optional("anthropic", self)
 
+    def cache_fields(self) -> dict[str, Any]:
+        """Return the fields, with the headers that the SDK takes from the environment. Usually not overridden."""
+        headers = os.getenv(HEADERS_ENV)
+        return super().cache_fields() | ({"custom_headers": SecretStr(headers)} if headers else {})
+
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat with one generation, the API's limit per request."""
         return await event_loop.run_on_loop(self._complete(self._build_request(input, self.options(kwargs))))
@@ -183,7 +192,8 @@ class AnthropicLLM(RemoteLLM):
             )
             return sdk.AsyncAnthropic(api_key=key, base_url=url, timeout=None, max_retries=0, http_client=http_client)
 
-        return event_loop.shared_client((type(self).__name__, url, key), build, lambda client: client.close())
+        named = (type(self).__name__, url, key, os.getenv(HEADERS_ENV))
+        return event_loop.shared_client(named, build, lambda client: client.close())
 
 
 def encode(chat: ChatType) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def fingerprint(step: Step, more: Any = None) -> Any:
     """
     hasher = CodeHasher()
     values = {name: getattr(step, name) for name in type(step).model_fields if name != "use_cache"}
+    values = {name: None if store.is_credential(name, value) else value for name, value in values.items()}
     return [
         hasher.describe(type(step)),
         [[name, hasher.describe_strictly(value)] for name, value in values.items()],
@@ -95,7 +96,7 @@ class CodeHasher:
                     [[self.describe(name, opaque), self.describe(each, opaque)] for name, each in value.items()],
                 ]
             case SecretStr() | SecretBytes():
-                return None
+                return _describe_secret(value)
             case complex() | range() | slice() | bytearray() | date() | time() | timedelta() | Decimal() | UUID():
                 return [type(value).__qualname__, repr(value)]
             case Enum():
@@ -201,6 +202,13 @@ class CodeHasher:
                 yield [name, *map(self.describe, (inner, inspect.unwrap(inner)))]  # the decorated function, too
             elif not name.startswith(("__", "_abc_", "model_")):
                 yield [name, self.describe(value)]
+
+
+def _describe_secret(secret: SecretStr | SecretBytes) -> Any:
+    try:
+        return ["secret", store.hash_secret(secret)]
+    except store.StoreError as error:
+        raise NotHashable(f"{error}") from None
 
 
 def _describe_model(llm: LLM) -> Any:

@@ -29,6 +29,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llms import AzureOpenAILLM, Fatal, LlamaServerLLM, LLMError, OpenAILLM, Rejected, Throttled, Transient, store
 from llms.clients import event_loop, http
@@ -247,6 +249,74 @@ def test_options_of_the_block_hold_until_a_call_says_otherwise(provider):
     for body, value in zip(sent, (1, 2), strict=True):
         expected = provider.profile.expected(options(**{first: value, second: 1}))
         assert {name: body[name] for name in expected} == expected
+
+
+VARIABLES = {
+    "ANTHROPIC_CUSTOM_HEADERS": ["X-Team: a", "X-Team: b"],
+    "GOOGLE_CLOUD_LOCATION": ["us", "europe-west4"],
+    "GOOGLE_CLOUD_PROJECT": ["p", "q"],
+    "GOOGLE_CLOUD_QUOTA_PROJECT": ["p", "q"],
+    "OPENAI_API_VERSION": ["2024-10-21", "v1"],
+    "OPENAI_ORGANIZATION": ["org-a", "org-b"],
+    "OPENAI_ORG_ID": ["org-a", "org-b"],
+    "OPENAI_PROJECT_ID": ["a", "b"],
+}
+"""Variables that change requests of some provider."""
+FIELDS = {
+    "api_version": ["2024-10-21", "2025-01-01"],
+    "default_headers": [{"X-Config": "a"}, {"X-Config": "b"}, {"X-Configs": "a"}],
+    "location": ["us", "europe-west4"],
+    "model": ["m", "n"],
+    "organization": ["org-a", "org-b"],
+    "project": ["p", "q"],
+}
+VOLATILE = {"api-key", "authorization", "x-api-key", "x-goog-api-key", "x-stainless-read-timeout"}
+"""Headers that say who asks, and those that differ from one request to the next."""
+
+
+@given(data=st.data())
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+def test_requests_that_differ_have_keys_that_differ(provider, data):
+    """In one byte of what is sent, but for the key: wherever it comes from, no answer is another's."""
+    options: dict[str, list[Any]] = {"max_new_tokens": [1, 2], "temperature": [0, 1], "extra_body": [{"a": 1}]}
+    kinds = {
+        "field": {name: FIELDS[name] for name in FIELDS.keys() & provider.cls.model_fields.keys()},
+        "option": {name: options[name] for name in options.keys() & provider.Options.model_fields.keys()},
+        "variable": VARIABLES,
+    }
+    if provider.profile.package == "litellm":
+        del kinds["field"]["model"]
+    axes = {(kind, name): values for kind, named in kinds.items() for name, values in named.items()}
+    base = data.draw(st.fixed_dictionaries({}, optional={axis: st.sampled_from(each) for axis, each in axes.items()}))
+    found = {"base": asked_and_named(provider, base)}
+    for axis, values in axes.items():
+        for value in [each for each in [*values, None] if each != base.get(axis)]:
+            found[f"{axis}: {value}"] = asked_and_named(provider, base | {axis: value})
+    asked = {what: sent for what, (sent, _) in found.items()}
+    named = {what: key for what, (_, key) in found.items()}
+    assert len(set(asked.values())) > 3
+    for one in found:
+        for other in found:
+            assert asked[one] == asked[other] or named[one] != named[other], (one, other)
+
+
+def asked_and_named(provider: Provider, choice: dict[tuple[str, str], Any]) -> tuple[str, str]:
+    """What is sent for a choice of fields, options and variables, but for the key; and under which key it is stored."""
+
+    def chosen(kind: str) -> dict[str, Any]:
+        return {name: value for (each, name), value in choice.items() if each == kind and value is not None}
+
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in chosen("variable").items():
+            environment.setenv(name, value)
+        llm = provider.llm(**chosen("field"))
+        options = llm.options(chosen("option")).model_dump(exclude_unset=True)
+        key = store.key_of(llm, CHAT, options, 0)
+        assert llm.generate([CHAT], **options) == [["Madrid."]]
+        assert store.key_of(llm, CHAT, options, 0) == key
+    sent = provider.wire.requests.pop()
+    headers = {name: value for name, value in sent.headers.items() if name not in VOLATILE}
+    return json.dumps([sent.method, sent.path, headers, sent.body], sort_keys=True), key
 
 
 def test_a_misspelt_option_is_refused_before_any_request(provider):
