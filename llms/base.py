@@ -1,7 +1,7 @@
 """Base classes of models: Prefect blocks that hold configuration and turn chats into texts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self, final
 
 from prefect.blocks.core import Block
@@ -81,9 +81,8 @@ class LLM(StrictModel, Block, ABC):
                 raise RuntimeError(message) from None
             raise
 
-    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        for name, value in super().__repr_args__():
-            yield name, redaction.hide_secrets(value)
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        return [(name, redaction.hide_secrets(value)) for name, value in super().__repr_args__()]
 
     @property
     @abstractmethod
