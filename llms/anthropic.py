@@ -2,16 +2,18 @@
 
 import asyncio
 import json
+import os
 import re
 import time
 from collections.abc import Callable
 from itertools import takewhile
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, Field, HttpUrl
+from pydantic import BaseModel, Field, HttpUrl, SecretStr
 
 from llms.clients import event_loop
 from llms.clients.errors import error_from_sdk, error_message, rate_limit_headers
+from llms.clients.http import REQUEST_HEADERS, guard_response
 from llms.clients.images import parse_data_url
 from llms.config.extras import import_optional
 from llms.config.strict import StrictModel
@@ -27,6 +29,9 @@ SAMPLING_OPTIONS = ("temperature", "top_p", "top_k")
 """Options that the API takes under its old version only, and the SDK no longer has."""
 
 SAMPLING_HEADERS = {"anthropic-version": "2023-06-01"}
+
+HEADERS_ENV = "ANTHROPIC_CUSTOM_HEADERS"
+"""Variable of more headers, which the SDK reads."""
 
 FINISH_REASONS: dict[str, FinishReason] = {
     "end_turn": "stop",
@@ -114,6 +119,11 @@ class AnthropicLLM(RemoteLLM):
         super().prepare()
         import_optional("anthropic", self)
 
+    def cache_fields(self) -> dict[str, Any]:
+        """Return the fields, with the headers that the SDK takes from the environment. Usually not overridden."""
+        headers = os.getenv(HEADERS_ENV)
+        return super().cache_fields() | ({"custom_headers": SecretStr(headers)} if headers else {})
+
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat with one generation, the API's limit per request."""
         return await event_loop.run_on_loop(self._complete(self._build_request(input, self.options(kwargs))))
@@ -177,10 +187,13 @@ class AnthropicLLM(RemoteLLM):
             # 0 is no limit to aiohttp: admission is the engine's, and a queue for connections spends the time-out.
             # Retries and the time-out are ours too.
             limits = import_optional("httpx2", self).Limits(max_connections=0)
-            http_client = sdk.DefaultAioHttpClient(timeout=None, limits=limits)
+            http_client = sdk.DefaultAioHttpClient(
+                timeout=None, limits=limits, headers=REQUEST_HEADERS, event_hooks={"response": [guard_response]}
+            )
             return sdk.AsyncAnthropic(api_key=key, base_url=url, timeout=None, max_retries=0, http_client=http_client)
 
-        return event_loop.shared_client((type(self).__name__, url, key), build, lambda client: client.close())
+        named = (type(self).__name__, url, key, os.getenv(HEADERS_ENV))
+        return event_loop.shared_client(named, build, lambda client: client.close())
 
 
 def encode(chat: ChatType) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from llms.base import LLM
+from llms.config.redaction import is_secret_name
 from llms.config.strict import did_you_mean, format_validation_error, stale_block_message
 from llms.errors import Fatal
 from llms.remote import RemoteLLM
@@ -113,11 +114,13 @@ def forbid_secrets(within: int = 0) -> JsonSchemaValue:
 
 
 def find_secret(value: Any) -> str | None:
-    """Return the name of a secret field that is set in plain data: in a dictionary, or in a text that names a model."""
+    """Return the name of a secret that is set in plain data: a field in a dictionary, or anything in a model's text."""
     match value:
         case str() if "block_type_slug" in value or re.match(r"\s*\S*LM\s", value):
-            found = re.search(_secret_pattern(), value)
-            return found and found[2]
+            if found := re.search(_secret_pattern(), value):
+                return found[2]
+            members = (each[1] for each in re.finditer(r"([\w-]+)[\"'\\]+\s*:", value))  # of JSON in it
+            return next(filter(is_secret_name, members), None)
         case dict():
             return next((name for name in value if name in _secret_names()), None) or find_secret(list(value.values()))
         case list() | tuple():

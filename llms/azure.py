@@ -73,8 +73,15 @@ class AzureOpenAILLM(OpenAILLM):
         if self.azure_identity:
             import_optional("azure.identity.aio", self)
 
+    def cache_fields(self) -> dict[str, Any]:
+        """Return the fields, with the version of the API in use. Usually not overridden."""
+        return super().cache_fields() | {"api_version": self._version()}
+
+    def _version(self) -> str | None:
+        return self.api_version or os.getenv("OPENAI_API_VERSION") or None
+
     def _endpoint(self) -> str:
-        version = self.api_version or os.getenv("OPENAI_API_VERSION") or "v1"
+        version = self._version() or "v1"
         if version == "v1":
             return super()._endpoint()
         deployment = quote(self.model, safe="")
@@ -90,6 +97,10 @@ class AzureOpenAILLM(OpenAILLM):
         if self.azure_ad_token:
             return self.azure_ad_token.get_secret_value()
         return None if self.api_key else os.getenv("AZURE_OPENAI_AD_TOKEN")
+
+    def takes_key_from_environment(self) -> bool:
+        """Return whether the environment's key, token or identity is used. Usually not overridden."""
+        return self.azure_identity or super().takes_key_from_environment()
 
     async def _authorization(self) -> dict[str, str]:
         token = await event_loop.run_on_loop(_entra_token(self)) if self.azure_identity else self._given_token()

@@ -81,6 +81,9 @@ class LLM(StrictModel, Block, ABC):
                 raise RuntimeError(message) from None
             raise
 
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        return [(name, redaction.hide_secrets(value)) for name, value in super().__repr_args__()]
+
     @property
     @abstractmethod
     def model_name(self) -> str:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, HttpUrl
 
 from llms.clients import event_loop
 from llms.clients.errors import error_from_sdk, rate_limit_headers
+from llms.clients.http import REQUEST_HEADERS, guard_response
 from llms.config.extras import import_optional
 from llms.config.strict import StrictModel
 from llms.errors import Fatal, LLMError, Throttled, Transient
@@ -165,7 +166,9 @@ class CohereLLM(RemoteLLM):
             # 0 is no limit to aiohttp: admission is the engine's, and a queue for connections spends the time-out.
             # Retries and the time-out are ours too.
             limits = import_optional("httpx", self).Limits(max_connections=0)
-            http_client = sdk.DefaultAioHttpClient(timeout=None, limits=limits)
+            http_client = sdk.DefaultAioHttpClient(
+                timeout=None, limits=limits, headers=REQUEST_HEADERS, event_hooks={"response": [guard_response]}
+            )
             return sdk.AsyncClientV2(key, base_url=url, max_retries=0, httpx_client=http_client)
 
         return event_loop.shared_client(

@@ -18,6 +18,7 @@ from llms.errors import Fatal, LLMError, Throttled, Transient
 from llms.openai_compatible import ChatCompletionsLLM
 from llms.options import ChatOptions, ExtraBody, MaxNewTokens, ReturnLogprobs, StopList, TopLogprobs
 from llms.remote import StructuredMode
+from llms.store.key import resolve_file
 from llms.typing import ChatType, GenerateOutput
 
 WAKE_RETRY_S = 15.0
@@ -115,6 +116,10 @@ class InferenceEndpointsLLM(ChatCompletionsLLM):
             return tgi.TextOptions(**{**self.generation_kwargs, **kwargs})
         except ValidationError as error:
             raise Fatal(f"Runtime parameters of `{type(self).__name__}`: {format_validation_error(error)}") from None
+
+    def cache_fields(self) -> dict[str, Any]:
+        """Return the fields, with the content of a tokenizer's folder. Usually not overridden."""
+        return super().cache_fields() | {"tokenizer_id": resolve_file(self.tokenizer_id)}
 
     async def agenerate(self, input: ChatType, num_generations: int = 1, **kwargs: Any) -> GenerateOutput:
         """Answer one chat, with one request."""

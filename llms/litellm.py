@@ -5,11 +5,13 @@ import os
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from pydantic import Field, HttpUrl
+from pydantic import Field, HttpUrl, SecretStr
 
 from llms.clients import event_loop
 from llms.clients.chat_completions import decode, encode_structured_output
-from llms.clients.errors import error_from_response, error_from_sdk, rate_limit_headers
+from llms.clients.errors import error_from_response, error_from_sdk, own_error, rate_limit_headers
+from llms.clients.http import open_session
+from llms.config import redaction
 from llms.config.extras import import_optional
 from llms.config.prices import MILLION, SAMPLE_TOKENS, Price
 from llms.config.strict import StrictModel
@@ -34,6 +36,16 @@ IMPORT_ENV = {
     "AIOHTTP_CONNECTOR_LIMIT_PER_HOST": "1000000",
 }
 """Environment variables that `litellm` reads once, on import."""
+
+OTHER_PREFIXES = {
+    "bedrock": ("AWS_",),
+    "gemini": ("GOOGLE_",),
+    "openrouter": ("OR_",),
+    "sagemaker": ("AWS_",),
+    "vertex_ai": ("GOOGLE_", "VERTEXAI_", "VERTEX_"),
+    "watsonx": ("WML_", "WX_"),
+}
+"""How variables of a provider begin, where that is not its name."""
 
 ERROR_CODES = {"ContextWindowExceededError": "context_length_exceeded"}
 """OpenAI's codes by class of error: LiteLLM drops the provider's own codes."""
@@ -105,6 +117,11 @@ class LiteLLM(RemoteLLM):
             )
         super().prepare()
 
+    def cache_fields(self) -> dict[str, Any]:
+        """Return the fields, with what LiteLLM takes from the provider's variables. Usually not overridden."""
+        found = {name: SecretStr(os.environ[name]) for name in self._variables() if not redaction.is_secret_name(name)}
+        return super().cache_fields() | ({"environment": found} if found else {})
+
     def cost(self, usage: Usage) -> float | None:
         """Return the dollars for this usage, at the price given or, at the provider's own address, LiteLLM's."""
         price = self.price or (None if self.base_url else _list_price(self._sdk(), self.model))
@@ -116,8 +133,9 @@ class LiteLLM(RemoteLLM):
 
     async def _complete(self, request: dict[str, Any]) -> GenerateOutput:
         litellm = event_loop.shared_client("litellm", self._sdk, lambda litellm: litellm.close_litellm_async_clients())
+        session = event_loop.shared_client("aiohttp", open_session, lambda session: session.close())
         try:
-            response = await litellm.acompletion(**request)
+            response = await litellm.acompletion(shared_session=session, **request)
         except litellm.UnsupportedParamsError as error:
             raise Fatal(f"`{self.model}` cannot be asked so: {error.message.partition(' To drop')[0]}") from None
         except Exception as error:
@@ -162,6 +180,8 @@ class LiteLLM(RemoteLLM):
 
     def _error(self, error: Exception) -> LLMError:
         """Return the error as ours; LiteLLM has attributes of its own for the headers and the body."""
+        if ours := own_error(error):
+            return ours
         headers, body = getattr(error, "litellm_response_headers", None), getattr(error, "body", None)
         status, message = getattr(error, "status_code", None), getattr(error, "message", None) or str(error)
         if not isinstance(status, int) or status == 200:  # an unreadable answer is not a refusal
@@ -171,6 +191,20 @@ class LiteLLM(RemoteLLM):
         )
         failure.code = failure.code or ERROR_CODES.get(type(error).__name__)
         return failure
+
+    def _variables(self) -> list[str]:
+        """Return the variables of the environment that LiteLLM may read for the provider: keys, addresses, regions."""
+        provider = self.litellm_params.get("custom_llm_provider") or self.model.partition("/")[0]
+        prefixes = (f"{provider.upper().replace('-', '_')}_", *OTHER_PREFIXES.get(provider, ()))
+        return sorted(name for name in os.environ if name.startswith(prefixes))
+
+    def _named_urls(self) -> list[str]:
+        names = ("api_base", "base_url")
+        return super()._named_urls() + [self.litellm_params[name] for name in names if self.litellm_params.get(name)]
+
+    def takes_key_from_environment(self) -> bool:
+        """Return whether LiteLLM looks for a key, in many places. Usually not overridden."""
+        return not self.api_key
 
     def _sdk(self) -> Any:
         for name, value in IMPORT_ENV.items():

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Hashable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, HttpUrl
 
@@ -56,10 +56,17 @@ class OpenAILLM(ChatCompletionsLLM):
     async def _headers(self) -> dict[str, str]:
         return self._billing_headers() | await super()._headers()
 
+    def cache_fields(self) -> dict[str, Any]:
+        """Return the fields, with the organization and the project in use. Usually not overridden."""
+        return super().cache_fields() | {"organization": self._organization(), "project": self._project()}
+
+    def _organization(self) -> str | None:
+        return self.organization or os.getenv("OPENAI_ORG_ID") or None
+
+    def _project(self) -> str | None:
+        return self.project or os.getenv("OPENAI_PROJECT_ID") or None
+
     def _billing_headers(self) -> dict[str, str]:
         """Return the headers that say who pays, if the key alone does not."""
-        headers = {
-            "OpenAI-Organization": self.organization or os.getenv("OPENAI_ORG_ID"),
-            "OpenAI-Project": self.project or os.getenv("OPENAI_PROJECT_ID"),
-        }
+        headers = {"OpenAI-Organization": self._organization(), "OpenAI-Project": self._project()}
         return {name: value for name, value in headers.items() if value}

@@ -6,11 +6,12 @@ from collections.abc import Hashable
 from contextlib import suppress
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from llms.base import AsyncLLM, StructuredLLM
 from llms.config.prices import Price, list_price
 from llms.config.strict import did_you_mean
+from llms.config.urls import is_loopback, origin, url_fault
 from llms.errors import Fatal
 from llms.structured.output import with_schema_prompt
 from llms.typing import ChatType, Usage
@@ -39,6 +40,13 @@ class RemoteLLM(AsyncLLM, StructuredLLM, ABC):
         title="Price",
         description="Dollars per million tokens; the provider's list price when empty, where it is known.",
     )
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_base_url(cls, url: str | None) -> str | None:
+        if url and (fault := url_fault(url)):
+            raise ValueError(fault)
+        return url
 
     _provider: ClassVar[str | None] = None
     """The provider's name in the price table. Override this in subclasses whose prices are in it."""
@@ -101,10 +109,41 @@ class RemoteLLM(AsyncLLM, StructuredLLM, ABC):
         """Return the fields, with the base URL in use. Usually not overridden."""
         return {name: getattr(self, name) for name in type(self).model_fields} | {"base_url": self._resolve_base_url()}
 
+    def foreign_origins(self) -> set[str]:
+        """Return scheme, host and port of URLs in the fields that are not the provider's or this machine's.
+
+        Nor are those that the environment variable of the base URL names. Usually not overridden.
+        """
+        known = {
+            origin(url) for url in (self._default_base_url, self._base_url_env and os.getenv(self._base_url_env)) if url
+        }
+        return {origin(url) for url in self._named_urls() if not is_loopback(url)} - known
+
+    def takes_key_from_environment(self) -> bool:
+        """Return whether requests bring a key that no field holds.
+
+        Override this in subclasses with other ways to log in.
+        """
+        if any(isinstance(getattr(self, name), SecretStr) for name in type(self).model_fields):
+            return False
+        try:
+            return bool(self._resolve_api_key())
+        except Fatal:  # there is none
+            return False
+
+    def _named_urls(self) -> list[str]:
+        """Return the URLs that fields name. Override this in subclasses with more than `base_url`."""
+        return [self.base_url] if self.base_url else []
+
     @classmethod
     def api_key_env(cls) -> str | None:
         """Return the environment variable of the key, `None` if it depends on the model. Usually not overridden."""
         return getattr(cls, "_api_key_env", None)
+
+    @classmethod
+    def base_url_env(cls) -> str | None:
+        """Return the environment variable of the base URL, `None` if there is none. Usually not overridden."""
+        return cls._base_url_env
 
     def _resolve_base_url(self) -> str:
         """Return the base URL in use, without a slash at its end. Override this in subclasses that derive it.
@@ -113,6 +152,8 @@ class RemoteLLM(AsyncLLM, StructuredLLM, ABC):
             Fatal: If there is none, or it is no URL.
         """
         url = self._configured_base_url()
+        if fault := url_fault(url):
+            raise Fatal(f"`{'base_url' if self.base_url else self._base_url_env}`: {fault}")
         if not url.startswith(("http://", "https://")):
             raise Fatal(f"`{url}` is not an address: `base_url` is one, `https://` included.")
         return url.rstrip("/")

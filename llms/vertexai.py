@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -174,6 +175,18 @@ class VertexAILLM(RemoteLLM):
         except (ValueError, auth.exceptions.GoogleAuthError):  # whose messages quote the secret
             raise Fatal("`credentials` are neither an access token nor the JSON of a key file.") from None
 
+    def cache_fields(self) -> dict[str, Any]:
+        """Return the fields, with the project and the region in use. Usually not overridden."""
+        project, quota = self._project(), os.getenv("GOOGLE_CLOUD_QUOTA_PROJECT")
+        if (
+            not project
+            and not self._express_key()
+            and (self.credentials or os.getenv("GOOGLE_APPLICATION_CREDENTIALS"))
+        ):
+            project = self._credentials()[1]
+        region = {"project": project, "location": self.location or os.getenv("GOOGLE_CLOUD_LOCATION") or None}
+        return super().cache_fields() | region | ({"quota_project": quota} if quota else {})
+
     def _express_key(self) -> str | None:
         """Return the key of express mode, if in force: arguments take precedence over the environment."""
         key = os.getenv(self._api_key_env) if not (self.credentials or self._project()) else None
@@ -184,6 +197,10 @@ class VertexAILLM(RemoteLLM):
         """Return the secret in force; the application-default credentials are not ours to read."""
         return self._express_key() or (self.credentials.get_secret_value() if self.credentials else "")
 
+    def takes_key_from_environment(self) -> bool:
+        """Return whether the environment's key or credentials are used. Usually not overridden."""
+        return not (self.api_key or self.credentials)
+
     def _project(self) -> str | None:
         return self.project or os.getenv("GOOGLE_CLOUD_PROJECT")
 
@@ -193,6 +210,8 @@ class VertexAILLM(RemoteLLM):
     def _resolve_base_url(self) -> str:
         """Return the base URL in force; that of the location if none is given."""
         location, url = self._location(), super()._resolve_base_url()
+        if not re.fullmatch("[a-z0-9-]+", location):
+            raise Fatal(f"`{location}` is no region: `location` is one, such as `europe-west4`.")
         if url != self._default_base_url or location == "global" or (self._express_key() and not self.project):
             return url
         if location in ("us", "eu"):

@@ -44,7 +44,8 @@ plain = {"model": "m", "base_url": url, "deadline": 2}
 models = {
     "variable": OpenAILLM(**plain),
     "block": OpenAILLM.load("planted"),
-    "code": OpenAILLM(**plain, api_key=code, default_headers={"X-Gateway": code}),
+    "code": OpenAILLM(**plain, api_key=code, default_headers={"X-Gateway": code},
+        generation_kwargs={"extra_body": {"gateway": {"token": code}}}),
     "sdk": AnthropicLLM(**plain | {"base_url": url.removesuffix("/v1")}, api_key=code),
 }
 for name, llm in models.items():
@@ -53,7 +54,10 @@ for name, llm in models.items():
             rows = [{"instruction": f"{each} {number} of a planted {name}"} for each in outcomes for number in range(2)]
             LoadDataFromDicts(data=rows) >> TextGeneration(llm=llm, add_raw_input=True)
         try:
-            print(pipeline.run(output=f"{folder}/{name}-{outcomes[0]}", max_error_rate=1).errors.to_list())
+            parameters = {"text_generation": {"llm": {"generation_kwargs": {"extra_body": {"access_token": code}}}}}
+            parameters = parameters if name == "block" else {}
+            output = f"{folder}/{name}-{outcomes[0]}"
+            print(pipeline.run(parameters, output=output, max_error_rate=1).errors.to_list())
         except Exception as error:
             print(repr(error), *getattr(error, "__notes__", []), llm, repr(llm))
 """

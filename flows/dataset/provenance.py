@@ -11,6 +11,7 @@ from typing import Any
 from flows.settings.step_parameters import get_llm
 from llms import LLM, demo
 from llms.any_llm import secret_fields
+from llms.config.redaction import hide_secrets
 from llms.local.base import LocalLLM
 from tasks import LoadDataFromHub, Step
 
@@ -22,14 +23,17 @@ HUB_TIMEOUT_S = 5.0
 
 
 def describe_step(step: Step) -> dict[str, Any]:
-    """Return a step's class and fields, and its model's, without secrets; prompts even where they are the default."""
+    """Return a step's class and fields, and its model's, without secrets; prompts even where they are the default.
+
+    What is a secret by its name is hidden wherever it is, such as a token in an `extra_body`.
+    """
     fields = step.model_dump(mode="json", exclude={"llm"}, exclude_defaults=True)
     prompts = {name for name in type(step).model_fields if name.endswith(("prompt", "template"))}
     fields |= step.model_dump(mode="json", include=prompts, exclude_none=True)
     if llm := get_llm(step):
         fields["llm"] = {"class": type(llm).__name__, "model_name": llm.model_name}
         fields["llm"] |= llm.model_dump(mode="json", exclude_defaults=True, exclude=secret_fields(type(llm)))
-    return {"class": type(step).__name__, **fields}
+    return {"class": type(step).__name__, **hide_secrets(fields)}
 
 
 def package_versions(steps: Iterable[Step]) -> dict[str, str]:

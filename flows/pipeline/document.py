@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from flows.dag.edges import format_edges, parse_edges
 from flows.errors import ConfigurationError
 from flows.pipeline.serialize import Serializer, step_classes
-from llms import LLM
+from llms import LLM, RemoteLLM
 from llms.any_llm import model_classes, resolve_model, secret_fields
 from llms.config.strict import did_you_mean, format_validation_error
 from tasks import Step, dag
@@ -189,7 +189,11 @@ def _build_step(name: str, fields: Mapping[str, Any]) -> Step:
     for field, info in cls.model_fields.items():
         if field in values and _accepts_models(info.annotation):
             values[field] = _resolve_models(values[field])
-    return cls(name=name, **values)
+    step = cls(name=name, **values)
+    for llm in _models_in([getattr(step, field) for field in cls.model_fields]):
+        if not getattr(llm, "_block_document_name", None):
+            _refuse_strangers(llm)
+    return step
 
 
 def _accepts_models(annotation: Any) -> bool:
@@ -211,6 +215,7 @@ def _resolve_models(value: Any) -> Any:
             if secrets := secret_fields(type(saved)) & fields.keys():
                 raise ValueError(f"`{min(secrets)}` does not belong in a file: keep it in the block.")
             validated = type(saved)(**{name: getattr(saved, name) for name in type(saved).model_fields} | fields)
+            _refuse_strangers(validated, saved)
             # a copy keeps the block's name, and is written as that block again
             return saved.model_copy(update={name: getattr(validated, name) for name in fields})
         case dict():
@@ -218,6 +223,45 @@ def _resolve_models(value: Any) -> Any:
         case list():
             return [_resolve_models(each) for each in value]
     return value
+
+
+def _models_in(value: Any) -> Iterator[RemoteLLM]:
+    """Yield the models behind an API in a value, and in lists, dictionaries and models in it."""
+    match value:
+        case RemoteLLM():
+            yield value
+        case BaseModel():
+            yield from _models_in([getattr(value, name) for name in type(value).model_fields])
+        case Mapping():
+            yield from _models_in(list(value.values()))
+        case list() | tuple():
+            for each in value:
+                yield from _models_in(each)
+        case _:
+            pass
+
+
+def _refuse_strangers(llm: LLM, saved: LLM | None = None) -> None:
+    """Refuse a model that would bring a key, which the file does not hold, to a host that only the file names.
+
+    Args:
+        llm: The model.
+        saved: The block that it is, with changes.
+
+    Raises:
+        ValueError: If it would; the message says what to type where it is meant.
+    """
+    if not isinstance(llm, RemoteLLM):
+        return
+    known = saved.foreign_origins() if isinstance(saved, RemoteLLM) else set[str]()
+    if (strange := llm.foreign_origins() - known) and (saved or llm.takes_key_from_environment()):
+        whose = "the block's key" if saved else f"your key (`{llm.api_key_env()}`)" if llm.api_key_env() else "your key"
+        variable, slug = type(llm).base_url_env(), type(llm).get_block_type_slug()
+        consent = f"set `{variable}={llm.base_url}`, or " if variable else ""
+        raise ValueError(
+            f"this file would send {whose} to `{min(strange)}`, which nothing but the file names. If you mean it, "
+            f"{consent}save a block with that address and its key, and write `llm: {slug}/NAME`."
+        )
 
 
 def _unknown_class_message(kind: str, name: Any, known: Collection[str]) -> str:

@@ -13,6 +13,7 @@ from flows.errors import ConfigurationError
 from flows.pipeline.signature import expand_settings
 from flows.reporting.states import with_row_state
 from llms.any_llm import find_secret, plaintext_secret_message
+from llms.config.redaction import hide_secrets
 
 P = ParamSpec("P")
 
@@ -33,6 +34,11 @@ class DatasetFlow(Flow[P, Distiset]):
                 if name != "data" and (secret := find_secret(value)):  # rows may hold anything
                     raise ConfigurationError(f"`{name}`: {plaintext_secret_message(secret)}")
             return super().__call__(*args, **kwargs)
+
+        def serialize_parameters(self, parameters: Any) -> dict[str, Any]:
+            """Return the parameters as Prefect stores them, in clear: without secrets."""
+            stored = super().serialize_parameters(parameters)
+            return {name: value if name == "data" else hide_secrets(value) for name, value in stored.items()}
 
     def with_options(self, *args: Any, **kwargs: Any) -> "DatasetFlow[P]":
         """Return a copy with other options of Prefect's `@flow`."""

@@ -23,6 +23,7 @@ from flows.preview.estimate import Estimate
 from flows.runtime import server
 from flows.settings.run_settings import RunSettings, RunSettingsArgs
 from flows.settings.step_parameters import parameters_model, to_json, validate_parameters, with_parameters
+from llms.config.redaction import hide_secrets
 from llms.config.strict import StrictModel, format_validation_error
 from tasks import GeneratorStep, Source, Step, dag, load_data
 
@@ -188,7 +189,7 @@ class Pipeline:
 
     def _run_in_flow(self, graph: Graph, parameters: Mapping[str, Any], settings: RunSettings) -> Distiset:
         """Make the dataset in the current flow run, after approval if the settings ask for one."""
-        recorded = to_json(parameters)
+        recorded = hide_secrets(to_json(parameters))
 
         def estimate() -> Estimate:
             sample = settings.model_copy(update={"dry_run": approval.SAMPLE_ROWS})

@@ -1,7 +1,6 @@
 """Steps and models as plain data: their class and non-default fields, without secrets."""
 
 import inspect
-import re
 from collections.abc import Collection, Mapping
 from datetime import date
 from enum import Enum
@@ -15,22 +14,11 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from flows.errors import ConfigurationError
 from llms import LLM
 from llms.any_llm import model_classes, resolve_model, secret_fields
-from llms.config.redaction import MIN_SECRET_LENGTH
+from llms.config.redaction import MIN_SECRET_LENGTH, is_secret_name, redact
 from tasks import Filter, LoadDataFromDicts, Step
 
 MAX_INLINE_ROWS = 1_000
 """Rows of `LoadDataFromDicts` that are serialized, at most; more belong in a file of their own."""
-
-SECRET_NAME = re.compile(
-    r"(^|[_-])(api[_-]?key|authorization|password|secret|credentials?)$"
-    r"|(^|[_-])(access|api|auth|bearer|hf|hub)[_-]?token$|^token$",
-    re.IGNORECASE,
-)
-"""Names of fields that hold a secret, whatever their type."""
-
-URL_CREDENTIALS = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
-"""A URL with a password in it."""
-
 
 _OMIT = object()
 
@@ -87,7 +75,7 @@ class Serializer:
             is_selected = not _is_default(value, field) if only is None else name in only
             if not is_selected or (isinstance(owner, Step) and name == "name"):
                 continue
-            if SECRET_NAME.search(name) and isinstance(value, str):
+            if is_secret_name(name) and isinstance(value, str):
                 raise ConfigurationError(
                     f"`{field_path}` is a secret by its name: give it the type `SecretStr`, to leave it out."
                 )
@@ -121,8 +109,8 @@ class Serializer:
             case BaseModel():
                 return self._serialize_fields(value, path)
             case str() | PurePath():
-                if scan_secrets and URL_CREDENTIALS.search(str(value)):
-                    raise ConfigurationError(f"`{path}` holds a password: leave it out of the address.")
+                if scan_secrets and redact(str(value), ()) != str(value):
+                    raise ConfigurationError(f"`{path}` holds a password or a key: leave it out of the address.")
                 return str(value)
             case int():
                 return int(value)
@@ -149,7 +137,7 @@ class Serializer:
             if not isinstance(key, str | int | float | None):
                 raise ConfigurationError(f"`{path}` has a key `{key}`, which no file can hold: use texts.")
             is_column = path.endswith("_mappings")  # columns may have any name
-            if scan_secrets and not is_column and SECRET_NAME.search(str(key)) and isinstance(item, str):
+            if scan_secrets and not is_column and is_secret_name(str(key)) and isinstance(item, str):
                 raise ConfigurationError(
                     f"`{path}` holds a secret by its name, `{key}`: use the field or the variable that is meant for "
                     "it, or save the model as a block."

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import SecretBytes, SecretStr
+
 from llms import LLM, store
 from llms.store.code import CodeHasher, NotHashable
 from tasks import Step
@@ -24,6 +26,7 @@ def fingerprint(step: Step, more: Any = None) -> Any:
     """
     hasher = StepHasher()
     values = {name: getattr(step, name) for name in type(step).model_fields if name != "use_cache"}
+    values = {name: None if store.is_credential(name, value) else value for name, value in values.items()}
     return [
         hasher.describe(type(step)),
         [[name, hasher.describe_strictly(value)] for name, value in values.items()],
@@ -35,7 +38,20 @@ class StepHasher(CodeHasher):
     """Describes a model as its stored answers are keyed, and all else as `CodeHasher` does."""
 
     def _describe(self, value: Any, opaque: bool) -> Any:
-        return _describe_model(value) if isinstance(value, LLM) else super()._describe(value, opaque)
+        match value:
+            case SecretStr() | SecretBytes():
+                return _describe_secret(value)
+            case LLM():
+                return _describe_model(value)
+            case _:
+                return super()._describe(value, opaque)
+
+
+def _describe_secret(secret: SecretStr | SecretBytes) -> Any:
+    try:
+        return ["secret", store.hash_secret(secret)]
+    except store.StoreError as error:
+        raise NotHashable(f"{error}") from None
 
 
 def _describe_model(llm: LLM) -> Any:

@@ -39,8 +39,8 @@ def error_from_sdk(error: Exception, url: str, *, text: str | None = None) -> LL
         url: The requested URL, for the message.
         text: The body of the response, where the SDK has an attribute of its own for it.
     """
-    if isinstance(error, LLMError):
-        return error
+    if ours := own_error(error):
+        return ours
     response = getattr(error, "response", None)
     statuses = [getattr(error, name, None) for name in ("status_code", "code", "status")]
     statuses += [getattr(response, name, None) for name in ("status_code", "status")]
@@ -59,6 +59,17 @@ def error_from_sdk(error: Exception, url: str, *, text: str | None = None) -> LL
     if isinstance(error, OSError | TimeoutError) or status == 200 or TRANSIENT_ERROR_NAMES.search(names):
         return Transient(message, status=status)
     return Rejected(message)
+
+
+def own_error(error: BaseException | None) -> LLMError | None:
+    """Return the error of ours behind an SDK's, such as one that `llms.clients.http` raised inside it, or `None`."""
+    seen: list[BaseException] = []
+    while error and error not in seen:
+        if isinstance(error, LLMError):
+            return error
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def rate_limit_headers(headers: Mapping[str, str]) -> dict[str, str]:

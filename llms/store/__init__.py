@@ -3,7 +3,8 @@
 from llms.store.answer import StoredAnswer
 from llms.store.connection import StoreError, connect, path, translate_errors
 from llms.store.database import close, get, prepare, put
-from llms.store.key import IRRELEVANT, key_of
+from llms.store.key import IRRELEVANT, is_credential, key_of
+from llms.store.salt import hash_secret
 
 __all__ = [
     "IRRELEVANT",
@@ -12,6 +13,8 @@ __all__ = [
     "close",
     "connect",
     "get",
+    "hash_secret",
+    "is_credential",
     "key_of",
     "path",
     "prepare",

@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from llms.store.code import CodeHasher
 from llms.store.connection import StoreError
+from llms.store.salt import hash_secret
 from llms.typing import ChatType, ModelInfo
 
 IRRELEVANT: dict[str, str] = {
@@ -37,7 +38,10 @@ IRRELEVANT: dict[str, str] = {
     "tokens_per_minute": "how fast",
     "use_cache": "whether it is looked up",
 }
-"""Fields of models that are not part of a key, and why; all others are, except secrets."""
+"""Fields of models that are not part of a key, and why; all others are, except credentials."""
+
+CREDENTIALS = frozenset({"api_key", "azure_ad_token", "credentials", "token"})
+"""Secret fields that say who asks, not what is asked; any other secret counts as its salted hash."""
 
 REVISION = 1
 """Part of every key: raise it if a shipped model's requests change so that old answers must not be used."""
@@ -48,18 +52,23 @@ def key_of(llm: ModelInfo, chat: ChatType, options: Mapping[str, Any], generatio
 
     Args:
         llm: The model. Its block's slug, its name, the base URL in use and its fields except the `IRRELEVANT` count,
-            not the module of its class. A user's own class counts with its name, its code and what that refers to
-            (`llms.store.code`), so that after an edit no older answer is used.
+            not the module of its class; of secrets such as a gateway's headers a hash that the store salts. A user's
+            own class counts with its name, its code and what that refers to (`llms.store.code`), so that after an edit
+            no older answer is used.
         chat: The chat.
         options: The runtime parameters that are set, as `LLM.options` coerced them. `1`, `1.0` and `True` differ: an
             extra request is better than a wrong answer.
         generation: The number of the generation, from 0.
 
     Raises:
-        StoreError: If a part of it is not plain data.
+        StoreError: If a part of it is not plain data, or the store, which salts secrets, cannot be used.
     """
     cls: type = type(llm)
-    fields = {name: value for name, value in llm.cache_fields().items() if name not in IRRELEVANT}
+    fields = {
+        name: None if is_credential(name, value) else value
+        for name, value in llm.cache_fields().items()
+        if name not in IRRELEVANT
+    }
     try:
         request = _encode([REVISION, _class_identity(cls), llm.model_name, fields, chat, options, generation])
     except (TypeError, ValueError) as error:
@@ -70,10 +79,15 @@ def key_of(llm: ModelInfo, chat: ChatType, options: Mapping[str, Any], generatio
     return blake2b(request.encode(), digest_size=16).hexdigest()
 
 
+def is_credential(name: str, value: Any) -> bool:
+    """Return whether a field is a secret that says who asks, not what is asked."""
+    return name in CREDENTIALS and isinstance(value, SecretStr | SecretBytes)
+
+
 def _to_plain(value: Any) -> Any:
     match value:
         case SecretStr() | SecretBytes():
-            return None
+            return {"secret": hash_secret(value)}
         case BaseModel():
             return {name: getattr(value, name) for name in type(value).model_fields}
         case set() | frozenset():

@@ -20,6 +20,8 @@ import sys
 import threading
 import time
 import tomllib
+import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -27,9 +29,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llms import AzureOpenAILLM, Fatal, LlamaServerLLM, LLMError, OpenAILLM, Rejected, Throttled, Transient, store
-from llms.clients import event_loop
+from llms.clients import event_loop, http
 from llms.engine import request
 from llms.limits import limiter
 from llms.typing import ChatType, GenerateOutput, Usage
@@ -245,6 +249,74 @@ def test_options_of_the_block_hold_until_a_call_says_otherwise(provider):
     for body, value in zip(sent, (1, 2), strict=True):
         expected = provider.profile.expected(options(**{first: value, second: 1}))
         assert {name: body[name] for name in expected} == expected
+
+
+VARIABLES = {
+    "ANTHROPIC_CUSTOM_HEADERS": ["X-Team: a", "X-Team: b"],
+    "GOOGLE_CLOUD_LOCATION": ["us", "europe-west4"],
+    "GOOGLE_CLOUD_PROJECT": ["p", "q"],
+    "GOOGLE_CLOUD_QUOTA_PROJECT": ["p", "q"],
+    "OPENAI_API_VERSION": ["2024-10-21", "v1"],
+    "OPENAI_ORGANIZATION": ["org-a", "org-b"],
+    "OPENAI_ORG_ID": ["org-a", "org-b"],
+    "OPENAI_PROJECT_ID": ["a", "b"],
+}
+"""Variables that change requests of some provider."""
+FIELDS = {
+    "api_version": ["2024-10-21", "2025-01-01"],
+    "default_headers": [{"X-Config": "a"}, {"X-Config": "b"}, {"X-Configs": "a"}],
+    "location": ["us", "europe-west4"],
+    "model": ["m", "n"],
+    "organization": ["org-a", "org-b"],
+    "project": ["p", "q"],
+}
+VOLATILE = {"api-key", "authorization", "x-api-key", "x-goog-api-key", "x-stainless-read-timeout"}
+"""Headers that say who asks, and those that differ from one request to the next."""
+
+
+@given(data=st.data())
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+def test_requests_that_differ_have_keys_that_differ(provider, data):
+    """In one byte of what is sent, but for the key: wherever it comes from, no answer is another's."""
+    options: dict[str, list[Any]] = {"max_new_tokens": [1, 2], "temperature": [0, 1], "extra_body": [{"a": 1}]}
+    kinds = {
+        "field": {name: FIELDS[name] for name in FIELDS.keys() & provider.cls.model_fields.keys()},
+        "option": {name: options[name] for name in options.keys() & provider.Options.model_fields.keys()},
+        "variable": VARIABLES,
+    }
+    if provider.profile.package == "litellm":
+        del kinds["field"]["model"]
+    axes = {(kind, name): values for kind, named in kinds.items() for name, values in named.items()}
+    base = data.draw(st.fixed_dictionaries({}, optional={axis: st.sampled_from(each) for axis, each in axes.items()}))
+    found = {"base": asked_and_named(provider, base)}
+    for axis, values in axes.items():
+        for value in [each for each in [*values, None] if each != base.get(axis)]:
+            found[f"{axis}: {value}"] = asked_and_named(provider, base | {axis: value})
+    asked = {what: sent for what, (sent, _) in found.items()}
+    named = {what: key for what, (_, key) in found.items()}
+    assert len(set(asked.values())) > 3
+    for one in found:
+        for other in found:
+            assert asked[one] == asked[other] or named[one] != named[other], (one, other)
+
+
+def asked_and_named(provider: Provider, choice: dict[tuple[str, str], Any]) -> tuple[str, str]:
+    """What is sent for a choice of fields, options and variables, but for the key; and under which key it is stored."""
+
+    def chosen(kind: str) -> dict[str, Any]:
+        return {name: value for (each, name), value in choice.items() if each == kind and value is not None}
+
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in chosen("variable").items():
+            environment.setenv(name, value)
+        llm = provider.llm(**chosen("field"))
+        options = llm.options(chosen("option")).model_dump(exclude_unset=True)
+        key = store.key_of(llm, CHAT, options, 0)
+        assert llm.generate([CHAT], **options) == [["Madrid."]]
+        assert store.key_of(llm, CHAT, options, 0) == key
+    sent = provider.wire.requests.pop()
+    headers = {name: value for name, value in sent.headers.items() if name not in VOLATILE}
+    return json.dumps([sent.method, sent.path, headers, sent.body], sort_keys=True), key
 
 
 def test_a_misspelt_option_is_refused_before_any_request(provider):
@@ -616,6 +688,71 @@ def test_a_key_with_a_line_break_is_said_at_once_and_not_shown(provider, pauses)
     error = provider.failure(**{name: f"{KEY}\nX-Other: 1" for name, value in fields.items() if value == KEY})
     assert type(error) is Fatal and not provider.wire.requests and not pauses
     harmless(error)
+
+
+@only(WAYS)
+@pytest.mark.parametrize("status", [302, 307, 308])
+def test_a_redirect_is_not_followed(provider, status, pauses):
+    """Neither the key nor the headers of a gateway nor the prompt arrive at the host it points to."""
+    more = {"default_headers": {"X-Gateway": KEY}} if "default_headers" in provider.cls.model_fields else {}
+    with serving() as other:
+        place = other.url.replace("127.0.0.1", "localhost")
+        location = f"{place.replace('://', f'://me:{KEY}@')}/elsewhere?key={KEY}#{KEY}"
+        provider.wire.answer = lambda request: provider.wire.Reply({}, status, {"Location": location})
+        error = provider.failure(**more)
+        assert not other.requests
+    assert type(error) is Fatal and not pauses and len(provider.wire.requests) == 1
+    assert f"redirects to `{place.removesuffix('/v1')}` ({status})" in str(error) and "`base_url`" in str(error)
+    harmless(error)
+
+
+def packed(size: int) -> bytes:
+    """So many bytes of nothing, made a thousandth of by gzip."""
+    packer = zlib.compressobj(wbits=31)
+    return b"".join(packer.compress(bytes(2**20)) for _ in range(size // 2**20)) + packer.flush()
+
+
+@only(TRANSPORTS)
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_an_answer_that_is_too_large_fails_alone_and_is_never_in_memory(provider, encoding, monkeypatch, pauses):
+    monkeypatch.setattr(http, "MAX_RESPONSE_BYTES", 8 * 2**20)
+    body = packed(256 * 2**20) if encoding == "gzip" else bytes(9 * 2**20)
+    provider.llm().load()
+    provider.wire.answer = lambda request: provider.wire.Reply(body, headers={"Content-Encoding": encoding})
+    tracemalloc.start()
+    try:
+        error = provider.failure()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert type(error) is Rejected and "more than 8 MiB" in str(error) and not pauses and error.attempts == 1
+    assert peak < 48 * 2**20
+    provider.wire.answer = lambda request: provider.reply("Madrid.")
+    assert provider.ask() == ["Madrid."]
+    harmless(error)
+
+
+@only(TRANSPORTS)
+@pytest.mark.parametrize("wbits", [31, 15, -15], ids=["gzip", "deflate", "deflate without its header"])
+def test_an_answer_that_is_compressed_is_read(provider, wbits):
+    plain = json.dumps(provider.profile.reply("Madrid. " * 99)).encode()
+    packer = zlib.compressobj(wbits=wbits)
+    headers = {"Content-Encoding": "gzip" if wbits == 31 else "deflate"} | provider.profile.headers
+    provider.wire.script(provider.wire.Reply(packer.compress(plain) + packer.flush(), headers=headers))
+    assert provider.ask() == ["Madrid. " * 99]
+    (request,) = provider.wire.requests
+    assert provider.profile.package == "litellm" or request.headers["accept-encoding"] == "gzip, deflate"
+
+
+@only([way for way in TRANSPORTS if way in REMOTE])
+def test_a_cookie_of_one_key_is_not_sent_with_another(provider):
+    provider.wire.answer = lambda request: provider.wire.Reply(
+        provider.profile.reply("Madrid."), headers=provider.profile.headers | {"Set-Cookie": "whose=first; Path=/"}
+    )
+    fields = provider.way.fields(provider.url.replace("127.0.0.1", "localhost"))  # aiohttp keeps none of an IP address
+    for key in ("sk-of-the-first-one", "sk-of-the-second"):
+        provider.ask(**{name: key if value == KEY else value for name, value in fields.items()})
+    assert [request.headers.get("cookie") for request in provider.wire.requests] == [None, None]
 
 
 @only(TRANSPORTS)

@@ -24,7 +24,7 @@ from llms.limits.budget import Budget
 from llms.limits.usage import UsageCollector
 from llms.store import StoredAnswer, StoreError
 from llms.typing import ChatType, GenerateOutput, ModelUsage, Usage
-from tests.support.virtual_time import JumpingLoop, now
+from tests.support.virtual_time import JumpingLoop
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0}}, "required": ["n"]}
 

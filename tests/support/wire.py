@@ -23,9 +23,9 @@ class Request:
 
 @dataclass
 class Reply:
-    """What goes back: a dictionary as JSON, a text as it is; `None` is one completion that honours `n`."""
+    """What goes back: a dictionary as JSON, a text or bytes as they are; `None` is one completion that honours `n`."""
 
-    body: dict[str, Any] | str | None = None
+    body: dict[str, Any] | str | bytes | None = None
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
@@ -127,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = wire.completion(*["Madrid."] * (request.body.get("n") or 1)) if reply.body is None else reply.body
-        payload = (body if isinstance(body, str) else json.dumps(body)).encode()
+        payload = body if isinstance(body, bytes) else (body if isinstance(body, str) else json.dumps(body)).encode()
         self.send_response(reply.status)
         usual = {"Content-Type": "application/json", "Content-Length": str(len(payload))}
         for name, value in (usual | reply.headers).items():

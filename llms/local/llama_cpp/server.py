@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 import numpy as np
 
@@ -12,6 +12,11 @@ from llms.clients.errors import error_message
 from llms.errors import Rejected
 from llms.structured.gbnf import TokenPath
 from llms.typing import ChatType, HiddenState
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> None:
+        """Follow no redirect: the key and the chat would go along. Usually not called."""
 
 
 @dataclass
@@ -83,7 +88,7 @@ class LlamaServer:
         headers = {**self.headers, "Content-Type": "application/json"}
         request = Request(f"{self.server.listening_address}{path}", json.dumps(body).encode(), headers)
         try:
-            with build_opener(ProxyHandler({})).open(request) as reply:
+            with build_opener(ProxyHandler({}), _NoRedirects).open(request) as reply:
                 return json.load(reply)
         except HTTPError as error:
             message, _ = error_message(error.read().decode(errors="replace"))

@@ -1,12 +1,13 @@
 """Versions in `run.json`: those of the packages the steps' models use."""
 
+import json
 import re
 import tomllib
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 
-from flows.dataset.provenance import package_versions
+from flows.dataset.provenance import describe_step, package_versions
 from llms import LlamaServerLLM, OpenAILLM
 from llms.any_llm import model_classes
 from tasks import LoadDataFromDicts, TextGeneration
@@ -23,6 +24,15 @@ def test_versions_are_those_of_the_packages_in_use(monkeypatch):
     assert versions["xllamacpp"] == version("xllamacpp")
     monkeypatch.setattr(LlamaServerLLM, "packages", ("xllamacpp", "not-installed"))
     assert package_versions(steps) == versions
+
+
+def test_what_is_secret_by_its_name_is_not_recorded():
+    body = {"gateway": {"token": "sk-planted-4711", "tags": ["a"]}, "url": "https://host?key=sk-planted-4711"}
+    llm = OpenAILLM(model="m", api_key="sk-planted-4711", generation_kwargs={"extra_body": body, "max_new_tokens": 3})
+    recorded = describe_step(TextGeneration(name="text", llm=llm))
+    assert "sk-planted-4711" not in json.dumps(recorded)
+    shown = {"gateway": {"token": "***", "tags": ["a"]}, "url": "https://host?key=***"}
+    assert recorded["llm"]["generation_kwargs"] == {"extra_body": shown, "max_new_tokens": 3}
 
 
 def test_packages_of_a_model_are_dependencies():

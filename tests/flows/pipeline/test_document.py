@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from flows import ConfigurationError, Pipeline
-from llms import AnyLLM, AsyncLLM, LlamaServerLLM, OpenAILLM
+from llms import AnyLLM, AsyncLLM, Fatal, LlamaServerLLM, OpenAILLM
 from llms.typing import GenerateOutput
 from tasks import (
     CombineOutputs,
@@ -202,7 +202,14 @@ class TestSecrets:
     @pytest.mark.parametrize(
         ("llm", "said"),
         [
-            (OpenAILLM(model="m", base_url="https://me:pass@host/v1"), "`text.llm.base_url` holds a password"),
+            (
+                OpenAILLM(model="m", generation_kwargs={"extra_body": {"to": "https://me:pass@host/v1"}}),
+                "`text.llm.generation_kwargs.extra_body.to` holds a password or a key",
+            ),
+            (
+                OpenAILLM(model="m", generation_kwargs={"extra_body": {"to": f"https://host/v1?key={KEY}"}}),
+                "`text.llm.generation_kwargs.extra_body.to` holds a password or a key",
+            ),
             (OpenAILLM(model=KEY, api_key=KEY), "stands in another field too"),
             (
                 OpenAILLM(model="m", generation_kwargs={"extra_headers": {"Authorization": KEY}}),
@@ -238,9 +245,95 @@ class TestSecrets:
         assert KEY not in str(error.value)
 
 
+STRANGER = "https://stranger.example/v1"
+
+
+def text_of(llm: str) -> str:
+    return f"format: 1\nsteps:\n  t:\n    class: TextGeneration\n    llm: {llm}\n"
+
+
+class TestStrangers:
+    """A file that names an address does not get the key of whoever reads it."""
+
+    def read(self, folder, llm):
+        (folder / "p.yaml").write_text(text_of(llm))
+        return Pipeline.from_yaml(folder / "p.yaml").steps[0].llm
+
+    @pytest.mark.parametrize(
+        ("llm", "key", "variable"),
+        [
+            (f"{{class: OpenAILLM, model: m, base_url: '{STRANGER}'}}", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
+            (f"{{block_type_slug: openai-llm, model: m, base_url: '{STRANGER}'}}", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
+            (f"OpenAILLM model=m base_url={STRANGER}", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
+            (
+                f"{{class: AnthropicLLM, model: m, base_url: '{STRANGER}'}}",
+                "ANTHROPIC_AUTH_TOKEN",
+                "ANTHROPIC_BASE_URL",
+            ),
+            (f"{{class: OllamaLLM, model: m, base_url: '{STRANGER}'}}", "OLLAMA_API_KEY", "OLLAMA_HOST"),
+            (
+                f"{{class: AzureOpenAILLM, model: m, base_url: '{STRANGER}'}}",
+                "AZURE_OPENAI_AD_TOKEN",
+                "AZURE_OPENAI_END",
+            ),
+            (
+                f"{{class: AzureOpenAILLM, model: m, azure_identity: true, base_url: '{STRANGER}'}}",
+                "NONE",
+                "AZURE_OPENAI_ENDPOINT",
+            ),
+            (f"{{class: VertexAILLM, model: m, base_url: '{STRANGER}'}}", "NONE", "GOOGLE_VERTEX_BASE_URL"),
+            (f"{{class: InferenceEndpointsLLM, base_url: '{STRANGER}'}}", "HF_TOKEN", None),
+            (f"{{class: LiteLLM, model: groq/m, litellm_params: {{api_base: '{STRANGER}'}}}}", "NONE", None),
+        ],
+    )
+    def test_one_is_refused_and_told_how_to_mean_it(self, llm, key, variable, tmp_path, monkeypatch):
+        monkeypatch.setenv(key, KEY)
+        with pytest.raises(ConfigurationError, match="step `t`: this file would send .*key.*save a block") as error:
+            self.read(tmp_path, llm)
+        assert "`https://stranger.example:443`" in str(error.value) and KEY not in str(error.value)
+        assert variable is None or f"set `{variable}" in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("url", "environment"),
+        [
+            (STRANGER, {}),
+            (STRANGER, {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "https://stranger.example/v2"}),
+            ("https://api.openai.com/v1", {"OPENAI_API_KEY": KEY}),
+            ("http://localhost:8000/v1", {"OPENAI_API_KEY": KEY}),
+            ("http://127.0.0.1:8000/v1", {"OPENAI_API_KEY": KEY}),
+        ],
+        ids=["no key", "a variable names it", "the provider's own", "this machine", "this machine's number"],
+    )
+    def test_one_that_is_meant_is_read(self, url, environment, tmp_path, monkeypatch):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        assert self.read(tmp_path, f"{{class: OpenAILLM, model: m, base_url: '{url}'}}").base_url == url
+
+    @pytest.mark.parametrize(
+        "url", ["http://api.openai.com/v1", "https://api.openai.com:444", "https://api.openai.com.example/v1"]
+    )
+    def test_one_that_looks_like_the_providers_is_a_stranger(self, url, tmp_path, monkeypatch):
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        with pytest.raises(ConfigurationError, match="this file would send"):
+            self.read(tmp_path, f"{{class: OpenAILLM, model: m, base_url: '{url}'}}")
+
+    def test_a_region_is_no_way_to_another_host(self, tmp_path):
+        llm = self.read(tmp_path, "{class: VertexAILLM, model: m, location: stranger.example/x}")
+        with pytest.raises(Fatal, match="`stranger.example/x` is no region"):
+            llm._resolve_base_url()
+
+
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.slow
 class TestSavedModels:
+    def test_the_key_of_a_block_stays_with_its_address(self, tmp_path):
+        OpenAILLM(model="gpt-5", api_key=KEY, base_url=STRANGER).save("document-own", overwrite=True)
+        read = TestStrangers().read
+        assert read(tmp_path, "openai-llm/document-own").base_url == STRANGER
+        assert read(tmp_path, "{block: openai-llm/document-own, model: m}").base_url == STRANGER
+        with pytest.raises(ConfigurationError, match="would send the block's key to `https://other.example:443`"):
+            read(tmp_path, "{block: openai-llm/document-own, base_url: 'https://other.example/v1'}")
+
     def test_a_saved_model_is_written_by_name(self, tmp_path):
         OpenAILLM(model="gpt-5", api_key=KEY).save("document-prod", overwrite=True)
         with Pipeline() as pipeline:

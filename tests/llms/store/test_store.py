@@ -28,6 +28,7 @@ from llms.any_llm import model_classes
 from llms.clients import event_loop
 from llms.store import IRRELEVANT, StoredAnswer, StoreError, database, key_of
 from llms.store import connection as store_file
+from llms.store.key import CREDENTIALS
 from llms.typing import ChatType, GenerateOutput, Logprobs, Usage
 from tests.support.api_profiles import some
 from tests.support.modules import run_command
@@ -249,17 +250,55 @@ def test_every_field_of_every_model_is_in_the_key_or_listed_as_irrelevant(cls: t
     for name, field in cls.model_fields.items():
         kind = str(field.annotation)
         other = Path("other") if "Path" in kind else SecretStr("k") if "Secret" in kind else "http://other.example/v1"
+        other = {"other": other} if kind.startswith("dict") else "other" if name == "location" else other
         counts = key(llm.model_copy(update={name: other})) != key(llm)
-        assert counts == (name not in IRRELEVANT and "Secret" not in kind), name
+        assert counts == (name not in IRRELEVANT | dict.fromkeys(CREDENTIALS)), name
 
 
 def test_no_field_is_listed_as_irrelevant_that_no_model_has() -> None:
     assert IRRELEVANT.keys() <= {name for cls in MODELS for name in cls.model_fields}
 
 
-def test_a_field_of_the_users_own_counts_but_no_secret() -> None:
+def test_a_field_of_the_users_own_counts_but_not_who_asks() -> None:
     assert len({key(Mine()), key(Mine(tone="rude")), key(Mine(anything={"a": {1, 2}}))}) == 3
     assert key(Mine(token=SecretStr("t"))) == key(Mine())
+
+
+def gateway(secret: str, name: str = "X-Config") -> OpenAILLM:
+    return OpenAILLM(model="m", default_headers={name: SecretStr(secret)})
+
+
+KEY_OF_A_GATEWAY = """
+import sys
+from llms import OpenAILLM
+from llms.store import key_of
+print(key_of(OpenAILLM(model="m", default_headers={"X-Config": sys.argv[1]}), [], {}, 0))
+"""
+
+
+def test_headers_count_and_their_hash_is_worth_nothing_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routes = [gateway("route-a"), gateway("route-b"), gateway("route-a", "X-Other"), OpenAILLM(model="m")]
+    keys = [key(each, []) for each in routes]
+    assert len(set(keys)) == len(routes) and keys == [key(each, []) for each in routes]
+    command = [sys.executable, "-c", KEY_OF_A_GATEWAY, "route-a"]
+    assert subprocess.check_output(command, text=True).strip() == keys[0], "another process, the same store"
+    monkeypatch.setenv("DISTILFLOW_HOME", str(tmp_path / "elsewhere"))
+    assert key(routes[0], []) != keys[0] and key(routes[3], []) == keys[3]
+
+
+def test_all_processes_that_begin_a_store_at_once_agree_on_its_salt() -> None:
+    command = [sys.executable, "-c", KEY_OF_A_GATEWAY, "route-a"]
+    started = [subprocess.Popen(command, text=True, stdout=subprocess.PIPE) for _ in range(3)]
+    assert len({process.communicate(timeout=120)[0] for process in started}) == 1
+
+
+def test_a_store_that_cannot_be_used_is_said_where_headers_need_its_salt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILFLOW_HOME", os.devnull)
+    with pytest.raises(StoreError, match="cannot be used"):
+        key(gateway("route-a"))
+    key(OpenAILLM(model="m"))
 
 
 def test_weights_that_were_trained_again_are_others(tmp_path: Path) -> None:
