@@ -16,6 +16,7 @@ from llms.errors import BudgetExceeded, Fatal, LLMError, Rejected
 from llms.limits import budget
 from llms.limits.budget import Reservation
 from llms.limits.usage import active_step, record_usage
+from llms.store.claims import Claims
 from llms.structured.output import canonical_schema
 from llms.typing import FormattedInput, GenerateOutput, ModelUsage, split_input
 
@@ -56,10 +57,13 @@ async def generate_async(
     tasks: dict[object, asyncio.Task[GenerateOutput]] = {}
     fatal: Fatal | None = None
     try:
-        async with asyncio.TaskGroup() as group:
+        async with (
+            Claims(filter(None, map(lookup.claim_key, range(len(requests))))) as claims,
+            asyncio.TaskGroup() as group,
+        ):
             for index, key in enumerate(keys):
                 if key not in tasks:
-                    tasks[key] = group.create_task(_single_flight(llm, lookup, index))
+                    tasks[key] = group.create_task(_single_flight(llm, lookup, claims, index))
     except* Fatal as group:
         fatal = next(each for each in group.exceptions if isinstance(each, Fatal))
     done = [task.result() for task in tasks.values() if not task.cancelled() and not task.exception()]
@@ -189,8 +193,8 @@ _in_flight: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, asyncio.Ev
 """Requests in flight on each loop, by key, whatever their batch: an equal request waits for their answer."""
 
 
-async def _single_flight(llm: AsyncModel, lookup: CacheLookup, index: int) -> GenerateOutput:
-    """Answer a request, unless an equal one is in flight: then take its answer from the store."""
+async def _single_flight(llm: AsyncModel, lookup: CacheLookup, claims: Claims, index: int) -> GenerateOutput:
+    """Answer a request, unless an equal one is in flight here or in another process: then wait for its answer."""
     in_flight = _in_flight.setdefault(asyncio.get_running_loop(), {})
     key = lookup.request_key(index)
     while lookup.missing(index) and isinstance(key, tuple) and (other := in_flight.get(key)):
@@ -202,7 +206,10 @@ async def _single_flight(llm: AsyncModel, lookup: CacheLookup, index: int) -> Ge
         return lookup.merge_cached(index, await _generate_missing(llm, lookup, index))
     in_flight[key] = done = asyncio.Event()
     try:
-        return lookup.merge_cached(index, await _generate_missing(llm, lookup, index))
+        if (claim := lookup.claim_key(index)) and await claims.wait(claim):
+            await asyncio.to_thread(lookup.refresh, index)
+        new = await _generate_missing(llm, lookup, index) if lookup.missing(index) else GenerateOutput()
+        return lookup.merge_cached(index, new)
     finally:
         del in_flight[key]
         done.set()

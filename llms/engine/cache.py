@@ -47,6 +47,8 @@ class CacheLookup:
             if use_cache:
                 self._stored = store.get({key for keys in self._keys for key in keys})
                 _unusable_stores.discard(store.path())
+                if len(self._stored) < sum(map(len, self._keys)):
+                    store.prepare()  # before anything is paid for
             elif store.path() not in _unusable_stores:
                 store.prepare()  # now, in a thread that may wait for a lock on the file
         except store.StoreError as error:
@@ -79,6 +81,11 @@ class CacheLookup:
     def request_key(self, index: int) -> tuple[str, ...] | int:
         """Return a key that equal requests share, so that they are sent once; unique if the cache is not used."""
         return tuple(self._keys[index]) if self._keys and self._use_cache else index
+
+    def claim_key(self, index: int) -> str | None:
+        """Return the key under which processes agree who sends a request; `None` if it need not be sent, or always."""
+        missing = self.missing(index)
+        return self._keys[index][missing[0]] if self._use_cache and self._keys and missing else None
 
     def refresh(self, index: int) -> None:
         """Read the answers to a request that were stored since.

@@ -4,6 +4,7 @@ import asyncio
 import os
 import pkgutil
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -353,6 +354,95 @@ def test_a_class_of_the_users_own_is_known_by_what_it_does(tmp_path: Path) -> No
         len({keys[0] for keys in (original, keys_in("here.py", "1", text="edited"), keys_in("here.py", "1", name="N"))})
         == 3
     )
+
+
+REFERS = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from llms import AsyncLLM
+from llms.store import key_of
+from llms.typing import GenerateOutput
+from prompts import SYSTEM, shorten
+
+PROMPT = "module constant 1"
+WORDS = {"a": ["nested constant 1"]}
+calls = []
+
+@dataclass
+class Style:
+    tone: str = "default of a dataclass 1"
+
+STYLE = Style("object of a class 1")
+
+def helper(text, end="default of a helper 1"):
+    return second_helper(text)
+
+def second_helper(text):
+    return "helper of a helper 1"
+
+class Base(AsyncLLM):
+    def more(self):
+        return "method of a base 1"
+
+class Mine(Base):
+    "A model."
+
+    PROMPTS: ClassVar[dict] = {"a": "dict of the class 1"}
+    _private: str = "private attribute 1"
+
+    @property
+    def model_name(self):
+        return "m"
+
+    @staticmethod
+    def parse(text):
+        return lambda: "constant of a lambda 1"
+
+    async def agenerate(self, input, num_generations=1):
+        calls.append(input)
+        return GenerateOutput([helper(PROMPT), WORDS["a"], STYLE, SYSTEM, shorten(self.PROMPTS), self._private])
+
+first = key_of(Mine(), [], {}, 0)
+calls.append("a call, which changes nothing in this process")
+print(first, key_of(Mine(), [], {}, 0))
+"""
+PROMPTS = """
+SYSTEM = "constant of a module 1"
+def shorten(text):
+    return PREFIX + "helper in a module 1"
+PREFIX = "constant of a helper in a module 1"
+"""
+IN_PROCESSES = """
+import os, runpy, sys
+import llms  # once, for seconds: each script runs in a process that has nothing else
+
+for folder in sys.argv[1:]:
+    if not (child := os.fork()):
+        sys.path.insert(0, folder)
+        runpy.run_path(f"{folder}/script.py", run_name="__main__")
+        sys.stdout.flush()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+EDITS = re.findall(r'"([a-z ]+ 1)"', REFERS + PROMPTS)
+
+
+@pytest.mark.slow
+def test_a_class_of_the_users_own_is_known_by_what_its_code_refers_to(tmp_path: Path) -> None:
+    edits = [("1", "1", ""), ("1", "1", "\nNOT_REFERRED_TO = 'edited'\n")]
+    edits += [(edit, edit.replace("1", "2"), "") for edit in EDITS]
+    folders = [tmp_path / f"{number}" for number, _ in enumerate(edits)]
+    for folder, (before, after, more) in zip(folders, edits, strict=True):
+        folder.mkdir()
+        (folder / "prompts.py").write_text(PROMPTS.replace(before, after) + more)
+        (folder / "script.py").write_text(REFERS.replace(before, after) + more)
+    found = subprocess.check_output([sys.executable, "-c", IN_PROCESSES, *map(str, folders)], text=True).splitlines()
+    assert len(EDITS) == 13 and len(found) == len(edits)
+    firsts, seconds = zip(*(line.split() for line in found), strict=True)
+    assert firsts == seconds and firsts[0] == firsts[1]
+    assert not [edit for edit, key in zip(EDITS, firsts[2:], strict=True) if key == firsts[0]]
+    assert len(set(firsts)) == 1 + len(EDITS)
 
 
 # --- whatever happens -------------------------------------------------------------------------------------------------
