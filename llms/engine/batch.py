@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 from llms.clients import event_loop
 from llms.config import redaction
+from llms.engine.awaiting import gather_or_cancel
 from llms.engine.cache import CacheLookup, PartCache
 from llms.engine.charge import amount_of, coerce_paid, estimate_request
 from llms.engine.model import AsyncModel, Model, mixes_schemas
@@ -189,8 +190,10 @@ def _as_row_error(error: Fatal, request_llm: Model, llm: Model) -> Rejected:
     return Rejected(error.message, attempts=0)
 
 
-_in_flight: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, asyncio.Event]] = WeakKeyDictionary()
-"""Requests in flight on each loop, by key, whatever their batch: an equal request waits for their answer."""
+_in_flight: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, asyncio.Future[Fatal | None]]]
+_in_flight = WeakKeyDictionary()
+"""Requests in flight on each loop, by key, whatever their batch: an equal request waits for their answer, or fails with
+them if no request can work."""
 
 
 async def _single_flight(llm: AsyncModel, lookup: CacheLookup, claims: Claims, index: int) -> GenerateOutput:
@@ -198,21 +201,26 @@ async def _single_flight(llm: AsyncModel, lookup: CacheLookup, claims: Claims, i
     in_flight = _in_flight.setdefault(asyncio.get_running_loop(), {})
     key = lookup.request_key(index)
     while lookup.missing(index) and isinstance(key, tuple) and (other := in_flight.get(key)):
-        await other.wait()
+        if fatal := await asyncio.shield(other):
+            raise Fatal(fatal.message)
         await asyncio.to_thread(lookup.refresh, index)
     if not lookup.missing(index):
         return lookup.merge_cached(index, GenerateOutput())
     if not isinstance(key, tuple):
         return lookup.merge_cached(index, await _generate_missing(llm, lookup, index))
-    in_flight[key] = done = asyncio.Event()
+    in_flight[key] = done = asyncio.get_running_loop().create_future()
+    fatal = None
     try:
         if (claim := lookup.claim_key(index)) and await claims.wait(claim):
             await asyncio.to_thread(lookup.refresh, index)
         new = await _generate_missing(llm, lookup, index) if lookup.missing(index) else GenerateOutput()
         return lookup.merge_cached(index, new)
+    except Fatal as error:
+        fatal = error
+        raise
     finally:
         del in_flight[key]
-        done.set()
+        done.set_result(fatal)
 
 
 async def _generate_missing(llm: AsyncModel, lookup: CacheLookup, index: int) -> GenerateOutput:
@@ -237,7 +245,7 @@ async def _generate_missing(llm: AsyncModel, lookup: CacheLookup, index: int) ->
     parts = [absent[start : start + size] for start in range(0, len(absent), size)] + [[each] for each in invalid]
     if len(parts) == 1:
         return await generate(parts[0])
-    output = GenerateOutput.join(await asyncio.gather(*map(generate, parts)))
+    output = GenerateOutput.join(await gather_or_cancel(map(generate, parts)))
     numbers = [number for part in parts for number in part]
     output.reorder(sorted(range(len(numbers)), key=numbers.__getitem__))
     return output

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from llms.engine.model import Model
 from llms.errors import Rejected
-from llms.limits.budget import Amount, Estimate
+from llms.limits.cost import Amount, Estimate
 from llms.typing import ChatType, GenerateOutput, Usage
 
 CHARS_PER_TOKEN = 4

@@ -2,13 +2,14 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from llms.clients.errors import error_from_sdk
 from llms.config import redaction
+from llms.engine.awaiting import finish
 from llms.engine.charge import amount_of, coerce_paid, estimate_request
 from llms.engine.model import AsyncModel, Model
 from llms.errors import BudgetExceeded, Fatal, LLMError, Rejected, Throttled, Transient
@@ -51,7 +52,7 @@ class RequestCache(Protocol):
         """Store an answer to such a chat that breaks its structure."""
 
 
-OnOutput = Callable[[GenerateOutput], Awaitable[None]]
+OnOutput = Callable[[GenerateOutput], Coroutine[Any, Any, None]]
 """Handles an output before the slot of its request is released."""
 
 
@@ -254,7 +255,7 @@ async def _persist(request: Request[AsyncModel], output: GenerateOutput, on_outp
     """Persist an output; if that fails, only its own row fails, and its cost still counts."""
     try:
         if on_output:
-            await on_output(output)
+            await finish(on_output(output))  # an answer that was paid for is kept
         else:
             await request.cache.persist(output, {})
     except Fatal:

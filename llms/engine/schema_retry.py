@@ -3,6 +3,7 @@
 import asyncio
 import re
 
+from llms.engine.awaiting import gather_or_cancel
 from llms.engine.model import AsyncModel, ConstrainedModel, is_constrained
 from llms.engine.request import Request, send
 from llms.errors import Rejected
@@ -34,7 +35,8 @@ async def generate_valid(request: Request[AsyncModel]) -> GenerateOutput:
         await request.cache.persist(output, errors)
 
     output = await send(request, validate)
-    await asyncio.gather(*(_reask(request, llm, output, index, errors[index]) for index in errors))
+    if errors:
+        await gather_or_cancel(_reask(request, llm, output, index, errors[index]) for index in errors)
     return output
 
 

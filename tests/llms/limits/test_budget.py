@@ -13,14 +13,15 @@ from flows import Pipeline
 from flows.errors import ConfigurationError
 from llms import LLM, AsyncLLM, BudgetExceeded, LlamaServerLLM, OpenAILLM, Price
 from llms.clients import event_loop
-from llms.limits.budget import MAX_UNMEASURED_IN_FLIGHT, Amount, Budget, Estimate, Reservation
+from llms.limits.budget import Budget, Reservation
+from llms.limits.cost import MAX_UNMEASURED_IN_FLIGHT, Amount, Estimate
 from llms.limits.usage import UsageCollector
 from llms.typing import ChatType, GenerateOutput, ModelUsage, Usage
 from tasks import LoadDataFromDicts, TextGeneration
 from tests.support.virtual_time import simulate
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+needs_server = pytest.mark.usefixtures("prefect_server")
 PRICE = {"input": 1_000_000, "output": 0}  # of the wire: nine tokens of input a request, so nine dollars
 
 UNKNOWN = Estimate()
@@ -34,6 +35,7 @@ def run(wire, rows=60, llm=None, folder=None, **limits):
     return pipeline.run(output=folder, **limits)
 
 
+@needs_server
 @pytest.mark.slow
 @pytest.mark.parametrize(("limit", "most"), [({"max_cost": 180}, 20), ({"max_tokens_total": 130}, 10)])
 def test_a_run_stops_at_its_limit_and_goes_on_with_more(wire, tmp_path, limit, most):
@@ -53,6 +55,7 @@ def test_a_run_stops_at_its_limit_and_goes_on_with_more(wire, tmp_path, limit, m
     assert len({request.body["messages"][0]["content"] for request in wire.requests}) == 60
 
 
+@needs_server
 def test_whole_batches_behind_the_one_that_broke_are_paid_for_too(wire, tmp_path):
     class Overtaken(TextGeneration):
         def format_input(self, row):
@@ -69,6 +72,7 @@ def test_whole_batches_behind_the_one_that_broke_are_paid_for_too(wire, tmp_path
     assert (told["input_tokens"], told["output_tokens"], told["rows"]) == (90, 40, 0)
 
 
+@needs_server
 @pytest.mark.slow
 def test_what_is_in_flight_is_finished(wire, tmp_path):
     wire.answer = lambda request: wire.Reply(delay=0.2)
@@ -79,11 +83,13 @@ def test_what_is_in_flight_is_finished(wire, tmp_path):
     assert len(wire.requests) == 60  # all that was paid for is in the store
 
 
+@needs_server
 def test_answers_of_the_store_cost_nothing(wire):
     run(wire, rows=30)
     assert run(wire, rows=30, max_cost=0.01).summary.rows == 30 == len(wire.requests)
 
 
+@needs_server
 def test_a_limit_on_dollars_needs_prices(wire):
     llm = OpenAILLM(model="m", base_url=wire.url, api_key="k")
     with pytest.raises(ConfigurationError, match="`max_cost`.*`m`.*`text_generation`.*`price`.*`max_tokens_total`"):
@@ -91,6 +97,7 @@ def test_a_limit_on_dollars_needs_prices(wire):
     assert not wire.requests
 
 
+@needs_server
 def test_models_of_this_machine_cost_nothing(wire):
     assert run(wire, rows=3, llm=LlamaServerLLM(), max_cost=1).summary.cost == 0
 
@@ -349,6 +356,7 @@ def chats(count: int) -> list[ChatType]:
     return [[{"role": "user", "content": f"question {each}"}] for each in range(count)]
 
 
+@needs_server
 def test_an_engine_that_takes_a_batch_stops_at_the_limit_too(wire, tmp_path):
     Batch.sizes.clear()
     with pytest.raises(BudgetExceeded, match="`max_cost=25`"):
@@ -386,6 +394,7 @@ class Sampler(AsyncLLM):
         return GenerateOutput(["x"] * num_generations)
 
 
+@needs_server
 def test_a_model_of_ones_own_is_counted(wire):
     with pytest.raises(BudgetExceeded):
         run(wire, rows=60, llm=Sampler(), max_cost=25)
