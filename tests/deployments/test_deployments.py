@@ -29,9 +29,10 @@ from prefect.utilities.templating import apply_values
 
 from deployments.__main__ import main
 from deployments.local import worker
-from deployments.local.processes import SHUTDOWN_TIMEOUT_S, descendants
+from deployments.local.processes import SHUTDOWN_TIMEOUT_S
 from deployments.reconcile import blocks
 from deployments.reconcile.files import SHIPPED
+from flows.runtime.child import descendants
 from tests.support.files import replace_in_file
 from tests.support.prefect_server import PrefectServer, ask_server
 from tests.support.waiting import PROCESS_LOGS, skip_or_fail, wait_until

@@ -30,10 +30,11 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.__main__ import main
 from deployments.local import serve
-from deployments.local.processes import SHUTDOWN_TIMEOUT_S, descendants
+from deployments.local.processes import SHUTDOWN_TIMEOUT_S
 from deployments.reconcile.files import SHIPPED
 from flows import Pipeline
 from flows.preview.approval import SAMPLE_ROWS
+from flows.runtime.child import descendants
 from llms import OpenAILLM, store
 from tasks import LoadDataFromDicts, TextGeneration
 from tests.support.ports import reserve_port
