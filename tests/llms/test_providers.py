@@ -24,6 +24,8 @@ import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from copy import deepcopy
+from dataclasses import astuple
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +38,7 @@ from llms import AzureOpenAILLM, Fatal, LlamaServerLLM, LLMError, OpenAILLM, Rej
 from llms.clients import event_loop, http
 from llms.engine import request
 from llms.limits import limiter
+from llms.limits.usage import UsageCollector
 from llms.typing import ChatType, GenerateOutput, Usage
 from tests.support.api_profiles import KEY, Way, installed, place_of, remote, sample, ways
 from tests.support.ports import reserve_port
@@ -1163,3 +1166,44 @@ def test_a_thirteenth_provider_is_one_file_and_its_tests_are_there(tmp_path, rec
     lines = len([line for line in THIRTEENTH.splitlines() if line.strip()])
     record_property("thirteenth", f"{lines} lines, {appeared} tests")
     assert lines < 25 and appeared > 50
+
+
+ODD_VALUES = st.sampled_from([None, True, -1, 0, 12.0, 1e308, "12", "", "x", "\ud83d", [], [None], {}, {"a": 1}, [[]]])
+
+
+def change(reply: Any, draw: st.DataObject) -> Any:
+    """Put something odd in one place of a reply, or leave that place out."""
+    place, parents = reply, list[Any]()
+    while isinstance(place, dict | list) and place and (not parents or draw.draw(st.booleans())):
+        name = draw.draw(st.sampled_from(list(place) if isinstance(place, dict) else list(range(len(place)))))
+        parents.append((place, name))
+        place = place[name]
+    holder, name = parents[-1]
+    if draw.draw(st.booleans()):
+        holder[name] = deepcopy(draw.draw(ODD_VALUES))
+    else:
+        del holder[name]
+    return reply
+
+
+@only(TRANSPORTS)
+def test_no_reply_breaks_more_than_its_row_or_lowers_what_is_counted(provider, monkeypatch):
+    monkeypatch.setattr(request, "MAX_ATTEMPTS", 1)
+    llm = provider.llm()
+
+    @settings(max_examples=50, deadline=None)
+    @given(st.data(), st.integers(1, 3))
+    def check(data, changes):
+        reply = json.loads(json.dumps(provider.profile.reply("Madrid.")))
+        for _ in range(changes):
+            reply = change(reply, data) if reply else reply
+        provider.wire.script(provider.wire.Reply(json.dumps(reply), headers=provider.profile.headers))
+        with UsageCollector().activate() as counted:
+            (output,) = llm.generate([CHAT])
+        assert len(output) == 1 and (output.error is None or isinstance(output.error, LLMError))
+        assert output == [None] if output.error else isinstance(output[0], str | None)
+        (used,) = counted.by_model.values()
+        assert used.requests == 1 and used.usage == output.usage
+        assert all(isinstance(each, int) and each >= 0 for each in astuple(output.usage))
+
+    check()

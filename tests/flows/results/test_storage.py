@@ -26,6 +26,7 @@ from flows.results import BatchResultSerializer
 from flows.results.storage import check_records
 from tasks import LoadDataFromDicts, step
 from tasks.typing import BatchResult, Row, RowLineage
+from tests.support.crash_points import for_each_crash_point
 
 RESULT = BatchResult([Row({"doubled": 2}, RowLineage("data[0]", (0, 0)))], rows_in=1, digest="d")
 KEY = "distilflow/doubled/0123"
@@ -207,3 +208,28 @@ def test_a_run_makes_records_again_that_cannot_be_trusted(tmp_path, caplog):
     assert all(caplog.text.count(f"`{file}` is made again") == 1 for file in files[1:])
     caplog.clear()
     assert run() == (rows, []) and not caplog.records
+
+
+def write_result(folder: Path) -> None:
+    records = ResultStore(
+        result_storage=LocalFileSystem(basepath=str(folder)),
+        serializer=BatchResultSerializer(),
+        cache_result_in_memory=False,
+    )
+    check_records(records)
+    records.write(RESULT, key=KEY)
+
+
+def test_a_process_that_is_killed_while_it_keeps_a_result_leaves_a_whole_one_or_none(tmp_path):
+    kills = 0
+    for _ in for_each_crash_point(tmp_path, write_result, tmp_path):
+        kills += 1
+        records = ResultStore(
+            result_storage=LocalFileSystem(basepath=str(tmp_path)),
+            serializer=BatchResultSerializer(),
+            cache_result_in_memory=False,
+        )
+        check_records(records)
+        if records.exists(KEY):
+            assert records.read(KEY).result.rows == RESULT.rows
+    assert kills > 2
