@@ -136,7 +136,7 @@ class AnthropicLLM(RemoteLLM):
             async with asyncio.timeout(self.timeout):
                 reply = (await create(**request)).http_response
         except TimeoutError:
-            raise Transient(f"`{url}` gave no answer within {self.timeout:g} s.") from None
+            raise Transient(f"`{url}` gave no answer within {self.timeout:g} s.", timed_out=True) from None
         except Exception as error:
             raise error_from_sdk(error, url) from None
         try:

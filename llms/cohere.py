@@ -127,7 +127,7 @@ class CohereLLM(RemoteLLM):
                 reply = await chat(**request)
             output = decode(reply.data)
         except TimeoutError:
-            raise Transient(f"`{url}` gave no answer within {self.timeout:g} s.") from None
+            raise Transient(f"`{url}` gave no answer within {self.timeout:g} s.", timed_out=True) from None
         except (AttributeError, LookupError, TypeError) as error:  # the SDK checks no reply, and trips over some
             raise Transient(f"`{url}` answered no message: {error}", status=200) from None
         except Exception as error:

@@ -108,7 +108,7 @@ class OllamaLLM(RemoteLLM):
             async with asyncio.timeout(self.timeout):
                 return _decode(await client.chat(**request))
         except TimeoutError:
-            raise Transient(f"`{url}` gave no answer within {self.timeout:g} s.") from None
+            raise Transient(f"`{url}` gave no answer within {self.timeout:g} s.", timed_out=True) from None
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise Transient(f"`{url}` answered no completion: {type(error).__name__}: {error}", status=200) from None
         except Exception as error:

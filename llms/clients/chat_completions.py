@@ -68,12 +68,13 @@ async def _complete(
         ) as response:
             text = await response.text(errors="replace")
     except TimeoutError:
-        failure = Transient(f"`{url}` gave no answer within {timeout:g} s.")
+        failure = Transient(f"`{url}` gave no answer within {timeout:g} s.", timed_out=True)
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
         failure = Fatal(f"`{url}` is not an address: `base_url` is one, `https://` included.")
     except aiohttp.ClientError as error:
         detail = redaction.redact(f"{error}", ())  # a proxy that refuses is named with its login
-        failure = Transient(f"`{url}`: {type(error).__name__}: {detail}")
+        unsent = isinstance(error, aiohttp.ClientConnectorError)
+        failure = Transient(f"`{url}`: {type(error).__name__}: {detail}", unsent=unsent)
     except ValueError as error:  # a key with a line break, a login in the URL: no request was sent
         failure = Fatal(f"`{url}` cannot be asked: {error}")
     else:

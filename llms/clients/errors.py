@@ -4,11 +4,14 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from llms.errors import Fatal, LLMError, Rejected, Transient, error_from_status
+
+UNSENT_ERROR_NAMES = re.compile("ClientConnector|ConnectionRefused|gaierror")
+"""Class names of errors before anything was sent, in aiohttp and the standard library."""
 
 TRANSIENT_ERROR_NAMES = re.compile(
     "timeout|connect|protocol|disconnect|network|payload|readerror|writeerror|jsondecode|incomplete", re.I
@@ -51,25 +54,31 @@ def error_from_sdk(error: Exception, url: str, *, text: str | None = None) -> LL
     names = " ".join(cls.__name__ for cls in type(error).__mro__[:-2])
     if "InvalidURL" in names or "UnsupportedProtocol" in names:
         return Fatal(f"`{url}` is not an address: `base_url` is one, `https://` included.")
+    causes = list(_causes(error))  # the class of the first may say something else: `ConnectTimeout: disconnected`
+    unsent = any(UNSENT_ERROR_NAMES.search(type(each).__name__) for each in causes)
+    timed_out = any(isinstance(each, TimeoutError) for each in causes) or len(causes) == 1 and "Timeout" in names
     if isinstance(error, TimeoutError) or "Timeout" in names and not f"{error}":
-        return Transient(f"`{url}` gave no answer in time (`timeout`).")
+        return Transient(f"`{url}` gave no answer in time (`timeout`).", timed_out=timed_out, unsent=unsent)
     cause = f" ({error.__cause__})" if error.__cause__ else ""  # some SDKs say only "Connection error."
     detail = error_message(_error_body(error, response))[0] if status == 200 else error
     message = f"`{url}`: {type(error).__name__}: {detail}{cause}"
     if isinstance(error, OSError | TimeoutError) or status == 200 or TRANSIENT_ERROR_NAMES.search(names):
-        return Transient(message, status=status)
+        return Transient(message, status=status, timed_out=timed_out, unsent=unsent)
     return Rejected(message)
 
 
 def own_error(error: BaseException | None) -> LLMError | None:
     """Return the error of ours behind an SDK's, such as one that `llms.clients.http` raised inside it, or `None`."""
-    seen: list[BaseException] = []
-    while error and error not in seen:
-        if isinstance(error, LLMError):
-            return error
-        seen.append(error)
+    return next((each for each in _causes(error) if isinstance(each, LLMError)), None)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, its cause, the cause of that, and so on."""
+    seen = set[int]()
+    while error and id(error) not in seen:
+        yield error
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return None
 
 
 def rate_limit_headers(headers: Mapping[str, str]) -> dict[str, str]:

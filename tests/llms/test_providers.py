@@ -1168,6 +1168,27 @@ def test_a_thirteenth_provider_is_one_file_and_its_tests_are_there(tmp_path, rec
     assert lines < 25 and appeared > 50
 
 
+@only(TRANSPORTS)
+def test_what_was_sent_without_an_answer_is_counted_and_what_was_not_sent_is_not(provider, monkeypatch):
+    monkeypatch.setattr(request, "MAX_ATTEMPTS", 1)
+
+    def ask(url: str | None, **fields: Any) -> Any:
+        with UsageCollector().activate() as counted:
+            failure = provider.failure(url, **fields)
+        (used,) = counted.by_model.values()
+        assert isinstance(failure, Transient) and used.requests == 1
+        return failure, used.unanswered
+
+    if provider.cls is not LlamaServerLLM:  # its server is of this machine, and bills nothing
+        provider.wire.answer = lambda request: provider.wire.Reply(delay=2)
+        assert (ask(None, timeout=0.5)[0].timed_out, len(provider.wire.requests)) == (True, 1)
+        failure, unanswered = ask(f"http://127.0.0.1:{reserve_port()}")
+        assert failure.unsent and not failure.timed_out and unanswered == 0
+    provider.wire.answer = lambda request: provider.wire.Reply(drop=True)
+    failure, unanswered = ask(None)
+    assert not failure.unsent and unanswered == 1
+
+
 ODD_VALUES = st.sampled_from([None, True, -1, 0, 12.0, 1e308, "12", "", "x", "\ud83d", [], [None], {}, {"a": 1}, [[]]])
 
 
