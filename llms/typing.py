@@ -153,8 +153,8 @@ class ModelUsage:
 
 
 def add_costs(one: float | None, other: float | None) -> float | None:
-    """Add two costs in dollars; `None` if either is unknown."""
-    return None if one is None or other is None else one + other
+    """Add two costs in dollars; `None` if either is unknown. Rounded, so that the order of thousands does not show."""
+    return None if one is None or other is None else round(one + other, 12)
 
 
 _FIELD_TYPES: dict[str, Any] = {

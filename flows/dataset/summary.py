@@ -54,7 +54,10 @@ class Summary(BaseModel):
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float | None = Field(default=0.0, description="Dollars; `None` when a price is unknown.")
-    attempts: int = Field(default=1, description="Attempts of the flow run that tokens and cost are the sum of.")
+    attempts: int = Field(
+        default=1,
+        description="Attempts of the flow run that tokens and cost are the sum of, its preview included.",
+    )
     seconds: float = Field(default=0.0, description="From the first step's start to the last row on disk.")
     steps: dict[str, StepSummary] = Field(default_factory=dict)
 

@@ -62,7 +62,7 @@ class Run:
         self._recorder = TraceRecorder(graph) if dry_run else None
         self._usage = RunUsage.of_flow_run(name, is_preview=bool(dry_run))
         attempts = self._usage.attempts
-        self.budget = Budget(settings.max_cost, settings.max_tokens_total, self._usage.totals, attempts)
+        self.budget = Budget(settings.max_cost, settings.max_tokens_total, self._usage.earlier, attempts)
         for step in graph.steps:
             step.use_cache = step.use_cache and settings.use_cache
         self.summary = Summary(attempts=attempts, steps={step.name: StepSummary() for step in graph.steps})
@@ -80,7 +80,7 @@ class Run:
             temporary = Path(tempfile.mkdtemp(prefix="distilflow-"))
             output = temporary / "dataset"
         self._folder = folder = OutputFolder(output, self._leaves.values(), self.settings.output_format)
-        reporter = PrefectReporter(self.name, self.graph, self.settings.output, self.budget.spent.cost)
+        reporter = PrefectReporter(self.name, self.graph, self.settings.output, self._usage.cost)
         live = terminal.live_progress(self.graph, self._row_limit, self.summary, self._usage, *reporter.listeners)
         try:
             with live as progress, memory.reduced_gc():

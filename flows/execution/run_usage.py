@@ -22,6 +22,10 @@ class RunUsage(UsageCollector):
     Args:
         attempt: The flow run's id with the pipeline, and the number of the attempt; `None` outside a flow run.
         earlier: What earlier attempts and the preview have used, by attempt, and by step and model.
+
+    Attributes:
+        attempts: Number of attempts, this one included.
+        earlier: What earlier attempts have used, without the preview, by step and model.
     """
 
     def __init__(
@@ -32,9 +36,12 @@ class RunUsage(UsageCollector):
         super().__init__()
         self._attempt = attempt
         self.attempts = 1 + sum(number != PREVIEW for number in earlier or ())
-        for used in (earlier or {}).values():
+        self.earlier: dict[tuple[str, str], ModelUsage] = {}
+        for number, used in (earlier or {}).items():
             for key, each in used.items():
                 self._totals[key] = self._totals.get(key, ModelUsage()) + each
+                if number != PREVIEW:  # whoever approves a budget knows what its preview has cost
+                    self.earlier[key] = self.earlier.get(key, ModelUsage()) + each
 
     @classmethod
     def of_flow_run(cls, pipeline: str, is_preview: bool) -> Self:
@@ -53,6 +60,11 @@ class RunUsage(UsageCollector):
             logger.warning("What earlier attempts of this run have spent is not known: %s", error)
             return cls()
         return cls(spending.Attempt(run, PREVIEW if is_preview else max(earlier, default=PREVIEW) + 1), earlier)
+
+    @property
+    def cost(self) -> float:
+        """Dollars so far, the preview's included; what has no known price counts as free."""
+        return sum(each.cost or 0.0 for each in self.totals.values())
 
     def add(self, step: str, model: str, used: ModelUsage) -> None:
         """Add the usage of a model in a step."""
