@@ -374,7 +374,7 @@ def test_bad_weather_passes(wire, pauses):
 def test_a_server_that_takes_too_long(wire):
     wire.answer = lambda request: wire.Reply(delay=0.5)
     error = failure(wire, timeout=0.05)
-    assert type(error) is Transient and "within 0.05 s" in str(error) and error.attempts == request.MAX_ATTEMPTS
+    assert type(error) is Transient and "within 0.05 s" in str(error) and error.attempts == request.MAX_TIMEOUTS
     harmless(error)
 
 

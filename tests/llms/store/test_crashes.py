@@ -68,3 +68,10 @@ def test_an_automaton_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     assert kills > 2
     found = automaton_cache.read("name")
     assert found is not None and list(found["next"]) == list(range(1000))
+
+
+def test_a_commit_waits_for_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("DISTILFLOW_HOME", str(tmp_path))
+    with store.connect(tmp_path / "answers.db") as connection:
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    connection.close()
