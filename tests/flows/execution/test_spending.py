@@ -69,6 +69,11 @@ def check(summary: dict, answered: int, requests: int | None = None) -> None:
     assert requests is None or used["requests"] == requests
 
 
+def check_requests(used: dict, wire) -> None:
+    """Those that were cancelled may not have arrived yet."""
+    assert used["requests"] - used["unanswered"] <= len(wire.requests) <= used["requests"]
+
+
 def test_of_a_run_that_completes(wire, tmp_path):
     meter = Meter(wire)
     make(wire).run(output=tmp_path / "out")
@@ -95,7 +100,8 @@ def test_of_a_run_that_cannot_go_on(wire, tmp_path):
     summary = summary_of(tmp_path / "out.partial")
     assert 9 * (meter.answered - 4) <= summary["input_tokens"] <= 9 * meter.answered
     used = summary["steps"]["text_generation"]["models"]["m"]
-    assert used["input_tokens"] // 9 + used["unanswered"] + 1 == used["requests"] == len(wire.requests)
+    assert used["input_tokens"] // 9 + used["unanswered"] + 1 == used["requests"]
+    check_requests(used, wire)
 
 
 def test_of_a_run_in_which_too_many_rows_fail(wire, tmp_path):
@@ -107,7 +113,8 @@ def test_of_a_run_in_which_too_many_rows_fail(wire, tmp_path):
         pipeline.run(output=tmp_path / "out")
     summary = summary_of(tmp_path / "out.partial")
     used = summary["steps"]["text_generation"]["models"]["m"]
-    assert used["input_tokens"] // 9 + used["unanswered"] == used["requests"] == len(wire.requests)
+    assert used["input_tokens"] // 9 + used["unanswered"] == used["requests"]
+    check_requests(used, wire)
     assert summary["input_tokens"] == used["input_tokens"] <= 9 * meter.answered
 
 
@@ -212,7 +219,8 @@ class TestAttempts:
         summary = summary_of(tmp_path / "out.partial")
         assert summary["attempts"] == 2 and summary["cost"] <= 180
         used = summary["steps"]["text_generation"]["models"]["m"]
-        assert used["requests"] == len(wire.requests) and used["cost"] == summary["cost"]
+        assert used["cost"] == summary["cost"]
+        check_requests(used, wire)
         assert 9 * (meter.answered - used["unanswered"]) <= summary["cost"] <= 9 * meter.answered
         assert "spent in two attempts" in str(error)
 
@@ -223,7 +231,8 @@ class TestAttempts:
         summary = dataset.summary
         assert summary.attempts == 2 and summary.rows == 40
         used = summary.steps["text_generation"].models["m"]
-        assert used.requests == len(wire.requests) and used.cost == summary.cost
+        assert used.cost == summary.cost
+        check_requests(used.model_dump(), wire)
         assert used.input_tokens == 9 * (used.requests - 1 - used.unanswered) <= 9 * meter.answered
         assert str(summary).endswith("in two attempts")
 
