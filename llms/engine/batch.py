@@ -99,16 +99,21 @@ def generate_sync(llm: Model, requests: Sequence[Request[Model]], use_cache: boo
     for (_, count), group in groups.items():
         group_llm = llm if mixes_schemas(llm) else requests[group[0]].llm
         while group:
-            estimates = [estimate_request(requests[index]) for index in group]
-            slots = event_loop.run(limits.reserve(active_step(), group_llm.model_name, estimates)) if limits else []
-            part = group[: len(slots)] if limits else group
+            part, slots = group, list[Reservation]()
+            if limits:
+                estimates = [estimate_request(requests[index]) for index in group]
+                slots = event_loop.run(limits.reserve(active_step(), group_llm.model_name, estimates))
+                part = group[: len(slots)]
             group, outputs = group[len(part) :], list[GenerateOutput]()
             try:
                 outputs += _generate_isolating_errors(llm, [requests[index] for index in part], count)
             except Fatal as error:
                 outputs += [GenerateOutput.failed(_as_row_error(error, group_llm, llm), count) for _ in part]
             finally:
-                event_loop.run(_settle(slots, [requests[index] for index in part], outputs))
+                for output in outputs:
+                    record_usage(group_llm.model_name, ModelUsage.of(output))
+                if slots:
+                    event_loop.run(_settle(slots, [requests[index] for index in part], outputs))
             new |= zip(part, outputs, strict=True)
             event_loop.run(_persist_all(lookup, part, outputs))
     merged = [lookup.merge_cached(index, new.get(index, GenerateOutput())) for index in range(len(requests))]
@@ -118,11 +123,9 @@ def generate_sync(llm: Model, requests: Sequence[Request[Model]], use_cache: boo
 async def _settle(
     slots: Sequence[Reservation], requests: Sequence[Request[Model]], outputs: Sequence[GenerateOutput]
 ) -> None:
-    """Count what a batch took, and give back what was set aside for it."""
-    for number, (request, output) in enumerate(zip(requests, outputs, strict=False)):
-        record_usage(request.llm.model_name, ModelUsage.of(output))
-        if slots:
-            slots[number].charge(amount_of(request.llm, request.chat, output))
+    """Charge what a batch took, and give back what was set aside for it; without outputs it has failed."""
+    for slot, request, output in zip(slots, requests, outputs, strict=False):
+        slot.charge(amount_of(request.llm, request.chat, output))
     for slot in slots:
         slot.release()
 

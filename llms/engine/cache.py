@@ -69,12 +69,10 @@ class CacheLookup:
 
     def invalid(self, index: int) -> dict[int, store.StoredAnswer]:
         """Return the stored generations, by number, that break their structure and are to be asked for again."""
-        missing = self.missing(index)
-        found = (
-            {number: kept for number in missing if (kept := self._stored.get(self._keys[index][number]))}
-            if self._keys
-            else {}
-        )
+        if not self._keys:
+            return {}
+        missing, keys = self.missing(index), self._keys[index]
+        found = {number: kept for number in missing if (kept := self._stored.get(keys[number]))}
         is_sequence = self.requests[index].options.get("seed") is not None and len(found) < len(missing)
         return {} if is_sequence else found
 

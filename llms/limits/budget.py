@@ -74,7 +74,7 @@ class Budget:
     than one answer.
 
     Args:
-        max_cost: Dollars to spend at most; answers of unknown price count as those before them.
+        max_cost: Dollars to spend at most; answers of unknown price count as free.
         max_tokens: Tokens to spend at most, input and output together.
         earlier: What earlier attempts of the run have used, by step and model.
         attempts: Attempts of the run, this one included.
